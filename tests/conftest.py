@@ -1,0 +1,47 @@
+"""What a test may need of the host. A marked test is skipped, with a sentence, where that is missing.
+
+    root    root, or what amounts to it
+    netns   network namespaces (implies root)
+    vm      the lab virtual machine, see tests/vm/README.md
+    slow    nothing: a warning to the reader
+"""
+
+import functools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+@functools.cache
+def lacks_root() -> str | None:
+    return None if os.geteuid() == 0 else "needs root"
+
+
+@functools.cache
+def lacks_netns() -> str | None:
+    if lacks_root():
+        return lacks_root()
+    if not shutil.which("ip"):
+        return "needs the ip command (Debian package iproute2)"
+    # In an unprivileged container even root may be refused.
+    command = ["unshare", "--net", "ip", "link", "set", "lo", "up"]
+    tried = subprocess.run(command, capture_output=True, text=True)
+    return None if tried.returncode == 0 else f"network namespaces are refused here: {tried.stderr.strip()}"
+
+
+@functools.cache
+def lacks_vm() -> str | None:
+    home = Path(os.environ.get("VMLAB_DIR") or "~/.cache/vmlab").expanduser()
+    return None if (home / "kernel/vmlinuz").exists() else "the lab VM is not set up (make vm)"
+
+
+LACKS = {"root": lacks_root, "netns": lacks_netns, "vm": lacks_vm}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark, lacks in LACKS.items():
+        if item.get_closest_marker(mark) and (reason := lacks()):
+            pytest.skip(reason)

@@ -1,0 +1,44 @@
+"""The lab VM as a fixture. See README.md beside this file."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+Vmlab = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == HERE:
+            item.add_marker("vm")
+
+
+@pytest.fixture(scope="session")
+def vmlab() -> Vmlab:
+    """vmlab(COMMAND, "--pair", "igb", ...): run it as root in a fresh VM, with these options of vmlab.
+
+    A boot takes 3 to 7 seconds: put many scenarios into one command.
+    """
+
+    def run(command: str, *options: str, timeout: float = 100) -> subprocess.CompletedProcess[str]:
+        argv = [str(HERE / "vmlab"), "--timeout", str(timeout), *options, "--", command]
+        return subprocess.run(argv, capture_output=True, text=True, errors="replace")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def lab_tool() -> Callable[[str], Path]:
+    """lab_tool(NAME): path of the compiled tests/vm/src/NAME.c."""
+
+    def build(name: str) -> Path:
+        source, program = HERE / "src" / f"{name}.c", HERE / "bin" / name
+        if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+            program.parent.mkdir(exist_ok=True)
+            subprocess.run(["cc", "-O2", "-Wall", "-o", program, source, "-lxdp", "-lbpf"], check=True)
+        return program
+
+    return build
