@@ -1,0 +1,581 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packet engine's two lives: `Worker`, over shared segments and AF_XDP sockets, and `Engine`, over private memory.
+
+`Worker.run` polls without the GIL (lbd/loop/turn.pxd) until the master's CMD_STOP. `Engine.process` runs the same engine_burst
+on packets given as bytes: replay, tests, the fuzzer and benchmarks see exactly what the daemon does. Typed in _fastpath.pyi.
+"""
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.unistd cimport getpid
+
+from lbd.datapath.command cimport Cmd
+from lbd.datapath.command_apply cimport command_apply, lip_refresh
+from lbd.datapath.conn cimport (BUCKET_FILL_X100, BUCKET_SPARE, Bucket, Conn4, Conn6, ConnCold, ConnCommon, ConnTable, conn4, conn6,
+                                conn_common)
+from lbd.datapath.connfile cimport conn_file_attach, conn_file_bytes, conn_map
+from lbd.datapath.engine cimport Engine as CEngine
+from lbd.datapath.lifetime cimport conn_timeout, engine_expire
+from lbd.datapath.count cimport Counters
+from lbd.datapath.fib cimport FIB_MAX, ROUTE_USED, Route
+from lbd.datapath.neigh cimport Adj, Iface
+from lbd.datapath.pipeline cimport engine_burst
+from lbd.datapath.pkt cimport BURST_MAX, FRAME_SLACK, IFACE_MAX, Pkt
+from lbd.datapath.reason cimport (REASON_WORKER_RESTART, VERDICT_CONSUME, VERDICT_DROP, VERDICT_FORWARD)
+from lbd.datapath.svc cimport DEST_NONE, SVC_NONE, Dest, Lip, LipStat, Svc, SvcStat
+from lbd.datapath.tcp cimport (STATE_CLOSE, STATE_CLOSE_WAIT, STATE_COUNT, STATE_ESTABLISHED, STATE_FIN_WAIT, STATE_LAST_ACK,
+                               STATE_NONE, STATE_SYN_RECV, STATE_TIME_WAIT, STATE_UDP, STATE_UDP_ONEWAY)
+from lbd.loop.repair cimport repair
+from lbd.loop.state cimport (Loop, NO_WORKER, POLL_ADAPTIVE, lbd_monotonic, lbd_store32_release)
+from lbd.loop.turn cimport tell, owner_refresh, turn_publish, worker_loop as c_worker_loop
+from lbd.shm.attach cimport (RETURN_ENTRY, area_bytes, area_ledger_off, hand_ring_off, host_check, host_init, host_layout_compute,
+                             layout_compute, return_ring_off, segment_check, segment_init, sizes_fault, svc_hash_buckets)
+from lbd.shm.layout cimport (CAPTURE_SLOT, CHUNK, CHUNK_SHIFT, EVT_RUNNING, FRAME_FREE, FRAME_HAND, FRAME_HOME, FRAME_WORK, Ctl, Evt, Hand,
+                             HostCtl, QueueStat, Sizes, WORKER_ATTACHING, WORKER_RUNNING, WORKER_STOPPED)
+from lbd.shm.ring cimport (lbd_ring_attach, lbd_ring_bytes, lbd_ring_end, lbd_ring_front, lbd_ring_must_wake, lbd_ring_publish,
+                           lbd_ring_ready, lbd_ring_release, lbd_ring_slot, lbd_ring_wake_word)
+from lbd.xdp.port cimport Port, port_map, port_repair, port_unmap
+
+import os
+
+from lbd.datapath.reason import NAMES
+
+cdef extern from "<stdlib.h>" nogil:
+    void *aligned_alloc(size_t, size_t)
+
+cdef extern from "<sys/mman.h>" nogil:
+    int MAP_POPULATE
+
+cdef extern from * nogil:
+    """
+    #define lbd_static_assert(what) do { _Static_assert((what), "layout"); } while (0)
+    """
+    void lbd_static_assert(bint) noexcept
+
+
+cdef inline void layout_promises() noexcept nogil:
+    """Checked by the C compiler. 128 bytes per established IPv4 connection, all told: record, cold part, both index entries."""
+    lbd_static_assert(sizeof(Conn4) == 64)
+    lbd_static_assert(sizeof(Conn6) == 128)
+    lbd_static_assert(sizeof(Bucket) == 64)
+    lbd_static_assert(sizeof(Pkt) == 64)
+    lbd_static_assert(sizeof(Cmd) == 128)
+    lbd_static_assert(sizeof(Evt) == 64)
+    lbd_static_assert(sizeof(Hand) == 16)
+    lbd_static_assert((sizeof(Conn4) + sizeof(ConnCold)) * BUCKET_FILL_X100 * BUCKET_SPARE
+                      + 2 * sizeof(Bucket) * 100 * (BUCKET_SPARE + 1) <= 128 * BUCKET_FILL_X100 * BUCKET_SPARE)
+
+
+STATE_NAMES = ("NONE", "SYN_RECV", "ESTABLISHED", "CLOSE_WAIT", "LAST_ACK", "FIN_WAIT", "TIME_WAIT", "CLOSE", "UDP", "UDP")
+VERDICTS = ("drop", "forward", "kernel", "consume", "handover")
+SIZE_FIELDS = ("workers", "services", "dests", "lips", "conns4", "conns6", "frames", "arena", "cmd_ring", "evt_ring",
+               "capture_ring", "hand_ring")
+
+
+# The symbol that the purity test disassembles: everything the loop does is inlined below it.
+cdef public int worker_loop_run(void *loop) noexcept nogil:
+    layout_promises()
+    c_worker_loop(<Loop *> loop)
+    return 0
+
+
+cdef Sizes sizes_of(dict d) except *:
+    cdef Sizes s
+    memset(&s, 0, sizeof(Sizes))
+    unknown = set(d) ^ set(SIZE_FIELDS)
+    if unknown:
+        raise ValueError("sizes: missing or unknown: " + ", ".join(sorted(unknown)))
+    s.workers, s.services, s.dests, s.lips = d["workers"], d["services"], d["dests"], d["lips"]
+    s.conns4, s.conns6, s.frames, s.arena = d["conns4"], d["conns6"], d["frames"], d["arena"]
+    s.cmd_ring, s.evt_ring, s.capture_ring, s.hand_ring = d["cmd_ring"], d["evt_ring"], d["capture_ring"], d["hand_ring"]
+    if sizes_fault(&s) != NULL:
+        raise ValueError("sizes: " + sizes_fault(&s).decode())
+    return s
+
+
+def conn_bytes(sizes: dict) -> int:
+    """Bytes of a worker's connection file."""
+    return conn_file_bytes(sizes["conns4"], sizes["conns6"])
+
+
+def conn_record_bytes() -> dict:
+    """Bytes of memory per connection, all told, by address family."""
+    index = 2 * 64 * 100 / BUCKET_FILL_X100 * (1 + 1 / BUCKET_SPARE)
+    return {4: sizeof(Conn4) + sizeof(ConnCold) + index, 6: sizeof(Conn6) + sizeof(ConnCold) + index}
+
+
+cdef bytes boot_id():
+    with open("/proc/sys/kernel/random/boot_id") as f:
+        return bytes.fromhex(f.read().strip().replace("-", ""))
+
+
+cdef void engine_defaults(CEngine *e) noexcept nogil:
+    """Timeouts until the master says otherwise, in ms: IPVS's, but for TIME_WAIT (Linux servers hold it 60 s)."""
+    e.timeout[<int> STATE_NONE] = 2000
+    e.timeout[<int> STATE_SYN_RECV] = 60000
+    e.timeout[<int> STATE_ESTABLISHED] = 900000
+    e.timeout[<int> STATE_CLOSE_WAIT] = 60000
+    e.timeout[<int> STATE_LAST_ACK] = 30000
+    e.timeout[<int> STATE_FIN_WAIT] = 120000
+    e.timeout[<int> STATE_TIME_WAIT] = 60000
+    e.timeout[<int> STATE_CLOSE] = 10000
+    e.timeout[<int> STATE_UDP] = 300000
+    e.timeout[<int> STATE_UDP_ONEWAY] = 300000
+    e.icmp_bucket.rate = 1000
+    e.kernel_bucket.rate = 1000
+
+
+cdef void engine_over(CEngine *e, uint8_t *seg, uint8_t *host, uint32_t worker) noexcept nogil:
+    """Points the engine at the tables of a worker segment and a host segment."""
+    cdef Ctl *c = <Ctl *> seg
+    cdef HostCtl *h = <HostCtl *> host
+    cdef uint32_t i
+    memset(e, 0, sizeof(CEngine))
+    e.svc = <Svc *> (seg + c.off_svc)
+    e.svc_stat = <SvcStat *> (seg + c.off_svc_stat)
+    e.svc_hash = <uint32_t *> (seg + c.off_svc_hash)
+    e.dest = <Dest *> (seg + c.off_dest)
+    e.dest_stat = <SvcStat *> (seg + c.off_dest_stat)
+    e.lip = <Lip *> (seg + c.off_lip)
+    e.lip_stat = <LipStat *> (seg + c.off_lip_stat)
+    e.iface = <Iface *> (seg + c.off_iface)
+    e.adj = <Adj *> (seg + c.off_adj)
+    e.adj_hash = <uint32_t *> (seg + c.off_adj_hash)
+    e.route = <Route *> (seg + c.off_route)
+    e.route_hash = <uint32_t *> (seg + c.off_route_hash)
+    e.count = <Counters *> (seg + c.off_counters)
+    e.fib_gen = &c.fib_gen
+    e.arena = <uint32_t *> (host + h.off_arena)
+    e.owner = host + h.off_owner
+    e.hash_key = h.hash_key
+    e.rss_key = h.rss_key
+    e.max_svc = c.sizes.services
+    e.max_dest = c.sizes.dests
+    e.max_lip = c.sizes.lips
+    e.svc_hash_mask = svc_hash_buckets(&c.sizes) - 1
+    e.arena_slots = c.sizes.arena
+    e.worker = worker
+    e.workers = c.sizes.workers
+    e.rss_known = h.rss_known
+    e.rss_udp_ports = h.rss_udp_ports
+    e.owner_prev_valid = h.owner_prev_valid
+    engine_defaults(e)
+    for i in range(FIB_MAX):
+        if e.route[i].flags & ROUTE_USED:
+            if e.route[i].af == 4:
+                e.plen4[e.route[i].plen] += 1
+            else:
+                e.plen6[e.route[i].plen] += 1
+    lip_refresh(e)
+
+
+cdef tuple endpoint(const uint8_t *addr, int af, uint16_t port):
+    return (<bytes> addr[:4 if af == 4 else 16], ((port & 0xff) << 8) | (port >> 8))
+
+
+cdef dict conn_dict(CEngine *e, uint32_t i, int af, uint32_t now_ms):
+    cdef ConnCommon *c
+    cdef Conn4 *a
+    cdef Conn6 *b
+    if af == 4:
+        c = conn_common(&e.t4, i, 4)
+        a = conn4(&e.t4, i)
+        ends = {"client": endpoint(<uint8_t *> &a.caddr, 4, a.cport), "virtual": endpoint(<uint8_t *> &a.vaddr, 4, a.vport),
+                "local": endpoint(<uint8_t *> &a.laddr, 4, a.lport), "real_server": endpoint(<uint8_t *> &a.daddr, 4, a.dport)}
+    else:
+        c = conn_common(&e.t6, i, 6)
+        b = conn6(&e.t6, i)
+        ends = {"client": endpoint(b.caddr, 6, b.cport), "virtual": endpoint(b.vaddr, 6, b.vport),
+                "local": endpoint(b.laddr, 6, b.lport), "real_server": endpoint(b.daddr, 6, b.dport)}
+    ends.update(
+        proto=c.proto, state=STATE_NAMES[c.state if c.state < STATE_COUNT else 0],
+        expires_ms=<int32_t> (e.timeout[c.state & 15] - (now_ms - c.last_seen)),
+        svc=c.svc if c.svc != SVC_NONE else None, dest=c.dest if c.dest != DEST_NONE else None)
+    return ends
+
+
+cdef list conn_list(CEngine *e, uint32_t now_ms, uint32_t limit, uint32_t svc):
+    """Live records, at most `limit`; svc: of this service only, SVC_NONE: of all."""
+    cdef uint32_t i
+    cdef ConnCommon *c
+    cdef ConnTable *t
+    out = []
+    for af in (4, 6):
+        t = &e.t4 if af == 4 else &e.t6
+        for i in range(t.capacity):
+            c = conn_common(t, i, 4) if af == 4 else conn_common(t, i, 6)
+            if c.live == 1 and (svc == SVC_NONE or c.svc == svc):
+                if len(out) == limit:
+                    return out
+                out.append(conn_dict(e, i, af, now_ms))
+    return out
+
+
+def connections(fd: int, sizes: dict, limit: int = 1000, svc: int | None = None, timeouts: dict | None = None) -> list:
+    """A worker's connections as its file shows them, while the worker goes on: for listings, not for decisions.
+
+    timeouts: state number → ms, where they differ from the defaults. Raises OSError if the file can't be mapped."""
+    cdef CEngine *e = <CEngine *> calloc(1, sizeof(CEngine))
+    cdef uint64_t n = conn_file_bytes(sizes["conns4"], sizes["conns6"])
+    cdef void *base
+    if os.fstat(fd).st_size < n:
+        free(e)
+        raise OSError("connection file is shorter than its tables")
+    base = mmap(NULL, n, PROT_READ, MAP_SHARED, fd, 0)
+    if base == MAP_FAILED:
+        free(e)
+        raise OSError("connection file: mmap failed")
+    try:
+        engine_defaults(e)
+        for state, ms in (timeouts or {}).items():
+            e.timeout[<uint32_t> state & 15] = ms
+        conn_map(&e.t6, conn_map(&e.t4, <uint8_t *> base + 4096, sizes["conns4"], 4, NULL), sizes["conns6"], 6, NULL)
+        return conn_list(e, <uint32_t> (lbd_monotonic() // 1000000), limit, SVC_NONE if svc is None else svc)
+    finally:
+        munmap(base, n)
+        free(e)
+
+
+cdef dict counters_dict(CEngine *e):
+    c = e.count
+    return {
+        "drops": {name: c.drops[i] for i, name in enumerate(NAMES) if c.drops[i]},
+        "consumed": {name: c.consumed[i] for i, name in enumerate(NAMES) if c.consumed[i]},
+        "verdicts": {name: c.verdicts[i] for i, name in enumerate(VERDICTS)},
+        "conns_made": c.conns_made, "conns_expired": [c.conns_expired[i] for i in range(5)],
+        "misplaced": c.misplaced, "handed_out": c.handed_out, "handed_in": c.handed_in,
+        "icmp_sent": c.icmp_sent, "icmp_mapped": c.icmp_mapped, "bad_commands": c.bad_commands,
+    }
+
+
+cdef class Result:
+    """What became of one packet."""
+    cdef readonly str verdict       # forward drop kernel consume handover
+    cdef readonly str reason
+    cdef readonly object svc        # numbers, or None
+    cdef readonly object dest
+    cdef readonly list out          # (iface, bytes) of what left
+    cdef readonly int owner         # handover: the worker it belongs to
+
+    def __repr__(self):
+        return f"Result({self.verdict}, {self.reason}, svc={self.svc}, dest={self.dest}, out={len(self.out)})"
+
+
+cdef class Engine:
+    """The engine over private memory. Frames are copied to blocks of exactly their size plus the slack that AF_XDP guarantees too, so
+    that a sanitizer sees every byte read beyond a packet."""
+    cdef CEngine *e
+    cdef uint8_t *seg
+    cdef uint8_t *host
+    cdef void *conn
+    cdef readonly dict sizes
+    cdef uint32_t conns
+
+    def __cinit__(self, sizes: dict, worker: int = 0, hash_key: bytes = b"lbd offline engine: a fixed key."):
+        cdef Sizes s = sizes_of(sizes)
+        cdef Ctl ctl
+        cdef HostCtl host
+        cdef uint64_t n
+        self.sizes = dict(sizes)
+        layout_compute(&s, &ctl)
+        host_layout_compute(&s, &host)
+        n = conn_file_bytes(s.conns4, s.conns6)
+        self.e = <CEngine *> aligned_alloc(64, (sizeof(CEngine) + 63) & ~63)
+        self.seg = <uint8_t *> aligned_alloc(4096, ctl.bytes)
+        self.host = <uint8_t *> aligned_alloc(4096, host.bytes)
+        self.conn = aligned_alloc(4096, n)
+        if self.e == NULL or self.seg == NULL or self.host == NULL or self.conn == NULL:
+            raise MemoryError()
+        memset(self.seg, 0, ctl.bytes)
+        memset(self.host, 0, host.bytes)
+        memset(self.conn, 0, n)
+        segment_init(self.seg, ctl.bytes, &s, worker)
+        host_init(self.host, host.bytes, &s)
+        memcpy((<HostCtl *> self.host).hash_key, <const uint8_t *> hash_key, 32)
+        for i in range(1024):
+            self.host[(<HostCtl *> self.host).off_owner + i] = i % s.workers
+            self.host[(<HostCtl *> self.host).off_owner + 1024 + i] = i % s.workers
+        engine_over(self.e, self.seg, self.host, worker)
+        conn_file_attach(self.e, self.conn, boot_id(), s.conns4, s.conns6, True)
+
+    def __dealloc__(self):
+        free(self.e)
+        free(self.seg)
+        free(self.host)
+        free(self.conn)
+
+    def apply(self, cmd: bytes) -> bool:
+        """One command record; False if the engine refuses it."""
+        cdef Cmd c
+        if len(cmd) != sizeof(Cmd):
+            raise ValueError(f"a command has {sizeof(Cmd)} bytes, not {len(cmd)}")
+        memcpy(&c, <const uint8_t *> cmd, sizeof(Cmd))
+        return command_apply(self.e, &c)
+
+    def set_table(self, off: int, slots: list) -> None:
+        """Writes a scheduling table into the arena."""
+        if off < 0 or off + len(slots) > self.e.arena_slots:
+            raise ValueError("table beyond the arena")
+        for i, d in enumerate(slots):
+            self.e.arena[off + i] = d
+
+    def set_rss(self, key: bytes, udp_ports: bool = False) -> None:
+        """From now on owners are what a NIC with this Toeplitz key computes."""
+        cdef bytes padded = key.ljust(64, b"\0")
+        memcpy((<HostCtl *> self.host).rss_key, <const uint8_t *> padded, 64)
+        self.e.rss_known = 1
+        self.e.rss_udp_ports = udp_ports
+
+    cdef Result result(self, Pkt *p):
+        cdef Result r = Result.__new__(Result)
+        r.verdict = VERDICTS[p.verdict]
+        r.reason = NAMES[p.reason]
+        r.svc = p.svc if p.svc != SVC_NONE else None
+        r.dest = p.dest if p.dest != DEST_NONE else None
+        r.owner = p.owner
+        r.out = []
+        if p.verdict == VERDICT_FORWARD or p.verdict == VERDICT_CONSUME:
+            r.out.append((p.ifout, <bytes> p.data[:p.len]))
+        return r
+
+    def process(self, frames, now_ns: int, handed: bool = False, hops: int = 0) -> list:
+        """frames: (bytes, iface) each, at most 64: one burst at this time. Returns a Result for each."""
+        cdef Pkt pkt[64]
+        cdef uint8_t *block[64]
+        cdef uint32_t n = len(frames)
+        cdef uint32_t i
+        if n > BURST_MAX:
+            raise ValueError("a burst has at most 64 packets")
+        memset(pkt, 0, sizeof(pkt))
+        for i in range(n):
+            data, iface = frames[i]
+            if len(data) > 65535 or not 0 <= iface < IFACE_MAX:
+                raise ValueError("frame too long, or no such interface")
+            block[i] = <uint8_t *> malloc(FRAME_SLACK + len(data))
+            memcpy(block[i] + FRAME_SLACK, <const uint8_t *> data, len(data))
+            pkt[i].data = block[i] + FRAME_SLACK
+            pkt[i].len = len(data)
+            pkt[i].room = len(data)
+            pkt[i].ifin = iface
+            pkt[i].seg_count = 1
+            pkt[i].flags = 1 if handed else 0
+            pkt[i].hops = hops
+        engine_burst(self.e, pkt, n, now_ns)
+        out = [self.result(&pkt[i]) for i in range(n)]
+        for i in range(n):
+            free(block[i])
+        return out
+
+    def expire(self, now_ns: int, budget: int = 1 << 20) -> None:
+        engine_expire(self.e, now_ns, budget)
+
+    def recover(self, now_ns: int, fresh_tables: bool = False) -> int:
+        """What a new process of the same worker does: everything from the live records. Returns how many."""
+        self.e.now_ms = <uint32_t> (<uint64_t> now_ns // 1000000)
+        return conn_file_attach(self.e, self.conn, boot_id(), self.sizes["conns4"], self.sizes["conns6"], fresh_tables)
+
+    def conns(self, limit: int = 1 << 30) -> list:
+        return conn_list(self.e, self.e.now_ms, limit, SVC_NONE)
+
+    def counters(self) -> dict:
+        return counters_dict(self.e)
+
+    def used(self) -> dict:
+        """Records in use, half open ones among them, by family."""
+        return {"conns4": self.e.t4.used, "conns6": self.e.t6.used, "half_open": self.e.w4.half_open + self.e.w6.half_open}
+
+    def service_stats(self, svc: int) -> dict:
+        s = self.e.svc_stat[svc]
+        return {"conns": s.conns, "in_pkts": s.in_pkts, "out_pkts": s.out_pkts, "in_bytes": s.in_bytes, "out_bytes": s.out_bytes,
+                "active": s.active, "inactive": s.inactive}
+
+    def dest_stats(self, dest: int) -> dict:
+        s = self.e.dest_stat[dest]
+        return {"conns": s.conns, "in_pkts": s.in_pkts, "out_pkts": s.out_pkts, "in_bytes": s.in_bytes, "out_bytes": s.out_bytes,
+                "active": s.active, "inactive": s.inactive}
+
+    def lip_in_use(self, lip: int) -> int:
+        return self.e.lip_stat[lip].in_use
+
+
+cdef class Worker:
+    """One worker process's packet loop over descriptors that the master opened; see the module's documentation of `run`."""
+    cdef Loop *l
+    cdef readonly int number
+    cdef list maps              # (address, length) to unmap
+
+    def __cinit__(self, number: int, segment_fd: int, host_fd: int, area_fd: int, conn_fd: int, peers: dict, ports: list,
+                  wake: dict, via: dict | None = None):
+        """peers: worker → its segment's descriptor; ports: dicts of iface, ifindex, queue, fd, fill, comp, rx, tx; wake: worker →
+        eventfd (own included); via: iface → a worker with a queue there, for interfaces on which this one has none."""
+        cdef Ctl *c
+        cdef HostCtl *h
+        cdef uint32_t i, w
+        cdef Port *p
+        self.number = number
+        self.maps = []
+        self.l = <Loop *> aligned_alloc(64, (sizeof(Loop) + 63) & ~63)
+        if self.l == NULL:
+            raise MemoryError()
+        memset(self.l, 0, sizeof(Loop))
+        l = self.l
+        c = l.ctl = <Ctl *> self.map(segment_fd, True)
+        if segment_check(c, os.fstat(segment_fd).st_size, 0) != 0 or c.worker != number:
+            raise ValueError("worker segment: not laid out by this version of lbd")
+        h = l.host = <HostCtl *> self.map(host_fd, True)
+        if host_check(h, os.fstat(host_fd).st_size, c.layout_hash) != 0:
+            raise ValueError("host segment: not laid out by this version of lbd")
+        l.worker = number
+        l.workers = c.sizes.workers
+        l.frames = c.sizes.frames
+        l.frames_total = c.sizes.frames * c.sizes.workers
+        l.area = <uint8_t *> self.map(area_fd, True)
+        l.ledger = l.area + area_ledger_off(&c.sizes)
+        l.work = FRAME_WORK
+        l.free_list = <uint32_t *> malloc(c.sizes.frames * sizeof(uint32_t))
+        if l.free_list == NULL:
+            raise MemoryError()
+        engine_over(&l.e, <uint8_t *> c, <uint8_t *> h, number)
+        for w, fd in peers.items():
+            if w != number:
+                self.peer(w, fd)
+        for i in range(16):
+            l.port[i].fd = -1
+            l.via[i] = NO_WORKER
+            l.wake_fd[i] = -1
+        for iface, to in (via or {}).items():
+            l.via[<uint32_t> iface] = to
+        for w, fd in wake.items():
+            os.set_blocking(fd, False)
+            l.wake_fd[w] = fd
+        self.rings(conn_fd)
+        for d in ports:
+            p = &l.port[<uint32_t> d["iface"]]
+            p.area = l.area
+            p.ledger = l.ledger
+            p.frames_total = l.frames_total
+            p.stat = (<QueueStat *> (<uint8_t *> c + c.off_queue)) + <uint32_t> d["iface"]
+            p.iface = d["iface"]
+            p.ifindex = d["ifindex"]
+            p.queue = d["queue"]
+            rc = port_map(p, d["fd"], d["fill"], d["comp"], d["rx"], d["tx"])
+            if rc != 0:
+                p.fd = -1
+                raise OSError(-rc, f"mapping the rings of interface {d['ifindex']} queue {d['queue']}: {os.strerror(-rc)}")
+            l.port_list[l.port_n] = d["iface"]
+            l.port_n += 1
+        l.poll_mode = c.poll_mode if c.poll_mode <= 2 else POLL_ADAPTIVE
+
+    cdef void *map(self, int fd, bint write) except NULL:
+        cdef uint64_t n = os.fstat(fd).st_size
+        cdef void *p = mmap(NULL, n, PROT_READ | PROT_WRITE if write else PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0)
+        if p == MAP_FAILED:
+            raise OSError("mmap of a shared segment failed")
+        self.maps.append((<uint64_t> p, n))
+        return p
+
+    cdef int peer(self, uint32_t w, int fd) except -1:
+        """Another worker's real-server statistics, for least-connection schedulers."""
+        cdef Ctl *c = <Ctl *> self.map(fd, False)
+        if w >= 16 or segment_check(c, os.fstat(fd).st_size, self.l.ctl.layout_hash) != 0:
+            raise ValueError("a peer's segment is not laid out by this version of lbd")
+        self.l.e.peer_dest_stat[w] = <SvcStat *> (<uint8_t *> c + c.off_dest_stat)
+        return 0
+
+    cdef int ring(self, lbd_ring_end *end, void *at, uint64_t n, uint32_t entry, bint producer, str name) except -1:
+        cdef int rc = lbd_ring_attach(end, at, n, entry, producer)
+        if rc != 0:
+            raise ValueError(f"ring {name}: refused ({rc})")
+        return 0
+
+    cdef int rings(self, int conn_fd) except -1:
+        cdef Loop *l = self.l
+        cdef Ctl *c = l.ctl
+        cdef HostCtl *h = l.host
+        cdef uint8_t *seg = <uint8_t *> c
+        cdef uint8_t *host = <uint8_t *> h
+        cdef uint32_t w
+        self.ring(&l.cmd, seg + c.off_cmd, lbd_ring_bytes(sizeof(Cmd), c.sizes.cmd_ring), sizeof(Cmd), False, "command")
+        self.ring(&l.evt, seg + c.off_evt, lbd_ring_bytes(sizeof(Evt), c.sizes.evt_ring), sizeof(Evt), True, "event")
+        self.ring(&l.capture, seg + c.off_capture, lbd_ring_bytes(CAPTURE_SLOT, c.sizes.capture_ring), CAPTURE_SLOT, True, "capture")
+        self.ring(&l.slow, seg + c.off_slow, lbd_ring_bytes(CAPTURE_SLOT, c.sizes.capture_ring), CAPTURE_SLOT, True, "slow path")
+        lbd_ring_wake_word(&l.cmd, &c.sleeping)
+        for w in range(l.workers):
+            if w == l.worker:
+                continue
+            self.ring(&l.hand_out[w], host + hand_ring_off(h, l.worker, w), h.hand_bytes, sizeof(Hand), True, f"to worker {w}")
+            self.ring(&l.hand_in[w], host + hand_ring_off(h, w, l.worker), h.hand_bytes, sizeof(Hand), False, f"from worker {w}")
+            self.ring(&l.return_out[w], host + return_ring_off(h, l.worker, w), h.return_bytes, RETURN_ENTRY, True, f"frames to {w}")
+            self.ring(&l.return_in[w], host + return_ring_off(h, w, l.worker), h.return_bytes, RETURN_ENTRY, False, f"frames from {w}")
+            lbd_ring_wake_word(&l.hand_out[w], &h.sleeping[w])
+            lbd_ring_wake_word(&l.return_out[w], &h.sleeping[w])
+            lbd_ring_wake_word(&l.hand_in[w], &h.sleeping[l.worker])
+            lbd_ring_wake_word(&l.return_in[w], &h.sleeping[l.worker])
+        self.conn_map(conn_fd)
+        return 0
+
+    cdef int conn_map(self, int fd) except -1:
+        cdef uint64_t need = conn_file_bytes(self.l.ctl.sizes.conns4, self.l.ctl.sizes.conns6)
+        if os.fstat(fd).st_size < need:
+            raise ValueError("connection file is shorter than its tables")
+        self.l.e.t4.hot = <uint8_t *> self.map(fd, True)        # laid out by attach()
+        return 0
+
+    def attach(self) -> int:
+        """Repairs what a predecessor may have left half done: connection index, frames. Returns the connections recovered."""
+        cdef Loop *l = self.l
+        cdef void *conn = l.e.t4.hot
+        cdef bytes boot = boot_id()
+        cdef const uint8_t *boot_bytes = boot
+        cdef uint32_t n
+        cdef bint fresh
+        l.ctl.state = WORKER_ATTACHING
+        l.ctl.pid = getpid()
+        l.now = lbd_monotonic()
+        l.ctl.heartbeat_ns = l.now
+        l.e.now_ns = l.now
+        l.e.now_ms = <uint32_t> (l.now // 1000000)
+        fresh = l.ctl.started_ns == 0
+        with nogil:
+            n = conn_file_attach(&l.e, conn, boot_bytes, l.ctl.sizes.conns4, l.ctl.sizes.conns6, fresh)
+            l.ctl.heartbeat_ns = lbd_monotonic()
+        if repair(l) != 0:
+            raise MemoryError()
+        l.ctl.started_ns = l.now
+        owner_refresh(l)
+        tell(l, EVT_RUNNING, 0, n, NULL, 0, 0)
+        return n
+
+    def run(self) -> int:
+        """Polls until CMD_STOP or stop(); the GIL is free meanwhile. Returns 0."""
+        cdef Loop *l = self.l
+        cdef int rc
+        lbd_store32_release(&l.ctl.state, WORKER_RUNNING)
+        with nogil:
+            rc = worker_loop_run(l)
+            turn_publish(l)
+        lbd_store32_release(&l.ctl.state, WORKER_STOPPED)
+        return rc
+
+    def stop(self) -> None:
+        """From another thread: leave the loop."""
+        lbd_store32_release(&self.l.quit, 1)
+
+    def frames(self) -> dict:
+        """Ledger of this worker's partition: how many frames each kind of holder has. For tests and `lbd worker`."""
+        out = [0] * 6
+        for i in range(self.l.worker * self.l.frames, (self.l.worker + 1) * self.l.frames):
+            out[self.l.ledger[i] & 15] += 1
+        return dict(zip(("free", "fill", "work", "tx", "hand", "home"), out))
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        if self.l == NULL:
+            return
+        for i in range(self.l.port_n):
+            port_unmap(&self.l.port[self.l.port_list[i]])
+        for address, length in self.maps or ():
+            munmap(<void *> <uint64_t> address, length)
+        free(self.l.free_list)
+        free(self.l)

@@ -1,0 +1,316 @@
+# Carrying out the master's commands: the one place that writes services, real servers, LIPs, interfaces, neighbours and routes.
+# Every number is checked against its table before use: a peer that writes garbage is not believed.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy, memset
+from lbd.datapath.engine cimport Engine
+from lbd.datapath.command cimport *
+from lbd.datapath.svc cimport (Svc, SvcStat, Dest, Lip, LipStat, SVC_NONE, DEST_NONE, SVC_USED, DEST_USED)
+from lbd.datapath.neigh cimport (Iface, Adj, ADJ_NONE, ADJ_MAX, ADJ_USED, ADJ_VALID, ADJ_LEARNED, IFACE_USED)
+from lbd.datapath.fib cimport Route, FIB_MAX, ROUTE_USED
+from lbd.datapath.pkt cimport IFACE_MAX
+from lbd.datapath.lookup cimport svc_bucket, adj_find, adj_make, adj_unhash, route_bucket, route_find
+
+
+cdef inline void svc_unhash(Engine *e, uint32_t id) noexcept nogil:
+    cdef Svc *s = e.svc + id
+    cdef uint32_t *p = e.svc_hash + svc_bucket(e, s.vaddr, s.vport, s.proto, s.af)
+    while p[0]:
+        if p[0] == id + 1:
+            p[0] = s.next
+            return
+        p = &e.svc[p[0] - 1].next
+
+
+cdef inline void svc_hash_in(Engine *e, uint32_t id) noexcept nogil:
+    cdef Svc *s = e.svc + id
+    cdef uint32_t b = svc_bucket(e, s.vaddr, s.vport, s.proto, s.af)
+    s.next = e.svc_hash[b]
+    e.svc_hash[b] = id + 1
+
+
+cdef inline bint svc_set(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogil:
+    cdef Svc *s
+    if c.id >= e.max_svc or (b.af != 4 and b.af != 6) or b.table_len > e.arena_slots or b.table_off > e.arena_slots - b.table_len:
+        return False
+    s = e.svc + c.id
+    if s.flags & SVC_USED:
+        svc_unhash(e, c.id)
+    memcpy(s.vaddr, b.vaddr, 16)
+    s.vport = b.vport
+    s.af = b.af
+    s.proto = b.proto
+    s.sched = b.sched
+    s.mode = b.mode
+    s.table_off = b.table_off
+    s.table_len = b.table_len
+    s.timeout_established = b.timeout_established
+    s.gen = c.gen
+    if c.flags & CMD_FRESH:
+        memset(e.svc_stat + c.id, 0, sizeof(SvcStat))
+        s.cursor = e.worker          # workers start their turns at different servers
+    s.flags = b.flags | SVC_USED
+    svc_hash_in(e, c.id)
+    return True
+
+
+cdef inline void svc_del(Engine *e, uint32_t id) noexcept nogil:
+    if id < e.max_svc and e.svc[id].flags & SVC_USED:
+        svc_unhash(e, id)
+        e.svc[id].flags = 0
+
+
+cdef inline bint dest_set(Engine *e, const Cmd *c, const CmdDest *b) noexcept nogil:
+    cdef Dest *d
+    if c.id >= e.max_dest or b.svc >= e.max_svc or (b.af != 4 and b.af != 6):
+        return False
+    d = e.dest + c.id
+    if c.flags & CMD_FRESH:
+        memset(e.dest_stat + c.id, 0, sizeof(SvcStat))
+    memcpy(d.addr, b.addr, 16)
+    d.port = b.port
+    d.af = b.af
+    d.svc = b.svc
+    d.weight = b.weight
+    d.gen = c.gen
+    d.adj = ADJ_NONE
+    d.fib_gen = e.fib_gen[0] - 1
+    d.flags = b.flags | DEST_USED
+    return True
+
+
+cdef inline void lip_refresh(Engine *e) noexcept nogil:
+    """The short lists of LIPs per family, from the table."""
+    cdef uint32_t i
+    e.lip4_n = 0
+    e.lip6_n = 0
+    for i in range(e.max_lip):
+        if e.lip[i].flags & 1:
+            if e.lip[i].af == 4 and e.lip4_n < 256:
+                e.lip4[e.lip4_n] = i
+                e.lip4_n += 1
+            elif e.lip[i].af == 6 and e.lip6_n < 256:
+                e.lip6[e.lip6_n] = i
+                e.lip6_n += 1
+
+
+cdef inline bint lip_set(Engine *e, const Cmd *c, const CmdLip *b) noexcept nogil:
+    cdef Lip *l
+    if c.id >= e.max_lip or b.port_hi < b.port_lo or b.port_lo == 0 or (b.af != 4 and b.af != 6):
+        return False
+    l = e.lip + c.id
+    if c.flags & CMD_FRESH:
+        memset(e.lip_stat + c.id, 0, sizeof(LipStat))
+        # a restart begins elsewhere in the range, far from the ports that were used last
+        l.cursor = <uint32_t> (e.hash_key[0] ^ e.now_ns) & 0xffff
+    memcpy(l.addr, b.addr, 16)
+    l.af = b.af
+    l.port_lo = b.port_lo
+    l.port_hi = b.port_hi
+    l.gen = c.gen
+    l.flags = 1
+    lip_refresh(e)
+    return True
+
+
+cdef inline bint iface_set(Engine *e, const Cmd *c, const CmdIface *b) noexcept nogil:
+    cdef Iface *f
+    cdef uint32_t i
+    if c.id >= IFACE_MAX:
+        return False
+    f = e.iface + c.id
+    memcpy(f.mac, b.mac, 6)
+    memcpy(f.addr4, b.addr4, 4)
+    memcpy(f.addr6, b.addr6, 16)
+    f.mtu = b.mtu
+    f.ifindex = b.ifindex
+    f.gen = c.gen
+    f.flags = b.flags | IFACE_USED
+    for i in range(ADJ_MAX):
+        if e.adj[i].flags & ADJ_USED and e.adj[i].iface == c.id:
+            memcpy(e.adj[i].smac, b.mac, 6)
+    e.fib_gen[0] += 1
+    return True
+
+
+cdef inline void neigh_drop(Engine *e, uint32_t i) noexcept nogil:
+    """Connections may hold its number: the entry stays, without a MAC, until its place is needed."""
+    e.adj[i].flags &= <uint8_t> ~ADJ_VALID
+
+
+cdef inline bint neigh_set(Engine *e, const Cmd *c, const CmdNeigh *b) noexcept nogil:
+    cdef uint32_t i
+    if b.iface >= IFACE_MAX or (b.af != 4 and b.af != 6):
+        return False
+    i = adj_make(e, b.addr, b.af, b.iface, b.vlan)
+    if i == ADJ_NONE:
+        return False
+    e.adj[i].gen = c.gen
+    if b.valid:
+        memcpy(e.adj[i].dmac, b.mac, 6)
+        e.adj[i].flags |= ADJ_VALID
+    else:
+        neigh_drop(e, i)
+    return True
+
+
+cdef inline void route_count(Engine *e, uint32_t af, uint32_t plen, int by) noexcept nogil:
+    if af == 4:
+        e.plen4[plen] += by
+    else:
+        e.plen6[plen] += by
+
+
+cdef inline bint route_set(Engine *e, const Cmd *c, const CmdRoute *b) noexcept nogil:
+    cdef uint32_t k, n, h
+    cdef Route *r
+    if b.iface >= IFACE_MAX or (b.af != 4 and b.af != 6) or b.plen > (32 if b.af == 4 else 128):
+        return False
+    n = route_find(e, b.prefix, b.plen, b.af)
+    if n == 0:
+        for k in range(FIB_MAX):
+            if not e.route[(e.route_free + k) % FIB_MAX].flags & ROUTE_USED:
+                n = (e.route_free + k) % FIB_MAX + 1
+                break
+        if n == 0:
+            return False
+        e.route_free = n % FIB_MAX
+        r = e.route + (n - 1)
+        memcpy(r.prefix, b.prefix, 16)
+        r.af = b.af
+        r.plen = b.plen
+        h = route_bucket(b.prefix, b.plen, b.af)
+        r.next = e.route_hash[h]
+        e.route_hash[h] = n
+        route_count(e, b.af, b.plen, 1)
+        r.flags = 0
+        r.gen = c.gen - 1
+    r = e.route + (n - 1)
+    # a full synchronisation repeats what is there: only a real change makes connections look again
+    if r.flags != (b.flags | ROUTE_USED) or r.iface != b.iface or r.vlan != b.vlan or memcmp(r.gateway, b.gateway, 16) != 0:
+        e.fib_gen[0] += 1
+    memcpy(r.gateway, b.gateway, 16)
+    r.iface = b.iface
+    r.vlan = b.vlan
+    r.metric = b.metric
+    r.gen = c.gen
+    r.flags = b.flags | ROUTE_USED
+    return True
+
+
+cdef inline void route_del(Engine *e, uint32_t n) noexcept nogil:
+    """n: number + 1."""
+    cdef Route *r = e.route + (n - 1)
+    cdef uint32_t *p = e.route_hash + route_bucket(r.prefix, r.plen, r.af)
+    while p[0]:
+        if p[0] == n:
+            p[0] = r.next
+            break
+        p = &e.route[p[0] - 1].next
+    route_count(e, r.af, r.plen, -1)
+    r.flags = 0
+    e.fib_gen[0] += 1
+
+
+cdef inline bint older(uint32_t gen, uint32_t than) noexcept nogil:
+    return <int> (gen - than) < 0
+
+
+cdef inline bint sweep(Engine *e, uint32_t what, uint32_t gen) noexcept nogil:
+    """Deletes all of one kind that the commands since `gen` did not mention."""
+    cdef uint32_t i
+    if what == SWEEP_SVC:
+        for i in range(e.max_svc):
+            if e.svc[i].flags & SVC_USED and older(e.svc[i].gen, gen):
+                svc_del(e, i)
+    elif what == SWEEP_DEST:
+        for i in range(e.max_dest):
+            if e.dest[i].flags & DEST_USED and older(e.dest[i].gen, gen):
+                e.dest[i].flags = 0
+    elif what == SWEEP_LIP:
+        for i in range(e.max_lip):
+            if e.lip[i].flags & 1 and older(e.lip[i].gen, gen):
+                e.lip[i].flags = 0
+        lip_refresh(e)
+    elif what == SWEEP_NEIGH:
+        for i in range(ADJ_MAX):
+            if (e.adj[i].flags & (ADJ_USED | ADJ_LEARNED)) == ADJ_USED and older(e.adj[i].gen, gen):
+                neigh_drop(e, i)
+    elif what == SWEEP_ROUTE:
+        for i in range(FIB_MAX):
+            if e.route[i].flags & ROUTE_USED and older(e.route[i].gen, gen):
+                route_del(e, i + 1)
+    elif what == SWEEP_IFACE:
+        for i in range(IFACE_MAX):
+            if e.iface[i].flags & IFACE_USED and older(e.iface[i].gen, gen):
+                e.iface[i].flags = 0
+    else:
+        return False
+    return True
+
+
+cdef inline bint setting(Engine *e, uint32_t which, uint64_t value) noexcept nogil:
+    if which == SET_VERIFY_CSUM:
+        e.verify_csum = value != 0
+    elif which == SET_RETURN_ROUTE:
+        e.return_route = value != 0
+    elif which == SET_ICMP_RATE:
+        e.icmp_bucket.rate = value
+    elif which == SET_KERNEL_RATE:
+        e.kernel_bucket.rate = value
+    elif SET_TIMEOUT_BASE <= which < SET_TIMEOUT_BASE + 16:
+        e.timeout[which - SET_TIMEOUT_BASE] = <uint32_t> value
+    else:
+        return which == SET_POLL_MODE           # the adapter's
+    return True
+
+
+cdef inline bint command_apply(Engine *e, const Cmd *c) noexcept nogil:
+    """Carries out one command on the tables; False when it can't be (unknown, or a number beyond its table).
+    CMD_CAPTURE, CMD_STOP and SET_POLL_MODE are the adapter's: accepted here without effect."""
+    cdef const CmdNeigh *nb
+    cdef const CmdRoute *rt
+    cdef uint32_t n
+    if c.op == CMD_SVC_SET:
+        return svc_set(e, c, <const CmdSvc *> c.body)
+    if c.op == CMD_SVC_DEL:
+        svc_del(e, c.id)
+    elif c.op == CMD_DEST_SET:
+        return dest_set(e, c, <const CmdDest *> c.body)
+    elif c.op == CMD_DEST_DEL:
+        if c.id < e.max_dest:
+            e.dest[c.id].flags = 0
+    elif c.op == CMD_LIP_SET:
+        return lip_set(e, c, <const CmdLip *> c.body)
+    elif c.op == CMD_LIP_DEL:
+        if c.id < e.max_lip:
+            e.lip[c.id].flags = 0
+        lip_refresh(e)
+    elif c.op == CMD_IFACE_SET:
+        return iface_set(e, c, <const CmdIface *> c.body)
+    elif c.op == CMD_IFACE_DEL:
+        if c.id < IFACE_MAX:
+            e.iface[c.id].flags = 0
+            e.fib_gen[0] += 1
+    elif c.op == CMD_NEIGH_SET:
+        return neigh_set(e, c, <const CmdNeigh *> c.body)
+    elif c.op == CMD_NEIGH_DEL:
+        nb = <const CmdNeigh *> c.body
+        n = adj_find(e, nb.addr, nb.af, nb.iface, nb.vlan)
+        if n != ADJ_NONE:
+            neigh_drop(e, n)
+    elif c.op == CMD_ROUTE_SET:
+        return route_set(e, c, <const CmdRoute *> c.body)
+    elif c.op == CMD_ROUTE_DEL:
+        rt = <const CmdRoute *> c.body
+        if rt.plen > 128:
+            return False
+        n = route_find(e, rt.prefix, rt.plen, rt.af)
+        if n:
+            route_del(e, n)
+    elif c.op == CMD_SETTING:
+        return setting(e, c.id, (<const CmdValue *> c.body).value)
+    elif c.op == CMD_SWEEP:
+        return sweep(e, c.id, c.gen)
+    else:
+        return c.op == CMD_NOP or c.op == CMD_OWNER or c.op == CMD_CAPTURE or c.op == CMD_STOP
+    return True

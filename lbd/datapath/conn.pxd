@@ -1,0 +1,326 @@
+# The connection table of one address family: records (hot and cold apart) and an index of both directions' tuples.
+#
+# Lives in a file that outlives every process. The records are the truth: `live` is stored last when a record is made and cleared
+# first when it goes, so that a worker killed anywhere leaves whole records alone; index, lists, free list and counts are rebuilt
+# from them (conn_rebuild). Nothing is allocated after start; a full table evicts (see timer.pxd) or refuses.
+#
+# Memory per connection: IPv4 64 hot + 32 cold + 23.04 index = 119 bytes, IPv6 128 + 32 + 23.04 = 183 (asserted below).
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
+from libc.string cimport memcmp, memset
+from lbd.datapath.compiler cimport lbd_ld32, lbd_ld64, lbd_scale, lbd_ctz, lbd_compiler_barrier, lbd_unlikely
+from lbd.datapath.flow cimport Tuple, tuple_hash
+
+cdef extern from * nogil:
+    """
+    /* bit i set: slot i (of 10) of this bucket carries the tag */
+    static inline uint32_t lbd_tag_match(const uint16_t *tags, uint16_t tag)
+    {
+    #if defined(__SSE2__)
+        __m128i t = _mm_set1_epi16((short)tag);
+        __m128i a = _mm_cmpeq_epi16(_mm_load_si128((const __m128i *)tags), t);
+        __m128i b = _mm_cmpeq_epi16(_mm_load_si128((const __m128i *)(tags + 8)), t);
+        return (uint32_t)_mm_movemask_epi8(_mm_packs_epi16(a, b)) & 0x3ff;
+    #else
+        uint32_t m = 0;
+        for (int i = 0; i < 10; i++) m |= (uint32_t)(tags[i] == tag) << i;
+        return m;
+    #endif
+    }
+    """
+    uint32_t lbd_tag_match(const uint16_t *tags, uint16_t tag) noexcept
+
+cdef enum:
+    REF_NONE = 0xffffffff
+    CONN_NIL = 0xffffffff
+    BUCKET_SLOTS = 10
+    BUCKET_FILL_X100 = 625      # entries per primary bucket when the table is full, times 100
+    BUCKET_SPARE = 8            # one overflow bucket for so many primary ones
+
+cdef enum ConnFlag:
+    CONN_SYNACK = 1             # the real server has answered the SYN
+    CONN_REPLIED = 2            # UDP: the real server has answered
+    CONN_FIN_CLIENT = 4
+    CONN_FIN_SERVER = 8
+    CONN_ACTIVE = 16            # counted as active (else inactive) in the statistics
+    CONN_IMPORTED = 32          # recovered from an earlier life
+
+cdef struct ConnCommon:         # 24 bytes: what both families keep the same way
+    uint32_t last_seen          # ms of the worker's clock (CLOCK_MONOTONIC), wraps
+    uint32_t fib_gen            # adj_fwd is good while it equals the engine's
+    uint16_t adj_fwd            # towards the real server
+    uint16_t adj_rev            # towards the client
+    uint16_t svc                # numbers of this run; SVC_NONE, DEST_NONE after both are gone
+    uint16_t dest
+    uint16_t lip
+    uint8_t proto
+    uint8_t state               # TcpState; UDP uses STATE_UDP
+    uint8_t flags               # ConnFlag
+    uint8_t live                # 1 = in use; stored last, cleared first
+    uint16_t l4_delta           # checksum delta client → real server: addresses and ports
+
+cdef struct Conn4:              # 64 bytes
+    uint32_t caddr              # client; network order all
+    uint32_t vaddr              # virtual service
+    uint32_t laddr              # local address (LIP)
+    uint32_t daddr              # real server
+    uint16_t cport
+    uint16_t vport
+    uint16_t lport
+    uint16_t dport
+    ConnCommon c
+    uint16_t ip_delta           # checksum delta of the IPv4 header, client → real server, addresses alone
+    uint16_t spare
+    uint32_t seq_client         # next sequence number expected from the client (highest seen), host order
+    uint32_t seq_server         # the same from the real server
+    uint32_t ext                # extension record, 0 = none
+
+cdef struct Conn6:              # 128 bytes
+    uint8_t caddr[16]
+    uint8_t vaddr[16]
+    uint16_t cport
+    uint16_t vport
+    uint16_t lport
+    uint16_t dport
+    ConnCommon c
+    uint8_t laddr[16]
+    uint8_t daddr[16]
+    uint32_t seq_client
+    uint32_t seq_server
+    uint32_t ext
+    uint32_t spare[5]
+
+cdef struct ConnCold:           # 32 bytes
+    uint32_t next               # list the record is on (timer wheel slot, half-open, free), CONN_NIL = end
+    uint32_t prev
+    uint16_t where              # list number (timer.pxd)
+    uint16_t spare
+    uint32_t created            # ms
+    uint32_t timeout            # ms; override of the state's, 0 = none
+    uint32_t reserved[3]
+
+cdef struct Bucket:             # 64 bytes, one cache line
+    uint16_t tag[10]            # 0 = empty
+    uint32_t ref[10]            # connection << 1 | direction (0: from the client, 1: from the real server)
+    uint32_t next               # overflow bucket, 0 = none
+
+cdef struct ConnTable:          # process-private view of one family's part of the connection file
+    uint8_t *hot
+    ConnCold *cold
+    Bucket *index
+    uint64_t *key               # 4-word secret
+    uint32_t capacity
+    uint32_t buckets            # primary
+    uint32_t overflow           # overflow buckets: numbers buckets .. buckets + overflow - 1
+    uint32_t overflow_free      # head of the free overflow chain, 0 = none
+    uint32_t used
+    uint32_t free_head
+    uint32_t af
+    uint32_t stride             # of hot: 64 or 128
+
+cdef inline uint32_t conn_buckets(uint32_t capacity) noexcept nogil:
+    return <uint32_t> (<uint64_t> capacity * 2 * 100 // BUCKET_FILL_X100) + 16
+
+
+cdef inline uint32_t conn_overflow(uint32_t capacity) noexcept nogil:
+    return conn_buckets(capacity) // BUCKET_SPARE + 16
+
+
+cdef inline Conn4 *conn4(ConnTable *t, uint32_t i) noexcept nogil:
+    return (<Conn4 *> t.hot) + i
+
+
+cdef inline Conn6 *conn6(ConnTable *t, uint32_t i) noexcept nogil:
+    return (<Conn6 *> t.hot) + i
+
+
+cdef inline ConnCommon *conn_common(ConnTable *t, uint32_t i, int af) noexcept nogil:
+    if af == 4:
+        return &conn4(t, i).c
+    return &conn6(t, i).c
+
+
+cdef inline Bucket *conn_bucket(ConnTable *t, uint64_t h) noexcept nogil:
+    return t.index + lbd_scale(<uint32_t> h, t.buckets)
+
+
+cdef inline uint16_t conn_tag(uint64_t h) noexcept nogil:
+    cdef uint16_t tag = <uint16_t> (h >> 48)
+    return tag if tag else 1
+
+
+cdef inline bint conn4_is(const Conn4 *c, const Tuple *t, uint32_t direction) noexcept nogil:
+    """Does this record's direction carry this packet's tuple?"""
+    if direction == 0:
+        return (c.caddr == lbd_ld32(t.saddr) and c.vaddr == lbd_ld32(t.daddr) and c.cport == t.sport
+                and c.vport == t.dport and c.c.proto == t.proto and c.c.live == 1)
+    return (c.daddr == lbd_ld32(t.saddr) and c.laddr == lbd_ld32(t.daddr) and c.dport == t.sport
+            and c.lport == t.dport and c.c.proto == t.proto and c.c.live == 1)
+
+
+cdef inline bint addr6_is(const uint8_t *a, const uint8_t *b) noexcept nogil:
+    return lbd_ld64(a) == lbd_ld64(b) and lbd_ld64(a + 8) == lbd_ld64(b + 8)
+
+
+cdef inline bint conn6_is(const Conn6 *c, const Tuple *t, uint32_t direction) noexcept nogil:
+    if direction == 0:
+        return (c.cport == t.sport and c.vport == t.dport and c.c.proto == t.proto and c.c.live == 1
+                and addr6_is(c.caddr, t.saddr) and addr6_is(c.vaddr, t.daddr))
+    return (c.dport == t.sport and c.lport == t.dport and c.c.proto == t.proto and c.c.live == 1
+            and addr6_is(c.daddr, t.saddr) and addr6_is(c.laddr, t.daddr))
+
+
+cdef inline bint conn_is(ConnTable *t, uint32_t ref, const Tuple *k, int af) noexcept nogil:
+    if af == 4:
+        return conn4_is(conn4(t, ref >> 1), k, ref & 1)
+    return conn6_is(conn6(t, ref >> 1), k, ref & 1)
+
+
+cdef inline uint32_t conn_lookup(ConnTable *t, const Tuple *k, uint64_t h, int af) noexcept nogil:
+    """ref of the connection and direction that this tuple belongs to, or REF_NONE."""
+    cdef Bucket *b = conn_bucket(t, h)
+    cdef uint16_t tag = conn_tag(h)
+    cdef uint32_t m, ref
+    while True:
+        m = lbd_tag_match(b.tag, tag)
+        while m:
+            ref = b.ref[lbd_ctz(m)]
+            if conn_is(t, ref, k, af):
+                return ref
+            m &= m - 1
+        if b.next == 0:
+            return REF_NONE
+        b = t.index + b.next
+
+
+cdef inline bint index_insert(ConnTable *t, uint64_t h, uint32_t ref) noexcept nogil:
+    """False when the bucket chain is full and no overflow bucket is left."""
+    cdef Bucket *b = conn_bucket(t, h)
+    cdef uint32_t m, n
+    while True:
+        m = lbd_tag_match(b.tag, 0)
+        if m:
+            n = lbd_ctz(m)
+            b.ref[n] = ref
+            b.tag[n] = conn_tag(h)
+            return True
+        if b.next == 0:
+            break
+        b = t.index + b.next
+    n = t.overflow_free
+    if n == 0:
+        return False
+    t.overflow_free = t.index[n].next
+    memset(t.index + n, 0, sizeof(Bucket))
+    t.index[n].ref[0] = ref
+    t.index[n].tag[0] = conn_tag(h)
+    b.next = n
+    return True
+
+
+cdef inline void index_delete(ConnTable *t, uint64_t h, uint32_t ref) noexcept nogil:
+    cdef Bucket *b = conn_bucket(t, h)
+    cdef Bucket *before = NULL
+    cdef uint16_t tag = conn_tag(h)
+    cdef uint32_t m, n
+    while True:
+        m = lbd_tag_match(b.tag, tag)
+        while m:
+            n = lbd_ctz(m)
+            if b.ref[n] == ref:
+                b.tag[n] = 0
+                if before != NULL and lbd_tag_match(b.tag, 0) == 0x3ff:   # an empty overflow bucket goes back
+                    n = before.next
+                    before.next = b.next
+                    b.next = t.overflow_free
+                    t.overflow_free = n
+                return
+            m &= m - 1
+        if b.next == 0:
+            return
+        before = b
+        b = t.index + b.next
+
+
+cdef inline void conn_tuple(ConnTable *t, uint32_t i, uint32_t direction, Tuple *k, int af) noexcept nogil:
+    """The tuple that packets of this direction carry."""
+    cdef Conn4 *c
+    cdef Conn6 *d
+    memset(k, 0, sizeof(Tuple))
+    k.af = af
+    if af == 4:
+        c = conn4(t, i)
+        k.proto = c.c.proto
+        if direction == 0:
+            (<uint32_t *> k.saddr)[0] = c.caddr
+            (<uint32_t *> k.daddr)[0] = c.vaddr
+            k.sport = c.cport
+            k.dport = c.vport
+        else:
+            (<uint32_t *> k.saddr)[0] = c.daddr
+            (<uint32_t *> k.daddr)[0] = c.laddr
+            k.sport = c.dport
+            k.dport = c.lport
+        return
+    d = conn6(t, i)
+    k.proto = d.c.proto
+    if direction == 0:
+        k.saddr = d.caddr
+        k.daddr = d.vaddr
+        k.sport = d.cport
+        k.dport = d.vport
+    else:
+        k.saddr = d.daddr
+        k.daddr = d.laddr
+        k.sport = d.dport
+        k.dport = d.lport
+
+
+cdef inline bint conn_index(ConnTable *t, uint32_t i, int af) noexcept nogil:
+    """Enters both directions into the index; all or nothing."""
+    cdef Tuple k
+    cdef uint64_t h
+    conn_tuple(t, i, 0, &k, af)
+    h = tuple_hash(&k, t.key, af)
+    if not index_insert(t, h, i << 1):
+        return False
+    conn_tuple(t, i, 1, &k, af)
+    if index_insert(t, tuple_hash(&k, t.key, af), i << 1 | 1):
+        return True
+    index_delete(t, h, i << 1)
+    return False
+
+
+cdef inline void conn_unindex(ConnTable *t, uint32_t i, int af) noexcept nogil:
+    cdef Tuple k
+    cdef uint32_t d
+    for d in range(2):
+        conn_tuple(t, i, d, &k, af)
+        index_delete(t, tuple_hash(&k, t.key, af), i << 1 | d)
+
+
+cdef inline uint32_t conn_alloc(ConnTable *t) noexcept nogil:
+    """A free record's number, or CONN_NIL."""
+    cdef uint32_t i = t.free_head
+    if i != CONN_NIL:
+        t.free_head = t.cold[i].next
+        t.used += 1
+    return i
+
+
+cdef inline void conn_free(ConnTable *t, uint32_t i, int af) noexcept nogil:
+    conn_common(t, i, af).live = 0
+    t.cold[i].next = t.free_head
+    t.free_head = i
+    t.used -= 1
+
+
+cdef inline void conn_clear(ConnTable *t) noexcept nogil:
+    """Empties index and free lists; the records stay as they are (conn_rebuild enters the live ones again)."""
+    cdef uint32_t n
+    memset(t.index, 0, <size_t> (t.buckets + t.overflow) * sizeof(Bucket))
+    t.overflow_free = 0
+    for n in range(t.buckets + t.overflow - 1, t.buckets - 1, -1):
+        t.index[n].next = t.overflow_free
+        t.overflow_free = n
+    t.free_head = CONN_NIL
+    t.used = 0

@@ -1,0 +1,155 @@
+# The connection file's layout: head, then per family records, cold parts and index. It outlives every process; who opens it checks
+# the head and either takes its live records over or formats it.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy, memset
+from lbd.datapath.engine cimport Engine
+from lbd.datapath.conn cimport (Conn4, Conn6, ConnCold, Bucket, ConnTable, ConnCommon, conn_buckets, conn_overflow, conn_clear, conn4, conn6,
+                                conn_common, CONN_IMPORTED, CONN_ACTIVE)
+from lbd.datapath.lifetime cimport table_of, timer_of, rebuild_family, conn_schedule, stat_count
+from lbd.datapath.timer cimport timer_clear
+from lbd.datapath.tcp cimport state_active
+from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED, DEST_USED
+from lbd.datapath.neigh cimport ADJ_NONE
+from lbd.datapath.lookup cimport lip_lookup
+
+cdef enum:
+    CONN_MAGIC = 0x4e4f434c         # "LCON"
+    CONN_VERSION = 1
+    CONN_PAGE = 4096
+
+cdef struct ConnHead:
+    uint32_t magic
+    uint32_t version
+    uint32_t conns4
+    uint32_t conns6
+    uint32_t record4                # sizeof, so that a build with another layout formats instead of misreading
+    uint32_t record6
+    uint32_t cold
+    uint32_t ready                  # 1 once formatted
+    uint8_t boot_id[16]             # the clock of last_seen is this boot's
+
+
+cdef inline uint64_t conn_family_bytes(uint32_t n, uint32_t record) noexcept nogil:
+    return (<uint64_t> n * record + <uint64_t> n * sizeof(ConnCold)
+            + (<uint64_t> conn_buckets(n) + conn_overflow(n)) * sizeof(Bucket) + 3 * 64)
+
+
+cdef inline uint64_t conn_file_bytes(uint32_t conns4, uint32_t conns6) noexcept nogil:
+    return (CONN_PAGE + conn_family_bytes(conns4, sizeof(Conn4)) + conn_family_bytes(conns6, sizeof(Conn6)) + CONN_PAGE - 1) & ~<uint64_t> (CONN_PAGE - 1)
+
+
+cdef inline uint8_t *line_up(uint8_t *p) noexcept nogil:
+    return <uint8_t *> ((<uint64_t> p + 63) & ~<uint64_t> 63)
+
+
+cdef inline uint8_t *conn_map(ConnTable *t, uint8_t *at, uint32_t n, uint32_t af, uint64_t *key) noexcept nogil:
+    t.af = af
+    t.capacity = n
+    t.stride = sizeof(Conn4) if af == 4 else sizeof(Conn6)
+    t.buckets = conn_buckets(n)
+    t.overflow = conn_overflow(n)
+    t.key = key
+    t.hot = line_up(at)
+    t.cold = <ConnCold *> line_up(t.hot + <uint64_t> n * t.stride)
+    t.index = <Bucket *> line_up(<uint8_t *> (t.cold + n))
+    return <uint8_t *> (t.index + t.buckets + t.overflow)
+
+
+cdef inline bint svc_is(Engine *e, const ConnCommon *c, const void *vaddr, uint16_t vport, int af) noexcept nogil:
+    if c.svc >= e.max_svc or not e.svc[c.svc].flags & SVC_USED:
+        return False
+    return (e.svc[c.svc].vport == vport and e.svc[c.svc].af == af and e.svc[c.svc].proto == c.proto
+            and memcmp(e.svc[c.svc].vaddr, vaddr, 4 if af == 4 else 16) == 0)
+
+
+cdef inline bint dest_is(Engine *e, uint32_t dest, uint32_t svc, const void *daddr, uint16_t dport, int af) noexcept nogil:
+    if dest >= e.max_dest or not e.dest[dest].flags & DEST_USED:
+        return False
+    return (e.dest[dest].port == dport and e.dest[dest].af == af and e.dest[dest].svc == svc
+            and memcmp(e.dest[dest].addr, daddr, 4 if af == 4 else 16) == 0)
+
+
+cdef inline void numbers_check(Engine *e, uint32_t i, ConnCommon *c, int af) noexcept nogil:
+    """A recovered record's numbers stand if they still mean the same addresses; else they are looked up at its next packet."""
+    cdef const void *vaddr
+    cdef const void *daddr
+    cdef const void *laddr
+    cdef uint16_t vport, dport
+    if af == 4:
+        vaddr, daddr, laddr = &conn4(&e.t4, i).vaddr, &conn4(&e.t4, i).daddr, &conn4(&e.t4, i).laddr
+        vport, dport = conn4(&e.t4, i).vport, conn4(&e.t4, i).dport
+    else:
+        vaddr, daddr, laddr = conn6(&e.t6, i).vaddr, conn6(&e.t6, i).daddr, conn6(&e.t6, i).laddr
+        vport, dport = conn6(&e.t6, i).vport, conn6(&e.t6, i).dport
+    if not svc_is(e, c, vaddr, vport, af) or not dest_is(e, c.dest, c.svc, daddr, dport, af):
+        c.svc = SVC_NONE
+        c.dest = DEST_NONE
+        c.flags |= CONN_IMPORTED
+    c.lip = lip_lookup(e, <const uint8_t *> laddr, af)
+    if c.lip == LIP_NONE:
+        c.flags |= CONN_IMPORTED
+    else:
+        e.lip_stat[c.lip].in_use += 1
+    c.adj_fwd = ADJ_NONE
+    c.fib_gen = e.fib_gen[0] - 1
+
+
+cdef inline uint32_t conn_recover(Engine *e, bint fresh_tables, int af) noexcept nogil:
+    """Index, lists and counts of one family from its live records. fresh_tables: the adjacency numbers mean nothing any more."""
+    cdef ConnTable *t = table_of(e, af)
+    cdef ConnCommon *c
+    cdef uint32_t i
+    conn_clear(t)
+    timer_clear(timer_of(e, af), e.now_ms)
+    rebuild_family(e, af)
+    for i in range(t.capacity):
+        c = conn_common(t, i, af)
+        if not c.live:
+            continue
+        numbers_check(e, i, c, af)
+        if fresh_tables:
+            c.adj_rev = ADJ_NONE
+        if state_active(c.state):
+            c.flags |= CONN_ACTIVE
+        else:
+            c.flags &= <uint8_t> ~CONN_ACTIVE
+        stat_count(e, c, 1)
+        conn_schedule(e, i, c, af)
+    return t.used
+
+
+cdef inline void conn_format(Engine *e, ConnHead *h, const uint8_t *boot_id, uint32_t conns4, uint32_t conns6) noexcept nogil:
+    h.ready = 0
+    memset(<void *> e.t4.hot, 0, <uint64_t> conns4 * sizeof(Conn4))
+    memset(<void *> e.t6.hot, 0, <uint64_t> conns6 * sizeof(Conn6))
+    h.magic = CONN_MAGIC
+    h.version = CONN_VERSION
+    h.conns4 = conns4
+    h.conns6 = conns6
+    h.record4 = sizeof(Conn4)
+    h.record6 = sizeof(Conn6)
+    h.cold = sizeof(ConnCold)
+    memcpy(h.boot_id, boot_id, 16)
+    h.ready = 1
+
+
+cdef inline uint32_t conn_file_attach(Engine *e, void *base, const uint8_t *boot_id, uint32_t conns4, uint32_t conns6,
+                                      bint fresh_tables) noexcept nogil:
+    """Lays the engine's connection tables over the file's bytes; e.now_ms is set. Returns the connections recovered."""
+    cdef ConnHead *h = <ConnHead *> base
+    cdef uint32_t i
+    cdef uint8_t *at = conn_map(&e.t4, <uint8_t *> base + CONN_PAGE, conns4, 4, e.hash_key)
+    conn_map(&e.t6, at, conns6, 6, e.hash_key)
+    if (h.magic != CONN_MAGIC or h.version != CONN_VERSION or h.conns4 != conns4 or h.conns6 != conns6 or h.ready != 1
+            or h.record4 != sizeof(Conn4) or h.record6 != sizeof(Conn6) or h.cold != sizeof(ConnCold)
+            or memcmp(h.boot_id, boot_id, 16) != 0):
+        conn_format(e, h, boot_id, conns4, conns6)
+    for i in range(e.max_svc):
+        e.svc_stat[i].active = 0
+        e.svc_stat[i].inactive = 0
+    for i in range(e.max_dest):
+        e.dest_stat[i].active = 0
+        e.dest_stat[i].inactive = 0
+    for i in range(e.max_lip):
+        e.lip_stat[i].in_use = 0
+    return conn_recover(e, fresh_tables, 4) + conn_recover(e, fresh_tables, 6)

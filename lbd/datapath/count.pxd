@@ -1,0 +1,35 @@
+# Counters of one worker: 64-bit, one writer (the worker), plain stores; a reader sees monotonic values.
+# They live in the worker's segment, so that a new process of the same worker goes on counting.
+from libc.stdint cimport uint64_t
+
+cdef struct Counters:
+    uint64_t drops[64]              # by Reason
+    uint64_t verdicts[8]            # by Verdict
+    uint64_t consumed[64]           # by Reason: answered by lbd (ICMP errors)
+    uint64_t handed_out             # packets given to another worker
+    uint64_t handed_in
+    uint64_t misplaced              # received from the NIC though another worker owns the flow
+    uint64_t busy_ns                # spent on bursts
+    uint64_t idle_ns
+    uint64_t bursts
+    uint64_t burst_size[8]          # non-empty polls by size: 1 2 4 8 16 32 64 more
+    uint64_t conns_made
+    uint64_t conns_expired[8]       # by ExpireReason
+    uint64_t icmp_sent
+    uint64_t icmp_mapped            # ICMP errors translated
+    uint64_t kernel_out             # packets given to the slow path
+    uint64_t capture_lost
+    uint64_t events_lost
+    uint64_t commands
+    uint64_t bad_commands
+    uint64_t sleeps
+    uint64_t wakes
+    uint64_t frames_dropped_restart
+    uint64_t spare[32]
+
+cdef enum ExpireReason:
+    EXPIRE_TIMEOUT = 0
+    EXPIRE_CLOSED = 1
+    EXPIRE_RESET = 2
+    EXPIRE_EVICTED = 3
+    EXPIRE_ADMIN = 4

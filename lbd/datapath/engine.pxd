@@ -1,0 +1,82 @@
+# The engine: pointers to one worker's tables, its settings, and the scratch space of a burst. Plain memory: the same struct stands
+# over shared segments (worker), private memory (replay, tests, fuzzer, benchmarks).
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int64_t
+from lbd.datapath.pkt cimport Pkt
+from lbd.datapath.flow cimport Tuple
+from lbd.datapath.svc cimport Svc, SvcStat, Dest, Lip, LipStat
+from lbd.datapath.neigh cimport Iface, Adj
+from lbd.datapath.fib cimport Route
+from lbd.datapath.conn cimport ConnTable
+from lbd.datapath.timer cimport Timer
+from lbd.datapath.count cimport Counters
+
+cdef struct TokenBucket:        # `rate` per second, a burst of a tenth of it
+    uint64_t rate
+    uint64_t credit_ns          # time saved up, at most 0.1 s
+    uint64_t last_ns
+
+cdef struct Engine:
+    # tables; `max_*` are their sizes
+    Svc *svc
+    SvcStat *svc_stat
+    uint32_t *svc_hash          # heads: number + 1
+    Dest *dest
+    SvcStat *dest_stat
+    Lip *lip
+    LipStat *lip_stat
+    Iface *iface
+    Adj *adj
+    uint32_t *adj_hash
+    Route *route
+    uint32_t *route_hash
+    uint32_t *arena             # scheduling tables (host segment, read only here)
+    uint8_t *owner              # [2][OWNER_BUCKETS] (host segment, read only here)
+    uint64_t *hash_key          # 4 words (host segment)
+    uint8_t *rss_key
+    SvcStat *peer_dest_stat[16] # other workers' dest statistics, for least-connection schedulers; NULL = none
+    Counters *count
+    uint32_t *fib_gen           # in the worker's head, shared with the master's eyes
+    uint32_t max_svc
+    uint32_t max_dest
+    uint32_t max_lip
+    uint32_t svc_hash_mask
+    uint32_t arena_slots
+    uint32_t worker             # own number
+    uint32_t workers
+    uint32_t rss_known
+    uint32_t rss_udp_ports
+    uint32_t owner_prev_valid
+    # connections
+    ConnTable t4
+    ConnTable t6
+    Timer w4
+    Timer w6
+    # settings
+    uint32_t timeout[16]        # ms by TcpState
+    uint32_t verify_csum
+    uint32_t return_route
+    TokenBucket icmp_bucket
+    TokenBucket kernel_bucket
+    uint32_t half_open_limit
+    # mirrored addresses in use, for quick walks
+    uint16_t lip4[256]
+    uint16_t lip6[256]
+    uint32_t lip4_n
+    uint32_t lip6_n
+    uint32_t lip_cursor
+    uint32_t plen4[33]          # routes per prefix length
+    uint32_t plen6[129]
+    uint32_t adj_free           # search hint
+    uint32_t route_free
+    # neighbours wanted: small ring of adjacency numbers, emptied by the adapter
+    uint16_t wanted[64]
+    uint32_t wanted_n
+    uint32_t lip_exhausted_n    # events for the adapter to report, then zeroed
+    uint32_t lip_exhausted
+    uint32_t table_full_n
+    # the burst at hand
+    uint64_t now_ns
+    uint32_t now_ms
+    Tuple tuple[64]
+    uint64_t hash[64]
+    uint8_t kind[64]

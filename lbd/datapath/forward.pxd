@@ -1,0 +1,379 @@
+# A packet of a known connection: state, next hop, MTU, TTL, rewrite. And the making of a new connection.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
+from libc.string cimport memcmp, memcpy, memset
+from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_bswap16, lbd_bswap32, lbd_likely, lbd_unlikely, lbd_compiler_barrier)
+from lbd.datapath.engine cimport Engine
+from lbd.datapath.pkt cimport Pkt, PKT_NEW, PKT_REPLY, PKT_HANDED, PKT_ICMP_ERROR
+from lbd.datapath.flow cimport Tuple, tuple_hash
+from lbd.datapath.hdr cimport TcpHdr, PROTO_TCP, PROTO_UDP, TCP_SYN, TCP_ACK, TCP_FIN, TCP_RST
+from lbd.datapath.reason cimport *
+from lbd.datapath.conn cimport *
+from lbd.datapath.tcp cimport *
+from lbd.datapath.svc cimport Svc, Dest, SVC_NONE, DEST_NONE, LIP_NONE, DEST_USED, DEST_UP
+from lbd.datapath.neigh cimport Adj, ADJ_NONE, ADJ_USED, ADJ_VALID, IFACE_UP
+from lbd.datapath.lookup cimport nexthop, adj_learn, neigh_want, svc_lookup, lip_lookup
+from lbd.datapath.lifetime cimport table_of, timer_of, conn_enter, conn_end, conn_schedule, stat_count, evict
+from lbd.datapath.laddr cimport laddr_pick
+from lbd.datapath.sched cimport schedule
+from lbd.datapath.nat cimport rewrite4, rewrite6, link_write, delta_set
+from lbd.datapath.icmp_err cimport answer, translate4, translate6, quoted_seq
+from lbd.datapath.count cimport EXPIRE_ADMIN
+
+
+cdef inline bint drop(Pkt *p, uint32_t reason) noexcept nogil:
+    p.verdict = VERDICT_DROP
+    p.reason = reason
+    return False
+
+
+# --- state -----------------------------------------------------------------------------------------------------------
+
+cdef inline uint32_t *seq_edge(Engine *e, uint32_t i, uint32_t direction, int af) noexcept nogil:
+    if af == 4:
+        return &conn4(&e.t4, i).seq_client if direction == 0 else &conn4(&e.t4, i).seq_server
+    return &conn6(&e.t6, i).seq_client if direction == 0 else &conn6(&e.t6, i).seq_server
+
+
+cdef inline void tcp_step(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t direction, int af) noexcept nogil:
+    """State by the table of tcp.pxd, and the sequence edges. Nothing is refused here: the ends judge segments themselves; a segment
+    out of the window just leaves the state alone."""
+    cdef TcpHdr *t = <TcpHdr *> (p.data + p.l4)
+    cdef uint32_t seq = lbd_bswap32(t.seq)
+    cdef uint32_t event = tcp_event(p.tcp_flags)
+    cdef uint32_t *edge = seq_edge(e, i, direction, af)
+    cdef uint32_t next, end, state = c.state
+    end = seq + (p.l3 + p.l3_len - p.l4 - (t.doff >> 4) * 4)
+    if lbd_likely(event == EVENT_ACK and state == STATE_ESTABLISHED):
+        if <int32_t> (end - edge[0]) > 0:
+            edge[0] = end
+        return
+    if p.tcp_flags & (TCP_SYN | TCP_FIN):
+        end += 1
+    if event == EVENT_SYN:
+        next = lbd_tcp_next[direction][event][state]
+        if direction == 0 and next == STATE_SYN_RECV:
+            if state != STATE_SYN_RECV:              # the client starts anew on a connection that was over
+                c.flags &= <uint8_t> ~(CONN_SYNACK | CONN_FIN_CLIENT | CONN_FIN_SERVER)
+                table_of(e, af).cold[i].created = e.now_ms
+                conn_enter(e, i, c, STATE_SYN_RECV, af)
+            edge[0] = end
+        elif direction == 1 and p.tcp_flags & TCP_ACK and state == STATE_SYN_RECV:
+            c.flags |= CONN_SYNACK
+            edge[0] = end
+        return
+    if not tcp_in_window(seq, edge[0]) and state != STATE_SYN_RECV:
+        return
+    if state == STATE_SYN_RECV:
+        if direction == 0 and event != EVENT_RST:
+            if not (c.flags & CONN_SYNACK and p.tcp_flags & TCP_ACK
+                    and tcp_in_window(lbd_bswap32(t.ack_seq), seq_edge(e, i, 1, af)[0])):
+                return
+            state = STATE_ESTABLISHED
+        elif direction == 1 and event == EVENT_ACK:
+            return
+    next = lbd_tcp_next[direction][event][state]
+    if <int32_t> (end - edge[0]) > 0:
+        edge[0] = end
+    if next != c.state:
+        conn_enter(e, i, c, next, af)
+
+
+cdef inline void udp_step(Engine *e, uint32_t i, ConnCommon *c, uint32_t direction, int af) noexcept nogil:
+    if direction == 1 and c.state == STATE_UDP_ONEWAY:
+        conn_enter(e, i, c, STATE_UDP, af)
+
+
+# --- next hop --------------------------------------------------------------------------------------------------------
+
+cdef inline void adj_resolve(Engine *e, uint32_t i, ConnCommon *c, int af) noexcept nogil:
+    """Routes have changed since this connection looked: look again, for the real server (and by route: the client)."""
+    cdef uint8_t addr[16]
+    cdef Dest *d
+    memset(addr, 0, 16)
+    if af == 4:
+        memcpy(addr, &conn4(&e.t4, i).daddr, 4)
+    else:
+        memcpy(addr, conn6(&e.t6, i).daddr, 16)
+    if c.dest != DEST_NONE:
+        d = e.dest + c.dest
+        if d.fib_gen != e.fib_gen[0] or d.adj == ADJ_NONE:
+            d.adj = nexthop(e, addr, af)
+            d.fib_gen = e.fib_gen[0]
+        c.adj_fwd = d.adj
+    else:
+        c.adj_fwd = nexthop(e, addr, af)
+    if e.return_route:
+        memset(addr, 0, 16)
+        if af == 4:
+            memcpy(addr, &conn4(&e.t4, i).caddr, 4)
+        else:
+            memcpy(addr, conn6(&e.t6, i).caddr, 16)
+        c.adj_rev = nexthop(e, addr, af)
+    c.fib_gen = e.fib_gen[0]
+
+
+cdef inline bint came_from(const Pkt *p, const Adj *a) noexcept nogil:
+    return (lbd_ld32(p.data + 6) == lbd_ld32(a.dmac) and lbd_ld16(p.data + 10) == lbd_ld16(a.dmac + 4)
+            and a.iface == p.ifin and a.vlan == p.vlan and a.outer == p.outer and a.flags & ADJ_USED)
+
+
+cdef inline bint way_out(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t direction, int af) noexcept nogil:
+    """Settles p.ifout; checks link, neighbour, MTU and TTL. False: dropped or answered, the packet is as it came."""
+    cdef uint32_t n
+    cdef Adj *a
+    if lbd_unlikely(c.fib_gen != e.fib_gen[0]):
+        adj_resolve(e, i, c, af)
+    if direction == 0 and not e.return_route and lbd_unlikely(c.adj_rev == ADJ_NONE or not came_from(p, e.adj + c.adj_rev)):
+        c.adj_rev = adj_learn(e, p.data + 6, p.ifin, p.vlan, p.outer)
+    n = c.adj_fwd if direction == 0 else c.adj_rev
+    if lbd_unlikely(n == ADJ_NONE):
+        c.fib_gen = e.fib_gen[0] - 1
+        return drop(p, REASON_NO_ROUTE)
+    a = e.adj + n
+    if lbd_unlikely(not a.flags & ADJ_VALID):
+        neigh_want(e, n)
+        return drop(p, REASON_NO_NEIGHBOR)
+    if lbd_unlikely(not e.iface[a.iface].flags & IFACE_UP):
+        return drop(p, REASON_LINK_DOWN)
+    if lbd_unlikely(p.data[p.l3 + (8 if af == 4 else 7)] <= 1):
+        answer(e, p, REASON_TTL_EXPIRED, 0)
+        return False
+    if lbd_unlikely(p.l3_len > e.iface[a.iface].mtu):
+        answer(e, p, REASON_MTU_EXCEEDED, e.iface[a.iface].mtu)
+        return False
+    p.ifout = a.iface
+    return True
+
+
+cdef inline void count_packet(Engine *e, const Pkt *p, const ConnCommon *c, uint32_t direction) noexcept nogil:
+    if direction == 0:
+        if c.svc != SVC_NONE:
+            e.svc_stat[c.svc].in_pkts += 1
+            e.svc_stat[c.svc].in_bytes += p.l3_len
+        if c.dest != DEST_NONE:
+            e.dest_stat[c.dest].in_pkts += 1
+            e.dest_stat[c.dest].in_bytes += p.l3_len
+    else:
+        if c.svc != SVC_NONE:
+            e.svc_stat[c.svc].out_pkts += 1
+            e.svc_stat[c.svc].out_bytes += p.l3_len
+        if c.dest != DEST_NONE:
+            e.dest_stat[c.dest].out_pkts += 1
+            e.dest_stat[c.dest].out_bytes += p.l3_len
+
+
+cdef inline void rebind(Engine *e, uint32_t i, ConnCommon *c, const Tuple *k, int af) noexcept nogil:
+    """A record of an earlier life meets its service, real server and LIP again, which had to be configured first."""
+    cdef uint32_t svc, slot, d
+    cdef const uint8_t *daddr
+    cdef const uint8_t *laddr
+    cdef uint16_t dport
+    cdef Svc *s
+    if af == 4:
+        daddr = <const uint8_t *> &conn4(&e.t4, i).daddr
+        laddr = <const uint8_t *> &conn4(&e.t4, i).laddr
+        dport = conn4(&e.t4, i).dport
+    else:
+        daddr = conn6(&e.t6, i).daddr
+        laddr = conn6(&e.t6, i).laddr
+        dport = conn6(&e.t6, i).dport
+    if c.lip == LIP_NONE:
+        c.lip = lip_lookup(e, laddr, af)
+        if c.lip != LIP_NONE:
+            e.lip_stat[c.lip].in_use += 1
+    svc = svc_lookup(e, k.daddr, k.dport, k.proto, af)
+    if svc == SVC_NONE:
+        return
+    c.flags &= <uint8_t> ~CONN_IMPORTED
+    stat_count(e, c, -1)
+    c.svc = svc
+    s = e.svc + svc
+    for slot in range(s.table_len):
+        d = e.arena[s.table_off + slot]
+        if d < e.max_dest and e.dest[d].port == dport and memcmp(e.dest[d].addr, daddr, 4 if af == 4 else 16) == 0:
+            c.dest = d
+            break
+    stat_count(e, c, 1)
+
+
+cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept nogil:
+    """A TCP or UDP packet whose connection and direction are known: the established path."""
+    cdef uint32_t i = ref >> 1
+    cdef uint32_t direction = ref & 1
+    cdef ConnCommon *c = conn_common(table_of(e, af), i, af)
+    cdef Tuple k
+    if lbd_unlikely(c.flags & CONN_IMPORTED):
+        conn_tuple(table_of(e, af), i, 0, &k, af)
+        rebind(e, i, c, &k, af)
+    p.svc = c.svc
+    p.dest = c.dest
+    if direction:
+        p.flags |= PKT_REPLY
+    if lbd_unlikely(not way_out(e, p, i, c, direction, af)):
+        return
+    c.last_seen = e.now_ms
+    if lbd_likely(p.proto == PROTO_TCP):
+        tcp_step(e, p, i, c, direction, af)
+    else:
+        udp_step(e, i, c, direction, af)
+    if af == 4:
+        rewrite4(p, conn4(&e.t4, i), direction)
+    else:
+        rewrite6(p, conn6(&e.t6, i), direction)
+    link_write(p, e.adj + (c.adj_fwd if direction == 0 else c.adj_rev))
+    count_packet(e, p, c, direction)
+    p.verdict = VERDICT_FORWARD
+    p.reason = REASON_NONE
+
+
+cdef inline void forward_icmp(Engine *e, Pkt *p, uint32_t ref, uint8_t proto, int af) noexcept nogil:
+    """An ICMP error about a packet of this connection goes to the other side, translated. It changes no state and no timer."""
+    cdef uint32_t i = ref >> 1
+    cdef uint32_t direction = ref & 1
+    cdef ConnCommon *c = conn_common(table_of(e, af), i, af)
+    cdef uint32_t seq
+    p.svc = c.svc
+    p.dest = c.dest
+    if proto == PROTO_TCP:
+        # quoted: what the other end sent; a blind sender doesn't know its sequence numbers (RFC 5927)
+        seq = quoted_seq(p)
+        if not tcp_in_window(seq, seq_edge(e, i, 1 - direction, af)[0]):
+            drop(p, REASON_ICMP_UNMATCHED)
+            return
+    if c.fib_gen != e.fib_gen[0]:
+        adj_resolve(e, i, c, af)
+    if direction == 0 and c.adj_fwd == ADJ_NONE or direction == 1 and c.adj_rev == ADJ_NONE:
+        drop(p, REASON_NO_ROUTE)
+        return
+    if not e.adj[c.adj_fwd if direction == 0 else c.adj_rev].flags & ADJ_VALID:
+        drop(p, REASON_NO_NEIGHBOR)
+        return
+    if p.data[p.l3 + (8 if af == 4 else 7)] <= 1:
+        drop(p, REASON_TTL_EXPIRED)
+        return
+    if af == 4:
+        translate4(p, conn4(&e.t4, i), direction)
+    else:
+        translate6(p, conn6(&e.t6, i), direction, proto)
+    p.ifout = e.adj[c.adj_fwd if direction == 0 else c.adj_rev].iface
+    link_write(p, e.adj + (c.adj_fwd if direction == 0 else c.adj_rev))
+    e.count.icmp_mapped += 1
+    p.verdict = VERDICT_FORWARD
+    p.reason = REASON_NONE
+
+
+# --- a new connection ------------------------------------------------------------------------------------------------
+
+cdef inline void conn_fill(Engine *e, uint32_t i, const Tuple *t, const Tuple *back, uint32_t svc, uint32_t dest, uint32_t lip, int af) noexcept nogil:
+    """The record, but for `live`."""
+    cdef ConnTable *tab = table_of(e, af)
+    cdef Conn4 *c
+    cdef Conn6 *d
+    cdef ConnCommon *m
+    if af == 4:
+        c = conn4(tab, i)
+        memset(c, 0, sizeof(Conn4))
+        c.caddr = lbd_ld32(t.saddr)
+        c.vaddr = lbd_ld32(t.daddr)
+        c.laddr = lbd_ld32(back.daddr)
+        c.daddr = lbd_ld32(back.saddr)
+        c.cport = t.sport
+        c.vport = t.dport
+        c.lport = back.dport
+        c.dport = back.sport
+    else:
+        d = conn6(tab, i)
+        memset(d, 0, sizeof(Conn6))
+        memcpy(d.caddr, t.saddr, 16)
+        memcpy(d.vaddr, t.daddr, 16)
+        memcpy(d.laddr, back.daddr, 16)
+        memcpy(d.daddr, back.saddr, 16)
+        d.cport = t.sport
+        d.vport = t.dport
+        d.lport = back.dport
+        d.dport = back.sport
+    m = conn_common(tab, i, af)
+    m.last_seen = e.now_ms
+    m.fib_gen = e.fib_gen[0] - 1
+    m.adj_fwd = ADJ_NONE
+    m.adj_rev = ADJ_NONE
+    m.svc = svc
+    m.dest = dest
+    m.lip = lip
+    m.proto = t.proto
+    tab.cold[i].created = e.now_ms
+    tab.cold[i].timeout = 0
+    delta_set(tab, i, af)
+
+
+cdef inline uint32_t conn_room(Engine *e, int af) noexcept nogil:
+    cdef uint32_t i = conn_alloc(table_of(e, af))
+    if i == CONN_NIL and evict(e, af):
+        i = conn_alloc(table_of(e, af))
+    if i == CONN_NIL:
+        e.table_full_n += 1
+    return i
+
+
+cdef inline uint32_t conn_open(Engine *e, Pkt *p, const Tuple *t, uint32_t svc, int af) noexcept nogil:
+    """A connection for the first packet of a flow: real server, local address and port, record, index. REF_NONE: dropped."""
+    cdef Svc *s = e.svc + svc
+    cdef uint32_t dest, lip, i
+    cdef uint64_t h
+    cdef Tuple back
+    cdef ConnCommon *m
+    p.svc = svc
+    dest = schedule(e, s, t)
+    if dest == DEST_NONE:
+        drop(p, REASON_NO_BACKEND)
+        return REF_NONE
+    p.dest = dest
+    i = conn_room(e, af)                        # before the port: evicting may free one
+    if i == CONN_NIL:
+        drop(p, REASON_CONN_TABLE_FULL)
+        return REF_NONE
+    memset(&back, 0, sizeof(Tuple))
+    memcpy(back.saddr, e.dest[dest].addr, 16)
+    back.sport = e.dest[dest].port
+    back.proto = t.proto
+    back.af = af
+    lip = laddr_pick(e, &back, &h, af)
+    if lip == LIP_NONE:
+        conn_free(table_of(e, af), i, af)
+        drop(p, REASON_LOCAL_PORT_EXHAUSTED)
+        return REF_NONE
+    conn_fill(e, i, t, &back, svc, dest, lip, af)
+    m = conn_common(table_of(e, af), i, af)
+    m.state = STATE_SYN_RECV if t.proto == PROTO_TCP else STATE_UDP_ONEWAY
+    if not conn_index(table_of(e, af), i, af):
+        e.lip_stat[lip].in_use -= 1
+        conn_free(table_of(e, af), i, af)
+        drop(p, REASON_CONN_TABLE_FULL)
+        return REF_NONE
+    conn_schedule(e, i, m, af)
+    lbd_compiler_barrier()
+    m.live = 1
+    stat_count(e, m, 1)
+    e.svc_stat[svc].conns += 1
+    e.dest_stat[dest].conns += 1
+    e.count.conns_made += 1
+    p.flags |= PKT_NEW
+    return i << 1
+
+
+cdef inline bint dest_gone(Engine *e, const ConnCommon *c) noexcept nogil:
+    """Its real server can't take a new connection any more."""
+    if c.dest == DEST_NONE:
+        return True
+    return (e.dest[c.dest].flags & (DEST_USED | DEST_UP)) != (DEST_USED | DEST_UP) or e.dest[c.dest].weight == 0
+
+
+cdef inline bint starts_anew(Engine *e, const Pkt *p, uint32_t ref, int af) noexcept nogil:
+    """A client's SYN on a connection that is over or half open, whose real server is gone: schedule it again."""
+    cdef ConnCommon *c
+    if p.proto != PROTO_TCP or (p.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN or ref & 1:
+        return False
+    c = conn_common(table_of(e, af), ref >> 1, af)
+    if c.state == STATE_ESTABLISHED or c.state == STATE_CLOSE_WAIT or c.state == STATE_FIN_WAIT:
+        return False
+    return dest_gone(e, c)

@@ -1,0 +1,73 @@
+# Wire formats: packed structs with the RFCs' and the kernel's field names, all in network order (be16, be32).
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+ctypedef uint16_t be16
+ctypedef uint32_t be32
+
+cdef packed struct EthHdr:
+    uint8_t dst[6]
+    uint8_t src[6]
+    be16 type
+
+cdef packed struct IpHdr:       # RFC 791
+    uint8_t ver_ihl
+    uint8_t tos
+    be16 tot_len
+    be16 id
+    be16 frag_off
+    uint8_t ttl
+    uint8_t protocol
+    uint16_t check
+    be32 saddr
+    be32 daddr
+
+cdef packed struct Ip6Hdr:      # RFC 8200
+    be32 ver_tc_flow
+    be16 payload_len
+    uint8_t nexthdr
+    uint8_t hop_limit
+    uint8_t saddr[16]
+    uint8_t daddr[16]
+
+cdef packed struct TcpHdr:      # RFC 9293
+    be16 source
+    be16 dest
+    be32 seq
+    be32 ack_seq
+    uint8_t doff                # upper 4 bits: header length in 32-bit words
+    uint8_t flags
+    be16 window
+    uint16_t check
+    be16 urg_ptr
+
+cdef packed struct UdpHdr:      # RFC 768
+    be16 source
+    be16 dest
+    be16 len
+    uint16_t check
+
+cdef packed struct IcmpHdr:     # RFC 792, RFC 4443: the same head
+    uint8_t type
+    uint8_t code
+    uint16_t check
+    be16 rest_hi
+    be16 rest_lo                # ICMP type 3 code 4: next-hop MTU; ICMPv6 type 2: low half of the 32-bit MTU
+
+cdef enum:
+    ETH_HLEN = 14
+    VLAN_HLEN = 4
+    ETH_P_IP = 0x0800
+    ETH_P_IPV6 = 0x86dd
+    ETH_P_8021Q = 0x8100
+    ETH_P_8021AD = 0x88a8
+    PROTO_ICMP = 1
+    PROTO_TCP = 6
+    PROTO_UDP = 17
+    PROTO_ICMPV6 = 58
+    TCP_FIN = 1
+    TCP_SYN = 2
+    TCP_RST = 4
+    TCP_ACK = 16
+    IP_DF = 0x4000
+    IP_MF = 0x2000
+    IP_OFFMASK = 0x1fff

@@ -1,0 +1,226 @@
+# ICMP errors. Two things: those that lbd sends itself (time exceeded, fragmentation needed, packet too big), built in place of the
+# offending packet; and those about a connection's packets, translated to the other side (RFC 5508, RFC 4443).
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
+from libc.string cimport memcpy, memmove, memset
+from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_st16, lbd_st32, lbd_bswap16, lbd_bswap32, lbd_copy16
+from lbd.datapath.engine cimport Engine, TokenBucket
+from lbd.datapath.pkt cimport Pkt, PKT_ICMP_ERROR, FRAME_SLACK
+from lbd.datapath.hdr cimport *
+from lbd.datapath.csum cimport csum_apply, csum_diff, csum_fold, csum_partial, csum_pseudo
+from lbd.datapath.conn cimport Conn4, Conn6
+from lbd.datapath.reason cimport *
+
+cdef enum:
+    ICMP4_QUOTE = 548           # bytes of the offending packet quoted: 576 in all (RFC 1812 §4.3.2.3)
+    ICMP6_QUOTE = 1232          # 1280 in all (RFC 4443 §2.4 c)
+
+
+cdef inline bint token_take(TokenBucket *b, uint64_t now_ns) noexcept nogil:
+    """One token, if there is one. rate 0 = never."""
+    cdef uint64_t cap
+    if b.rate == 0:
+        return False
+    cap = 100000 * 1000                      # a tenth of a second, in ns
+    b.credit_ns += now_ns - b.last_ns
+    b.last_ns = now_ns
+    if b.credit_ns > cap:
+        b.credit_ns = cap
+    if b.credit_ns < 1000000000 // b.rate:
+        return False
+    b.credit_ns -= 1000000000 // b.rate
+    return True
+
+
+cdef inline void mac_swap(uint8_t *to, const uint8_t *from_) noexcept nogil:
+    cdef uint8_t mac[12]
+    memcpy(mac, from_ + 6, 6)
+    memcpy(mac + 6, from_, 6)
+    memcpy(to, mac, 12)
+
+
+cdef inline void answer4(Engine *e, Pkt *p, uint8_t type, uint8_t code, uint32_t mtu) noexcept nogil:
+    cdef uint32_t quote = p.l3_len if p.l3_len < ICMP4_QUOTE else ICMP4_QUOTE
+    cdef uint32_t src, dst = (<IpHdr *> (p.data + p.l3)).saddr
+    cdef uint8_t *d = p.data - 28
+    cdef IpHdr *ip
+    cdef IcmpHdr *ic
+    src = lbd_ld32(e.iface[p.ifin].addr4)
+    if src == 0:
+        src = (<IpHdr *> (p.data + p.l3)).daddr          # no address of its own: the one that was asked
+    memmove(d, p.data, p.l3)
+    mac_swap(d, d)
+    ip = <IpHdr *> (d + p.l3)
+    memset(ip, 0, 28)
+    ip.ver_ihl = 0x45
+    ip.tot_len = lbd_bswap16(28 + quote)
+    ip.ttl = 64
+    ip.protocol = PROTO_ICMP
+    ip.saddr = src
+    ip.daddr = dst
+    ip.check = <uint16_t> ~csum_fold(csum_partial(<uint8_t *> ip, 20, 0))
+    ic = <IcmpHdr *> (d + p.l3 + 20)
+    ic.type = type
+    ic.code = code
+    ic.rest_lo = lbd_bswap16(mtu)
+    ic.check = <uint16_t> ~csum_fold(csum_partial(<uint8_t *> ic, 8 + quote, 0))
+    p.data = d
+    p.len = p.l3 + 28 + quote
+
+
+cdef inline void answer6(Engine *e, Pkt *p, uint8_t type, uint8_t code, uint32_t mtu) noexcept nogil:
+    cdef uint32_t quote = p.l3_len if p.l3_len < ICMP6_QUOTE else ICMP6_QUOTE
+    cdef uint8_t *d = p.data - 48
+    cdef uint8_t dst[16]
+    cdef uint8_t src[16]
+    cdef Ip6Hdr *ip
+    cdef IcmpHdr *ic
+    cdef uint32_t i, set = 0
+    memcpy(dst, p.data + p.l3 + 8, 16)
+    memcpy(src, e.iface[p.ifin].addr6, 16)
+    for i in range(16):
+        set |= src[i]
+    if set == 0:
+        memcpy(src, p.data + p.l3 + 24, 16)
+    memmove(d, p.data, p.l3)
+    mac_swap(d, d)
+    ip = <Ip6Hdr *> (d + p.l3)
+    memset(ip, 0, 48)
+    lbd_st32(&ip.ver_tc_flow, lbd_bswap32(0x60000000))
+    ip.payload_len = lbd_bswap16(8 + quote)
+    ip.nexthdr = PROTO_ICMPV6
+    ip.hop_limit = 64
+    memcpy(ip.saddr, src, 16)
+    memcpy(ip.daddr, dst, 16)
+    ic = <IcmpHdr *> (d + p.l3 + 40)
+    ic.type = type
+    ic.code = code
+    ic.rest_lo = lbd_bswap16(mtu)
+    ic.check = <uint16_t> ~csum_fold(csum_partial(<uint8_t *> ic, 8 + quote,
+                                                  csum_pseudo(src, dst, 16, PROTO_ICMPV6, 8 + quote)))
+    p.data = d
+    p.len = p.l3 + 48 + quote
+
+
+cdef inline void answer(Engine *e, Pkt *p, uint32_t reason, uint32_t mtu) noexcept nogil:
+    """Answers a packet that can't go on with an ICMP error (verdict CONSUME), or drops it when the rate is used up or it is itself
+    an ICMP error (RFC 1122 §3.2.2). The packet must be as it came."""
+    if p.flags & PKT_ICMP_ERROR or not token_take(&e.icmp_bucket, e.now_ns):
+        p.verdict = VERDICT_DROP
+        p.reason = reason
+        return
+    if p.af == 4:
+        if reason == REASON_TTL_EXPIRED:
+            answer4(e, p, 11, 0, 0)
+        else:
+            answer4(e, p, 3, 4, mtu)
+    elif reason == REASON_TTL_EXPIRED:
+        answer6(e, p, 3, 0, 0)
+    else:
+        answer6(e, p, 2, 0, mtu)
+    e.count.icmp_sent += 1
+    p.verdict = VERDICT_CONSUME
+    p.reason = reason
+    p.ifout = p.ifin
+
+
+cdef inline void inner_ports(uint8_t *l4, uint32_t left, uint8_t proto, uint16_t sport, uint16_t dport, uint64_t addr_diff) noexcept nogil:
+    """New ports in the quoted transport header, and its checksum as far as it was quoted (UDP: unless none)."""
+    cdef uint16_t old[2]
+    cdef uint16_t new[2]
+    cdef uint16_t *check
+    cdef uint32_t at = 16 if proto == PROTO_TCP else 6
+    old[0] = lbd_ld16(l4)
+    old[1] = lbd_ld16(l4 + 2)
+    new[0] = sport
+    new[1] = dport
+    lbd_st16(l4, sport)
+    lbd_st16(l4 + 2, dport)
+    if left < at + 2:
+        return
+    check = <uint16_t *> (l4 + at)
+    if proto == PROTO_UDP and check[0] == 0:
+        return
+    check[0] = csum_apply(check[0], csum_fold(csum_diff(old, new, 4, addr_diff)))
+    if proto == PROTO_UDP and check[0] == 0:
+        check[0] = 0xffff
+
+
+cdef inline void translate4(Pkt *p, const Conn4 *c, uint32_t direction) noexcept nogil:
+    """The error's tuple matched `direction`: it travels that way. Direction 0 (from the client's side, about an answer of ours):
+    outer → LIP to real server, quoted → real server to LIP. Direction 1: outer → VIP to client, quoted → client to VIP."""
+    cdef IpHdr *ip = <IpHdr *> (p.data + p.l3)
+    cdef IpHdr *q = <IpHdr *> (p.data + p.inner)
+    cdef uint32_t n = (q.ver_ihl & 15) * 4
+    cdef uint32_t end = p.l3 + p.l3_len
+    cdef uint32_t old[2]
+    cdef uint32_t new[2]
+    cdef uint64_t diff
+    cdef IcmpHdr *ic = <IcmpHdr *> (p.data + p.l4)
+    old[0] = q.saddr
+    old[1] = q.daddr
+    new[0] = c.daddr if direction == 0 else c.caddr
+    new[1] = c.laddr if direction == 0 else c.vaddr
+    diff = csum_diff(old, new, 8, 0)
+    q.check = csum_apply(q.check, csum_fold(diff))
+    q.saddr = new[0]
+    q.daddr = new[1]
+    if direction == 0:
+        inner_ports(p.data + p.inner + n, end - p.inner - n, q.protocol, c.dport, c.lport, diff)
+        ip.saddr = c.laddr
+        ip.daddr = c.daddr
+    else:
+        inner_ports(p.data + p.inner + n, end - p.inner - n, q.protocol, c.cport, c.vport, diff)
+        ip.saddr = c.vaddr
+        ip.daddr = c.caddr
+    ip.ttl -= 1
+    ip.check = 0
+    ip.check = <uint16_t> ~csum_fold(csum_partial(<uint8_t *> ip, p.l4 - p.l3, 0))
+    ic.check = 0
+    ic.check = <uint16_t> ~csum_fold(csum_partial(p.data + p.l4, end - p.l4, 0))
+
+
+cdef inline uint32_t quoted6_l4(Pkt *p) noexcept nogil:
+    """Offset of the quoted transport header (parse walked it before: the chain is sound)."""
+    cdef uint32_t off = p.inner + 40
+    cdef uint8_t proto = p.data[p.inner + 6]
+    while proto != PROTO_TCP and proto != PROTO_UDP:
+        proto = p.data[off]
+        off += (<uint32_t> p.data[off + 1] + 1) * 8
+    return off
+
+
+cdef inline void translate6(Pkt *p, const Conn6 *c, uint32_t direction, uint8_t proto) noexcept nogil:
+    cdef Ip6Hdr *ip = <Ip6Hdr *> (p.data + p.l3)
+    cdef Ip6Hdr *q = <Ip6Hdr *> (p.data + p.inner)
+    cdef uint32_t end = p.l3 + p.l3_len
+    cdef uint32_t l4 = quoted6_l4(p)
+    cdef uint8_t new[32]
+    cdef uint64_t diff
+    cdef IcmpHdr *ic = <IcmpHdr *> (p.data + p.l4)
+    if direction == 0:
+        lbd_copy16(new, c.daddr)
+        lbd_copy16(new + 16, c.laddr)
+    else:
+        lbd_copy16(new, c.caddr)
+        lbd_copy16(new + 16, c.vaddr)
+    diff = csum_diff(q.saddr, new, 32, 0)
+    memcpy(q.saddr, new, 32)
+    if direction == 0:
+        inner_ports(p.data + l4, end - l4, proto, c.dport, c.lport, diff)
+        lbd_copy16(ip.saddr, c.laddr)
+        lbd_copy16(ip.daddr, c.daddr)
+    else:
+        inner_ports(p.data + l4, end - l4, proto, c.cport, c.vport, diff)
+        lbd_copy16(ip.saddr, c.vaddr)
+        lbd_copy16(ip.daddr, c.caddr)
+    ip.hop_limit -= 1
+    ic.check = 0
+    ic.check = <uint16_t> ~csum_fold(csum_partial(p.data + p.l4, end - p.l4,
+                                                  csum_pseudo(ip.saddr, ip.daddr, 16, PROTO_ICMPV6, end - p.l4)))
+
+
+cdef inline uint32_t quoted_seq(Pkt *p) noexcept nogil:
+    """TCP sequence number in the quoted header (8 bytes of it are always there)."""
+    if p.af == 4:
+        return lbd_bswap32(lbd_ld32(p.data + p.inner + (p.data[p.inner] & 15) * 4 + 4))
+    return lbd_bswap32(lbd_ld32(p.data + quoted6_l4(p) + 4))

@@ -1,0 +1,59 @@
+# Local address and port for a new FULLNAT connection.
+#
+# There is no bitmap of ports: the connection table is the truth, so a port is free towards a real server when no record, TIME_WAIT
+# included, has (real server, LIP, port). The port is chosen such that the answer's flow owner is this worker: on a NIC with known
+# RSS the answer arrives here by itself; elsewhere hand-over brings it here.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+from lbd.datapath.compiler cimport lbd_bswap16
+from lbd.datapath.engine cimport Engine
+from lbd.datapath.flow cimport Tuple, tuple_hash
+from lbd.datapath.conn cimport conn_lookup, REF_NONE
+from lbd.datapath.lifetime cimport table_of
+from lbd.datapath.owner cimport flow_owner
+from lbd.datapath.svc cimport Lip, LIP_NONE
+
+cdef enum:
+    PORT_TRIES = 128            # free ports looked for per LIP and connection, times the number of workers
+
+
+cdef inline uint32_t laddr_from(Engine *e, uint32_t n, Tuple *back, uint64_t *hash_out, int af) noexcept nogil:
+    """Tries one LIP: fills back.daddr and back.dport (network order) with a free pair and returns True, or False."""
+    cdef Lip *l = e.lip + n
+    cdef uint32_t span = <uint32_t> l.port_hi - l.port_lo + 1
+    cdef uint32_t tries = PORT_TRIES * e.workers
+    cdef uint64_t h
+    memcpy(back.daddr, l.addr, 16)
+    if tries > span:
+        tries = span
+    while tries:
+        tries -= 1
+        l.cursor += 1
+        if l.cursor >= span:
+            l.cursor = 0
+        back.dport = lbd_bswap16(<uint16_t> (l.port_lo + l.cursor))
+        h = tuple_hash(back, e.hash_key, af)
+        if flow_owner(e, back, h, af, 0) != e.worker:
+            continue
+        if conn_lookup(table_of(e, af), back, h, af) == REF_NONE:
+            hash_out[0] = h
+            return True
+    return False
+
+
+cdef inline uint32_t laddr_pick(Engine *e, Tuple *back, uint64_t *hash_out, int af) noexcept nogil:
+    """back: the answer's tuple with source (real server) and proto set. Fills in a free local address and port; returns the LIP's
+    number or LIP_NONE (exhausted: counted per LIP)."""
+    cdef uint32_t count = e.lip4_n if af == 4 else e.lip6_n
+    cdef uint32_t k, n
+    for k in range(count):
+        e.lip_cursor += 1
+        n = e.lip4[e.lip_cursor % count] if af == 4 else e.lip6[e.lip_cursor % count]
+        if laddr_from(e, n, back, hash_out, af):
+            e.lip_stat[n].conns += 1
+            e.lip_stat[n].in_use += 1
+            return n
+        e.lip_stat[n].exhausted += 1
+        e.lip_exhausted = n
+        e.lip_exhausted_n += 1
+    return LIP_NONE

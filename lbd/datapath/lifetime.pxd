@@ -1,0 +1,162 @@
+# A connection's life: statistics as it changes state, its place in the timers, its end. Every change of state goes through
+# conn_enter, every end through conn_end.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
+from lbd.datapath.engine cimport Engine
+from lbd.datapath.conn cimport (ConnTable, ConnCommon, CONN_NIL, CONN_ACTIVE, conn4, conn6, conn_common, conn_free, conn_index,
+                                conn_unindex, conn_alloc)
+from lbd.datapath.timer cimport (Timer, timer_link, timer_unlink, timer_start, timer_slot, LIST_HALF_OPEN, LIST_ONEWAY, LIST_NONE,
+                                 WHEEL_SLOTS, WHEEL_SHIFT)
+from lbd.datapath.tcp cimport (STATE_NONE, STATE_SYN_RECV, STATE_ESTABLISHED, STATE_CLOSE, STATE_UDP_ONEWAY, STATE_COUNT, state_active)
+from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED
+from lbd.datapath.count cimport EXPIRE_TIMEOUT, EXPIRE_EVICTED, EXPIRE_CLOSED
+
+
+cdef inline ConnTable *table_of(Engine *e, int af) noexcept nogil:
+    if af == 4:
+        return &e.t4
+    return &e.t6
+
+
+cdef inline Timer *timer_of(Engine *e, int af) noexcept nogil:
+    if af == 4:
+        return &e.w4
+    return &e.w6
+
+
+cdef inline void stat_count(Engine *e, ConnCommon *c, int by) noexcept nogil:
+    """This connection enters (+1) or leaves (-1) the active or inactive count of its service and real server."""
+    if c.svc != SVC_NONE:
+        if c.flags & CONN_ACTIVE:
+            e.svc_stat[c.svc].active += by
+        else:
+            e.svc_stat[c.svc].inactive += by
+    if c.dest != DEST_NONE:
+        if c.flags & CONN_ACTIVE:
+            e.dest_stat[c.dest].active += by
+        else:
+            e.dest_stat[c.dest].inactive += by
+
+
+cdef inline uint32_t conn_timeout(Engine *e, const ConnCommon *c) noexcept nogil:
+    if c.state == STATE_ESTABLISHED and c.svc != SVC_NONE and e.svc[c.svc].timeout_established:
+        return e.svc[c.svc].timeout_established
+    return e.timeout[c.state]
+
+
+cdef inline void conn_schedule(Engine *e, uint32_t i, ConnCommon *c, int af) noexcept nogil:
+    """Puts the record (on no list now) where its state belongs."""
+    if c.state == STATE_SYN_RECV:
+        timer_link(timer_of(e, af), table_of(e, af), i, LIST_HALF_OPEN)
+    elif c.state == STATE_UDP_ONEWAY:
+        timer_link(timer_of(e, af), table_of(e, af), i, LIST_ONEWAY)
+    else:
+        timer_start(timer_of(e, af), table_of(e, af), i, e.now_ms, conn_timeout(e, c))
+
+
+cdef inline void conn_enter(Engine *e, uint32_t i, ConnCommon *c, uint32_t state, int af) noexcept nogil:
+    """Changes the state: statistics, timer."""
+    stat_count(e, c, -1)
+    c.state = state
+    if state_active(state):
+        c.flags |= CONN_ACTIVE
+    else:
+        c.flags &= <uint8_t> ~CONN_ACTIVE
+    stat_count(e, c, 1)
+    timer_unlink(timer_of(e, af), table_of(e, af), i)
+    conn_schedule(e, i, c, af)
+
+
+cdef inline void conn_end(Engine *e, uint32_t i, uint32_t why, int af) noexcept nogil:
+    """Takes the connection out of everything and frees its record."""
+    cdef ConnTable *t = table_of(e, af)
+    cdef ConnCommon *c = conn_common(t, i, af)
+    c.live = 0                      # first: from here on it doesn't exist for a successor
+    stat_count(e, c, -1)
+    if c.lip != LIP_NONE:
+        e.lip_stat[c.lip].in_use -= 1
+    timer_unlink(timer_of(e, af), t, i)
+    conn_unindex(t, i, af)
+    conn_free(t, i, af)
+    e.count.conns_expired[why] += 1
+
+
+cdef inline bint evict(Engine *e, int af) noexcept nogil:
+    """Makes room: the oldest half-open TCP connection, else the oldest unanswered UDP one. False: nothing may go."""
+    cdef Timer *w = timer_of(e, af)
+    cdef uint32_t i = w.head[LIST_HALF_OPEN]
+    if i == CONN_NIL:
+        i = w.head[LIST_ONEWAY]
+    if i == CONN_NIL:
+        return False
+    conn_end(e, i, EXPIRE_EVICTED, af)
+    return True
+
+
+cdef inline uint32_t expire_queue(Engine *e, uint32_t where, uint32_t budget, int af) noexcept nogil:
+    """Ends what is overdue at the head of a queue in order of age; returns how many records were looked at."""
+    cdef Timer *w = timer_of(e, af)
+    cdef ConnTable *t = table_of(e, af)
+    cdef ConnCommon *c
+    cdef uint32_t i, n = 0
+    while n < budget:
+        i = w.head[where]
+        if i == CONN_NIL:
+            break
+        c = conn_common(t, i, af)
+        n += 1
+        if <int32_t> (e.now_ms - t.cold[i].created - conn_timeout(e, c)) < 0:
+            break
+        conn_end(e, i, EXPIRE_TIMEOUT, af)
+    return n
+
+
+cdef inline void expire_family(Engine *e, uint32_t budget, int af) noexcept nogil:
+    cdef Timer *w = timer_of(e, af)
+    cdef ConnTable *t = table_of(e, af)
+    cdef ConnCommon *c
+    cdef uint32_t i, left, slot, now_tick = e.now_ms >> WHEEL_SHIFT
+    cdef int32_t idle
+    expire_queue(e, LIST_HALF_OPEN, budget, af)
+    expire_queue(e, LIST_ONEWAY, budget, af)
+    if now_tick - w.tick > WHEEL_SLOTS:         # slept longer than a turn: one turn sees every slot
+        w.tick = now_tick - WHEEL_SLOTS
+    while budget and <int32_t> (now_tick - w.tick) > 0:
+        slot = w.tick & (WHEEL_SLOTS - 1)
+        i = w.head[slot]
+        if i == CONN_NIL:
+            w.tick += 1
+            continue
+        budget -= 1
+        c = conn_common(t, i, af)
+        idle = <int32_t> (e.now_ms - c.last_seen)
+        left = conn_timeout(e, c)
+        if idle >= <int32_t> left:
+            conn_end(e, i, EXPIRE_CLOSED if c.state == STATE_CLOSE else EXPIRE_TIMEOUT, af)
+        else:
+            timer_unlink(w, t, i)
+            timer_start(w, t, i, e.now_ms, left - <uint32_t> (idle if idle > 0 else 0))
+
+
+cdef inline void engine_expire(Engine *e, uint64_t now_ns, uint32_t budget) noexcept nogil:
+    """A bounded look at the timers: called every turn of the loop."""
+    e.now_ns = now_ns
+    e.now_ms = <uint32_t> (now_ns // 1000000)
+    expire_family(e, budget, 4)
+    expire_family(e, budget, 6)
+
+
+cdef inline void rebuild_family(Engine *e, int af) noexcept nogil:
+    """After a start: index, free list, queues and counts from the live records. Services and real servers are found again by
+    their addresses (`rebind`, called by the caller of this for each record), since numbers belong to one run."""
+    cdef ConnTable *t = table_of(e, af)
+    cdef ConnCommon *c
+    cdef uint32_t i
+    for i in range(t.capacity - 1, -1, -1):
+        c = conn_common(t, i, af)
+        t.cold[i].where = LIST_NONE
+        if c.live == 1 and 0 < c.state < STATE_COUNT and (c.proto == 6 or c.proto == 17) and conn_index(t, i, af):
+            t.used += 1
+            continue
+        c.live = 0
+        t.cold[i].next = t.free_head
+        t.free_head = i

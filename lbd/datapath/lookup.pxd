@@ -1,0 +1,224 @@
+# Finding things in the mirrored tables: virtual services, adjacencies, routes. Keys are hashed with a small mixer: what is in these
+# tables comes from the master, not from the wire, but for learned adjacencies, which are bounded and replaced.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
+from libc.string cimport memcmp, memcpy, memset
+from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_ld64, lbd_mum
+from lbd.datapath.engine cimport Engine
+from lbd.datapath.svc cimport Svc, SVC_NONE
+from lbd.datapath.neigh cimport (Adj, ADJ_NONE, ADJ_MAX, ADJ_HASH, ADJ_USED, ADJ_VALID, ADJ_LEARNED, IFACE_USED, IFACE_UP)
+from lbd.datapath.fib cimport Route, FIB_HASH, ROUTE_ONLINK
+
+
+cdef inline uint32_t hash_addr(const uint8_t *addr, uint64_t extra) noexcept nogil:
+    cdef uint64_t h = lbd_mum(lbd_ld64(addr) ^ 0x9e3779b97f4a7c15ULL, lbd_ld64(addr + 8) ^ 0xc2b2ae3d27d4eb4fULL)
+    return <uint32_t> lbd_mum(h ^ extra, 0x165667b19e3779f9ULL)
+
+
+cdef inline uint32_t svc_bucket(Engine *e, const uint8_t *vaddr, uint16_t vport, uint8_t proto, uint8_t af) noexcept nogil:
+    return hash_addr(vaddr, (<uint64_t> vport << 16) | (<uint64_t> proto << 8) | af) & e.svc_hash_mask
+
+
+cdef inline uint32_t svc_lookup(Engine *e, const uint8_t *vaddr, uint16_t vport, uint8_t proto, uint8_t af) noexcept nogil:
+    """Number of the service at this address (16 bytes, IPv4 padded with zeros) and port, or SVC_NONE."""
+    cdef uint32_t n = e.svc_hash[svc_bucket(e, vaddr, vport, proto, af)]
+    cdef Svc *s
+    while n:
+        s = e.svc + (n - 1)
+        if s.vport == vport and s.proto == proto and s.af == af and memcmp(s.vaddr, vaddr, 16) == 0:
+            return n - 1
+        n = s.next
+    return SVC_NONE
+
+
+cdef inline uint32_t lip_lookup(Engine *e, const uint8_t *addr, int af) noexcept nogil:
+    """Number of the local address, or LIP_NONE (0xffff). A handful of LIPs: a walk, off the established path."""
+    cdef uint32_t i, n
+    if af == 4:
+        for i in range(e.lip4_n):
+            n = e.lip4[i]
+            if lbd_ld32(e.lip[n].addr) == lbd_ld32(addr):
+                return n
+    else:
+        for i in range(e.lip6_n):
+            n = e.lip6[i]
+            if memcmp(e.lip[n].addr, addr, 16) == 0:
+                return n
+    return 0xffff
+
+
+# --- adjacencies -----------------------------------------------------------------------------------------------------
+
+cdef inline uint32_t adj_bucket_addr(const uint8_t *addr, uint32_t iface, uint32_t vlan) noexcept nogil:
+    return hash_addr(addr, (<uint64_t> iface << 32) | vlan) & (ADJ_HASH - 1)
+
+
+cdef inline uint32_t adj_bucket_mac(const uint8_t *mac, uint32_t iface, uint32_t vlan, uint32_t outer) noexcept nogil:
+    cdef uint64_t m = <uint64_t> lbd_ld32(mac) | (<uint64_t> lbd_ld16(mac + 4) << 32)
+    return <uint32_t> lbd_mum(m ^ 0x9e3779b97f4a7c15ULL, (<uint64_t> iface << 40 | <uint64_t> outer << 16 | vlan) ^ 0xc2b2ae3d27d4eb4fULL) & (ADJ_HASH - 1)
+
+
+cdef inline uint32_t adj_find(Engine *e, const uint8_t *addr, uint32_t af, uint32_t iface, uint32_t vlan) noexcept nogil:
+    """Adjacency of a next hop by address, or ADJ_NONE."""
+    cdef uint32_t n = e.adj_hash[adj_bucket_addr(addr, iface, vlan)]
+    cdef Adj *a
+    while n:
+        a = e.adj + (n - 1)
+        if (a.flags & (ADJ_USED | ADJ_LEARNED)) == ADJ_USED and a.iface == iface and a.vlan == vlan and a.af == af and memcmp(a.addr, addr, 16) == 0:
+            return n - 1
+        n = a.next
+    return ADJ_NONE
+
+
+cdef inline void adj_unhash(Engine *e, uint32_t i) noexcept nogil:
+    cdef Adj *a = e.adj + i
+    cdef uint32_t *p
+    if a.flags & ADJ_LEARNED:
+        p = e.adj_hash + adj_bucket_mac(a.dmac, a.iface, a.vlan, a.outer)
+    else:
+        p = e.adj_hash + adj_bucket_addr(a.addr, a.iface, a.vlan)
+    while p[0]:
+        if p[0] == i + 1:
+            p[0] = a.next
+            return
+        p = &e.adj[p[0] - 1].next
+
+
+cdef inline uint32_t adj_take(Engine *e, uint32_t flags) noexcept nogil:
+    """A free adjacency; when none is free, the longest unused of a few learned ones is taken over."""
+    cdef uint32_t k, i, best = ADJ_NONE
+    for k in range(ADJ_MAX):
+        i = (e.adj_free + k) % ADJ_MAX
+        if e.adj[i].flags == 0:
+            e.adj_free = i + 1
+            return i
+        if e.adj[i].flags & ADJ_LEARNED and (best == ADJ_NONE or <int32_t> (e.adj[i].seen - e.adj[best].seen) < 0):
+            best = i
+        if k >= 64 and best != ADJ_NONE:
+            break
+    if best != ADJ_NONE:
+        adj_unhash(e, best)
+        e.adj[best].flags = 0
+        e.adj_free = best + 1
+    return best
+
+
+cdef inline uint32_t adj_make(Engine *e, const uint8_t *addr, uint32_t af, uint32_t iface, uint32_t vlan) noexcept nogil:
+    """Adjacency by address, made (without a MAC) if it isn't there; ADJ_NONE when the table is full."""
+    cdef uint32_t b, i = adj_find(e, addr, af, iface, vlan)
+    cdef Adj *a
+    if i != ADJ_NONE:
+        return i
+    i = adj_take(e, ADJ_USED)
+    if i == ADJ_NONE:
+        return i
+    a = e.adj + i
+    memset(a, 0, sizeof(Adj))
+    memcpy(a.addr, addr, 16)
+    memcpy(a.smac, e.iface[iface].mac, 6)
+    a.af = af
+    a.iface = iface
+    a.vlan = vlan
+    a.flags = ADJ_USED
+    b = adj_bucket_addr(addr, iface, vlan)
+    a.next = e.adj_hash[b]
+    e.adj_hash[b] = i + 1
+    return i
+
+
+cdef inline uint32_t adj_learn(Engine *e, const uint8_t *mac, uint32_t iface, uint32_t vlan, uint32_t outer) noexcept nogil:
+    """Adjacency of whoever sent from this MAC on this interface and tag; made if new."""
+    cdef uint32_t b = adj_bucket_mac(mac, iface, vlan, outer)
+    cdef uint32_t i, n = e.adj_hash[b]
+    cdef Adj *a
+    while n:
+        a = e.adj + (n - 1)
+        if a.flags & ADJ_LEARNED and a.iface == iface and a.vlan == vlan and a.outer == outer and memcmp(a.dmac, mac, 6) == 0:
+            a.seen = e.now_ms
+            return n - 1
+        n = a.next
+    i = adj_take(e, ADJ_LEARNED)
+    if i == ADJ_NONE:
+        return i
+    a = e.adj + i
+    memset(a, 0, sizeof(Adj))
+    memcpy(a.dmac, mac, 6)
+    memcpy(a.smac, e.iface[iface].mac, 6)
+    a.iface = iface
+    a.vlan = vlan
+    a.outer = outer
+    a.seen = e.now_ms
+    a.flags = ADJ_USED | ADJ_VALID | ADJ_LEARNED
+    a.next = e.adj_hash[b]
+    e.adj_hash[b] = i + 1
+    return i
+
+
+# --- routes ----------------------------------------------------------------------------------------------------------
+
+cdef inline void prefix_mask(uint8_t *out, const uint8_t *addr, uint32_t plen) noexcept nogil:
+    """The first plen bits of an address, the rest 0 (16 bytes)."""
+    cdef uint32_t whole = plen >> 3
+    memset(out, 0, 16)
+    memcpy(out, addr, whole)
+    if plen & 7:
+        out[whole] = addr[whole] & <uint8_t> (0xff00 >> (plen & 7))
+
+
+cdef inline uint32_t route_bucket(const uint8_t *prefix, uint32_t plen, uint32_t af) noexcept nogil:
+    return hash_addr(prefix, (plen << 8) | af) & (FIB_HASH - 1)
+
+
+cdef inline uint32_t route_find(Engine *e, const uint8_t *prefix, uint32_t plen, uint32_t af) noexcept nogil:
+    """Number + 1 of exactly this route, or 0."""
+    cdef uint32_t n = e.route_hash[route_bucket(prefix, plen, af)]
+    cdef Route *r
+    while n:
+        r = e.route + (n - 1)
+        if r.plen == plen and r.af == af and memcmp(r.prefix, prefix, 16) == 0:
+            return n
+        n = r.next
+    return 0
+
+
+cdef inline Route *route_lookup(Engine *e, const uint8_t *addr, uint32_t af) noexcept nogil:
+    """Longest matching prefix, or NULL."""
+    cdef uint8_t key[16]
+    cdef uint32_t *lengths = e.plen4
+    cdef int plen
+    cdef uint32_t n
+    if af == 6:
+        lengths = e.plen6
+    for plen in range(32 if af == 4 else 128, -1, -1):
+        if lengths[plen] == 0:
+            continue
+        prefix_mask(key, addr, plen)
+        n = route_find(e, key, plen, af)
+        if n:
+            return e.route + (n - 1)
+    return NULL
+
+
+cdef inline void neigh_want(Engine *e, uint32_t adj) noexcept nogil:
+    """Notes that this next hop has no MAC; the adapter tells the master, which has the kernel resolve it."""
+    cdef uint32_t i
+    for i in range(e.wanted_n):
+        if e.wanted[i] == adj:
+            return
+    if e.wanted_n < 64:
+        e.wanted[e.wanted_n] = adj
+        e.wanted_n += 1
+
+
+cdef inline uint32_t nexthop(Engine *e, const uint8_t *addr, uint32_t af) noexcept nogil:
+    """Adjacency on the way to this address (made if new, perhaps still without a MAC), or ADJ_NONE: no route."""
+    cdef Route *r = route_lookup(e, addr, af)
+    cdef const uint8_t *next = addr
+    cdef uint32_t i
+    if r == NULL:
+        return ADJ_NONE
+    if not r.flags & ROUTE_ONLINK:
+        next = r.gateway
+    i = adj_make(e, next, af, r.iface, r.vlan)
+    if i != ADJ_NONE and not e.adj[i].flags & ADJ_VALID:
+        neigh_want(e, i)
+    return i

@@ -1,0 +1,135 @@
+# FULLNAT's rewrite: addresses, ports, TTL, checksums, link layer. Constants of the connection's direction; an established packet
+# costs its record's line, two checksum adds and one copy of 12 bytes.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memmove
+from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_st16, lbd_st32, lbd_st64, lbd_bswap16, lbd_copy12, lbd_copy16, lbd_unlikely
+from lbd.datapath.engine cimport Engine
+from lbd.datapath.pkt cimport Pkt, PKT_PARTIAL
+from lbd.datapath.hdr cimport *
+from lbd.datapath.csum cimport csum_apply, csum_reverse, csum_fold, csum_partial, csum_pseudo, csum_diff
+from lbd.datapath.conn cimport Conn4, Conn6, ConnCommon, ConnTable, conn4, conn6, conn_common
+from lbd.datapath.neigh cimport Adj
+
+
+cdef inline void delta_set(ConnTable *t, uint32_t i, int af) noexcept nogil:
+    """Precomputes the checksum deltas of the direction client → real server; the other one is their complement."""
+    cdef Conn4 *c
+    cdef Conn6 *d
+    cdef uint64_t s
+    if af == 4:
+        c = conn4(t, i)
+        s = csum_diff(&c.caddr, &c.laddr, 4, csum_diff(&c.vaddr, &c.daddr, 4, 0))
+        c.ip_delta = csum_fold(s)
+        c.c.l4_delta = csum_fold(csum_diff(&c.cport, &c.lport, 2, csum_diff(&c.vport, &c.dport, 2, s)))
+        return
+    d = conn6(t, i)
+    s = csum_diff(d.caddr, d.laddr, 16, csum_diff(d.vaddr, d.daddr, 16, 0))
+    d.c.l4_delta = csum_fold(csum_diff(&d.cport, &d.lport, 2, csum_diff(&d.vport, &d.dport, 2, s)))
+
+
+cdef inline void check_update(Pkt *p, uint16_t *check, uint16_t delta) noexcept nogil:
+    cdef uint16_t c = check[0]
+    if p.proto == PROTO_UDP:
+        if c == 0 and p.af == 4:            # none sent, none made (RFC 768)
+            return
+        c = csum_apply(c, delta)
+        check[0] = c if c else 0xffff
+        return
+    check[0] = csum_apply(c, delta)
+
+
+cdef inline void check_complete(Pkt *p) noexcept nogil:
+    """Whole transport checksum of a packet that came with a partial one."""
+    cdef uint32_t alen = 4 if p.af == 4 else 16
+    cdef uint32_t l4_len = p.l3 + p.l3_len - p.l4
+    cdef uint8_t *addrs = p.data + p.l3 + (12 if p.af == 4 else 8)
+    cdef uint16_t *check = <uint16_t *> (p.data + p.l4 + (16 if p.proto == PROTO_TCP else 6))
+    cdef uint16_t c
+    lbd_st16(check, 0)
+    c = <uint16_t> ~csum_fold(csum_partial(p.data + p.l4, l4_len, csum_pseudo(addrs, addrs + alen, alen, p.proto, l4_len)))
+    if c == 0 and p.proto == PROTO_UDP:
+        c = 0xffff
+    lbd_st16(check, c)
+
+
+cdef inline void ttl_decrement4(IpHdr *ip, uint16_t delta) noexcept nogil:
+    """TTL - 1 and an address delta into the header checksum at once; TTL is the high byte of its word."""
+    cdef uint32_t ttl_delta = <uint16_t> ~lbd_bswap16(0x0100)
+    ip.ttl -= 1
+    ip.check = csum_apply(ip.check, <uint32_t> delta + ttl_delta)
+
+
+cdef inline void rewrite4(Pkt *p, const Conn4 *c, uint32_t direction) noexcept nogil:
+    cdef IpHdr *ip = <IpHdr *> (p.data + p.l3)
+    cdef uint8_t *l4 = p.data + p.l4
+    cdef uint16_t *check = <uint16_t *> (l4 + (16 if p.proto == PROTO_TCP else 6))
+    if direction == 0:
+        ip.saddr = c.laddr
+        ip.daddr = c.daddr
+        lbd_st16(l4, c.lport)
+        lbd_st16(l4 + 2, c.dport)
+        ttl_decrement4(ip, c.ip_delta)
+        if not p.flags & PKT_PARTIAL:
+            check_update(p, check, c.c.l4_delta)
+    else:
+        ip.saddr = c.vaddr
+        ip.daddr = c.caddr
+        lbd_st16(l4, c.vport)
+        lbd_st16(l4 + 2, c.cport)
+        ttl_decrement4(ip, csum_reverse(c.ip_delta))
+        if not p.flags & PKT_PARTIAL:
+            check_update(p, check, csum_reverse(c.c.l4_delta))
+    if lbd_unlikely(p.flags & PKT_PARTIAL):
+        check_complete(p)
+
+
+cdef inline void rewrite6(Pkt *p, const Conn6 *c, uint32_t direction) noexcept nogil:
+    cdef Ip6Hdr *ip = <Ip6Hdr *> (p.data + p.l3)
+    cdef uint8_t *l4 = p.data + p.l4
+    cdef uint16_t *check = <uint16_t *> (l4 + (16 if p.proto == PROTO_TCP else 6))
+    ip.hop_limit -= 1
+    if direction == 0:
+        lbd_copy16(ip.saddr, c.laddr)
+        lbd_copy16(ip.daddr, c.daddr)
+        lbd_st16(l4, c.lport)
+        lbd_st16(l4 + 2, c.dport)
+        if not p.flags & PKT_PARTIAL:
+            check_update(p, check, c.c.l4_delta)
+    else:
+        lbd_copy16(ip.saddr, c.vaddr)
+        lbd_copy16(ip.daddr, c.caddr)
+        lbd_st16(l4, c.vport)
+        lbd_st16(l4 + 2, c.cport)
+        if not p.flags & PKT_PARTIAL:
+            check_update(p, check, csum_reverse(c.c.l4_delta))
+    if lbd_unlikely(p.flags & PKT_PARTIAL):
+        check_complete(p)
+
+
+cdef inline void link_write(Pkt *p, const Adj *a) noexcept nogil:
+    """Link-layer header of the way out in front of the IP header; data, len, room and the offsets move with it."""
+    cdef uint32_t want = ETH_HLEN
+    cdef int grow
+    cdef uint8_t *d
+    if lbd_unlikely(a.vlan != 0):
+        want += VLAN_HLEN
+    if lbd_unlikely(a.outer != 0):
+        want += VLAN_HLEN
+    grow = <int> want - <int> p.l3
+    if lbd_unlikely(grow != 0):
+        p.data -= grow
+        p.len += grow
+        p.room += grow
+        p.l3 += grow
+        p.l4 += grow
+    d = p.data
+    lbd_copy12(d, a.dmac)                   # dmac and smac lie side by side
+    if lbd_unlikely(a.outer != 0):
+        lbd_st16(d + 12, lbd_bswap16(ETH_P_8021AD))
+        lbd_st16(d + 14, lbd_bswap16(a.outer))
+        d += 4
+    if lbd_unlikely(a.vlan != 0):
+        lbd_st16(d + 12, lbd_bswap16(ETH_P_8021Q))
+        lbd_st16(d + 14, lbd_bswap16(a.vlan))
+        d += 4
+    lbd_st16(d + 12, lbd_bswap16(ETH_P_IP if p.af == 4 else ETH_P_IPV6))

@@ -1,0 +1,44 @@
+# Interfaces, adjacencies (a next hop's link-layer address on an interface) and their lookup.
+# An adjacency's number never changes while it lives, so that connections hold the 2-byte number; a new MAC is written in place.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef enum:
+    ADJ_NONE = 0xffff
+    ADJ_MAX = 8192          # adjacencies a worker knows
+    ADJ_HASH = 16384        # buckets of their hash
+
+cdef enum IfaceFlag:
+    IFACE_USED = 1
+    IFACE_UP = 2            # administratively up and with carrier
+    IFACE_PARTIAL = 4       # veth, tap: local TCP stacks send partial checksums; complete them
+    IFACE_ZERO_COPY = 8
+
+cdef struct Iface:          # 64 bytes; number = position; written by command_apply
+    uint8_t mac[6]
+    uint16_t mtu            # layer 3 bytes
+    uint16_t flags          # IfaceFlag
+    uint16_t spare
+    uint32_t ifindex
+    uint32_t gen
+    uint8_t addr4[4]        # source of ICMP errors; 0 = none
+    uint8_t addr6[16]       # the same, global scope
+    uint8_t reserved[24]
+
+cdef enum AdjFlag:
+    ADJ_USED = 1
+    ADJ_VALID = 2           # MAC is known
+    ADJ_LEARNED = 4         # from a client's packets: keyed by (iface, MAC, vlan), not by address
+
+cdef struct Adj:            # 48 bytes
+    uint8_t dmac[6]         # dmac and smac lie as on the wire: 12 bytes in one copy
+    uint8_t smac[6]
+    uint16_t vlan           # host order tag control word, 0 = untagged
+    uint8_t iface
+    uint8_t flags           # AdjFlag
+    uint32_t next           # hash chain: number + 1
+    uint32_t gen
+    uint8_t af
+    uint8_t spare
+    uint16_t outer          # service tag (802.1ad) around `vlan`, 0 = none
+    uint8_t addr[16]        # next hop (unless ADJ_LEARNED)
+    uint32_t seen           # learned: last use, ms

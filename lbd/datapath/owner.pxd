@@ -1,0 +1,31 @@
+# Which worker owns a flow: a pure function, the same in every worker.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+from lbd.datapath.engine cimport Engine
+from lbd.datapath.flow cimport Tuple
+from lbd.datapath.rss cimport toeplitz
+from lbd.datapath.hdr cimport PROTO_TCP
+
+cdef enum:
+    OWNER_BUCKETS = 1024
+
+
+cdef inline uint32_t owner_hash(Engine *e, const Tuple *t, uint64_t h, int af) noexcept nogil:
+    """RSS known: what the NIC computes for this packet. Otherwise the upper half of the keyed tuple hash."""
+    cdef uint8_t data[36]
+    cdef uint32_t alen = 4 if af == 4 else 16
+    if not e.rss_known:
+        return <uint32_t> (h >> 32)
+    memcpy(data, t.saddr, alen)
+    memcpy(data + alen, t.daddr, alen)
+    memcpy(data + 2 * alen, &t.sport, 4)
+    if t.proto == PROTO_TCP or e.rss_udp_ports:
+        return toeplitz(e.rss_key, data, 2 * alen + 4)
+    return toeplitz(e.rss_key, data, 2 * alen)
+
+
+cdef inline uint32_t flow_owner(Engine *e, const Tuple *t, uint64_t h, int af, uint32_t epoch) noexcept nogil:
+    """epoch 0: the table in force, 1: the one before."""
+    if e.workers == 1:
+        return 0
+    return e.owner[epoch * OWNER_BUCKETS + (owner_hash(e, t, h, af) & (OWNER_BUCKETS - 1))]

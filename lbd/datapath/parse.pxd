@@ -1,0 +1,290 @@
+# From bytes to a tuple: Ethernet with up to two tags, IPv4 with options, IPv6 with extension headers, TCP, UDP, ICMP errors.
+# Every length is checked against the bytes at hand before anything is read. What is not TCP, UDP or an error about one of them is
+# the kernel's; what is malformed is dropped.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_st32, lbd_bswap16, lbd_unlikely, lbd_likely, lbd_copy16
+from lbd.datapath.engine cimport Engine
+from lbd.datapath.pkt cimport Pkt, PKT_PARTIAL, PKT_ICMP_ERROR, PKT_MULTI
+from lbd.datapath.flow cimport Tuple
+from lbd.datapath.hdr cimport *
+from lbd.datapath.reason cimport *
+from lbd.datapath.csum cimport csum_fold, csum_partial, csum_pseudo
+from lbd.datapath.neigh cimport IFACE_PARTIAL
+from lbd.datapath.lookup cimport lip_lookup
+from lbd.datapath.svc cimport SVC_USED, LIP_NONE
+from libc.string cimport memcmp
+
+cdef enum Kind:
+    KIND_DONE = 0               # verdict and reason are set
+    KIND_FLOW = 1               # tuple is the packet's
+    KIND_ICMP = 2               # tuple is the quoted packet's, reversed: that of an answer to it
+
+cdef enum:
+    EXTHDR_MAX = 8              # IPv6 extension headers walked
+
+
+cdef inline uint32_t settle(Pkt *p, uint32_t verdict, uint32_t reason) noexcept nogil:
+    p.verdict = verdict
+    p.reason = reason
+    return KIND_DONE
+
+
+cdef inline bint is_ours(Engine *e, const uint8_t *daddr, int af) noexcept nogil:
+    """A service's or a local address? For fragments only: a walk over the services."""
+    cdef uint32_t i
+    cdef uint8_t key[16]
+    if lip_lookup(e, daddr, af) != LIP_NONE:
+        return True
+    memset(key, 0, 16)
+    memcpy(key, daddr, 4 if af == 4 else 16)
+    for i in range(e.max_svc):
+        if e.svc[i].flags & SVC_USED and e.svc[i].af == af and memcmp(e.svc[i].vaddr, key, 16) == 0:
+            return True
+    return False
+
+
+cdef inline uint32_t parse_l2(Pkt *p) noexcept nogil:
+    """Sets l3, vlan, outer; returns the ethertype in host order, 0 = too short."""
+    cdef uint32_t off = 12
+    cdef uint32_t type
+    if p.len < ETH_HLEN:
+        return 0
+    type = lbd_bswap16(lbd_ld16(p.data + 12))
+    p.vlan = 0
+    p.outer = 0
+    if lbd_unlikely(type == ETH_P_8021Q or type == ETH_P_8021AD):
+        if p.len < ETH_HLEN + VLAN_HLEN:
+            return 0
+        p.vlan = lbd_bswap16(lbd_ld16(p.data + 14))
+        type = lbd_bswap16(lbd_ld16(p.data + 16))
+        off = 16
+        if type == ETH_P_8021Q or type == ETH_P_8021AD:
+            if p.len < ETH_HLEN + 2 * VLAN_HLEN:
+                return 0
+            p.outer = p.vlan
+            p.vlan = lbd_bswap16(lbd_ld16(p.data + 18))
+            type = lbd_bswap16(lbd_ld16(p.data + 20))
+            off = 20
+    p.l3 = off + 2
+    return type
+
+
+cdef inline bint transport_ok(Pkt *p, uint32_t l4_len) noexcept nogil:
+    """Header present and its lengths consistent; l4_len bytes from p.l4 are there."""
+    cdef TcpHdr *t
+    cdef UdpHdr *u
+    cdef uint32_t n
+    if p.proto == PROTO_TCP:
+        if l4_len < sizeof(TcpHdr):
+            return False
+        t = <TcpHdr *> (p.data + p.l4)
+        n = (t.doff >> 4) * 4
+        p.tcp_flags = t.flags
+        return n >= sizeof(TcpHdr) and n <= l4_len
+    if l4_len < sizeof(UdpHdr):
+        return False
+    u = <UdpHdr *> (p.data + p.l4)
+    n = lbd_bswap16(u.len)
+    return n >= sizeof(UdpHdr) and n <= l4_len
+
+
+cdef inline uint16_t *transport_check(Pkt *p) noexcept nogil:
+    return <uint16_t *> (p.data + p.l4 + (16 if p.proto == PROTO_TCP else 6))
+
+
+cdef inline bint transport_csum(Engine *e, Pkt *p, const uint8_t *addrs, uint32_t alen, uint32_t l4_len) noexcept nogil:
+    """Recognises a partial checksum (folded pseudo-header sum, not complemented: 1 in 65,536 whole ones looks the same, and
+    completing that one again does no harm); verifies a whole one where told to. False: wrong."""
+    cdef uint64_t s
+    cdef uint16_t check
+    cdef bint partial_here = (e.iface[p.ifin].flags & IFACE_PARTIAL) != 0
+    if not partial_here and not e.verify_csum:
+        return True
+    check = lbd_ld16(transport_check(p))
+    s = csum_pseudo(addrs, addrs + alen, alen, p.proto, l4_len)
+    if partial_here and check == csum_fold(s):
+        p.flags |= PKT_PARTIAL
+        return True
+    if not e.verify_csum or (p.proto == PROTO_UDP and check == 0 and alen == 4):
+        return True
+    return csum_fold(csum_partial(p.data + p.l4, l4_len, s)) == 0xffff
+
+
+cdef inline uint32_t parse_transport(Engine *e, Pkt *p, Tuple *t, const uint8_t *addrs, uint32_t alen, uint32_t l4_len) noexcept nogil:
+    if lbd_unlikely(not transport_ok(p, l4_len)):
+        return settle(p, VERDICT_DROP, REASON_MALFORMED)
+    lbd_st32(&t.sport, lbd_ld32(p.data + p.l4))
+    t.proto = p.proto
+    if lbd_unlikely(not transport_csum(e, p, addrs, alen, l4_len)):
+        return settle(p, VERDICT_DROP, REASON_BAD_CHECKSUM)
+    return KIND_FLOW
+
+
+cdef inline uint32_t quoted4(Pkt *p, Tuple *t, uint32_t end) noexcept nogil:
+    """ICMP error (RFC 792): the quoted IPv4 header and 8 bytes more; fills the reversed tuple."""
+    cdef IpHdr *q
+    cdef uint32_t n, off = p.l4 + 8
+    if off + sizeof(IpHdr) + 8 > end:
+        return settle(p, VERDICT_DROP, REASON_MALFORMED)
+    q = <IpHdr *> (p.data + off)
+    n = (q.ver_ihl & 15) * 4
+    if q.ver_ihl >> 4 != 4 or n < sizeof(IpHdr) or off + n + 8 > end:
+        return settle(p, VERDICT_DROP, REASON_MALFORMED)
+    if (q.protocol != PROTO_TCP and q.protocol != PROTO_UDP) or q.frag_off & lbd_bswap16(IP_OFFMASK):
+        return settle(p, VERDICT_KERNEL, REASON_ICMP_UNMATCHED)
+    if csum_fold(csum_partial(p.data + p.l4, end - p.l4, 0)) != 0xffff:
+        return settle(p, VERDICT_DROP, REASON_BAD_CHECKSUM)
+    memset(t.saddr, 0, 32)
+    lbd_st32(t.saddr, q.daddr)
+    lbd_st32(t.daddr, q.saddr)
+    t.sport = lbd_ld16(p.data + off + n + 2)
+    t.dport = lbd_ld16(p.data + off + n)
+    t.proto = q.protocol
+    p.inner = off
+    p.flags |= PKT_ICMP_ERROR
+    return KIND_ICMP
+
+
+cdef inline uint32_t parse4(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
+    cdef IpHdr *ip = <IpHdr *> (p.data + p.l3)
+    cdef uint32_t n, tot, left = p.len - p.l3
+    cdef uint8_t type
+    if lbd_unlikely(left < sizeof(IpHdr)):
+        return settle(p, VERDICT_DROP, REASON_MALFORMED)
+    n = (ip.ver_ihl & 15) * 4
+    tot = lbd_bswap16(ip.tot_len)
+    if lbd_unlikely(ip.ver_ihl >> 4 != 4 or n < sizeof(IpHdr) or tot < n or tot > left):
+        return settle(p, VERDICT_DROP, REASON_MALFORMED)
+    if lbd_unlikely(csum_fold(csum_partial(<uint8_t *> ip, n, 0)) != 0xffff):
+        return settle(p, VERDICT_DROP, REASON_BAD_CHECKSUM)
+    p.af = 4
+    p.proto = ip.protocol
+    p.l4 = p.l3 + n
+    p.l3_len = tot
+    lbd_st32(t.saddr, ip.saddr)
+    lbd_st32(t.daddr, ip.daddr)
+    t.af = 4
+    if lbd_unlikely(p.data[p.l3 + 12] >= 224 or p.data[p.l3 + 12] == 127 or p.data[p.l3 + 12] == 0):
+        if is_ours(e, t.daddr, 4):
+            return settle(p, VERDICT_DROP, REASON_MARTIAN)
+        return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
+    if lbd_unlikely(ip.frag_off & lbd_bswap16(IP_MF | IP_OFFMASK)):
+        if (p.proto == PROTO_TCP or p.proto == PROTO_UDP) and is_ours(e, t.daddr, 4):
+            return settle(p, VERDICT_DROP, REASON_FRAG_UNSUPPORTED)
+        return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
+    if lbd_likely(p.proto == PROTO_TCP or p.proto == PROTO_UDP):
+        return parse_transport(e, p, t, <const uint8_t *> &ip.saddr, 4, tot - n)
+    if p.proto == PROTO_ICMP and tot - n >= 8:
+        type = p.data[p.l4]
+        if type == 3 or type == 11 or type == 12:
+            return quoted4(p, t, p.l3 + tot)
+        return settle(p, VERDICT_KERNEL, REASON_ICMP_UNSUPPORTED)
+    return settle(p, VERDICT_KERNEL, REASON_PROTO_UNSUPPORTED)
+
+
+cdef inline int exthdr_walk(const uint8_t *base, uint32_t *off, uint32_t end, uint8_t *proto) noexcept nogil:
+    """Walks IPv6 extension headers (RFC 8200 §4) from *off with next header *proto; 0: at the transport header, 1: a fragment,
+    -1: malformed, -2: of a kind that can't be walked, or too many."""
+    cdef uint32_t k
+    for k in range(EXTHDR_MAX + 1):
+        if proto[0] == 44:
+            return 1
+        if proto[0] != 0 and proto[0] != 43 and proto[0] != 60 and proto[0] != 135:
+            return 0
+        if k == EXTHDR_MAX:
+            break
+        if off[0] + 8 > end:
+            return -1
+        proto[0] = base[off[0]]
+        off[0] += (<uint32_t> base[off[0] + 1] + 1) * 8
+        if off[0] > end:
+            return -1
+    return -2
+
+
+cdef inline uint32_t quoted6(Pkt *p, Tuple *t, uint32_t end) noexcept nogil:
+    """ICMPv6 error (RFC 4443 §3)."""
+    cdef Ip6Hdr *q
+    cdef uint32_t off = p.l4 + 8
+    cdef uint32_t l4 = off + sizeof(Ip6Hdr)
+    cdef uint8_t proto
+    if l4 + 8 > end:
+        return settle(p, VERDICT_DROP, REASON_MALFORMED)
+    q = <Ip6Hdr *> (p.data + off)
+    proto = q.nexthdr
+    if p.data[off] >> 4 != 6 or exthdr_walk(p.data, &l4, end, &proto) < 0:
+        return settle(p, VERDICT_DROP, REASON_MALFORMED)
+    if proto != PROTO_TCP and proto != PROTO_UDP:
+        return settle(p, VERDICT_KERNEL, REASON_ICMP_UNMATCHED)
+    if l4 + 8 > end:
+        return settle(p, VERDICT_DROP, REASON_MALFORMED)
+    if csum_fold(csum_partial(p.data + p.l4, end - p.l4,
+                              csum_pseudo(p.data + p.l3 + 8, p.data + p.l3 + 24, 16, PROTO_ICMPV6, end - p.l4))) != 0xffff:
+        return settle(p, VERDICT_DROP, REASON_BAD_CHECKSUM)
+    lbd_copy16(t.saddr, q.daddr)
+    lbd_copy16(t.daddr, q.saddr)
+    t.sport = lbd_ld16(p.data + l4 + 2)
+    t.dport = lbd_ld16(p.data + l4)
+    t.proto = proto
+    p.inner = off
+    p.flags |= PKT_ICMP_ERROR
+    return KIND_ICMP
+
+
+cdef inline uint32_t parse6(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
+    cdef Ip6Hdr *ip = <Ip6Hdr *> (p.data + p.l3)
+    cdef uint32_t end, l4, left = p.len - p.l3
+    cdef int walked
+    cdef uint8_t proto
+    if lbd_unlikely(left < sizeof(Ip6Hdr) or p.data[p.l3] >> 4 != 6):
+        return settle(p, VERDICT_DROP, REASON_MALFORMED)
+    p.l3_len = sizeof(Ip6Hdr) + lbd_bswap16(ip.payload_len)
+    if lbd_unlikely(lbd_bswap16(ip.payload_len) > left - sizeof(Ip6Hdr)):
+        return settle(p, VERDICT_DROP, REASON_MALFORMED)
+    end = p.l3 + p.l3_len
+    l4 = p.l3 + sizeof(Ip6Hdr)
+    proto = ip.nexthdr
+    p.af = 6
+    lbd_copy16(t.saddr, ip.saddr)
+    lbd_copy16(t.daddr, ip.daddr)
+    t.af = 6
+    walked = 0
+    if lbd_unlikely(proto != PROTO_TCP and proto != PROTO_UDP):
+        walked = exthdr_walk(p.data, &l4, end, &proto)
+    p.proto = proto
+    p.l4 = l4
+    if lbd_unlikely(walked == -1):
+        return settle(p, VERDICT_DROP, REASON_MALFORMED)
+    if lbd_unlikely(walked != 0 or ip.saddr[0] == 0xff):
+        if not is_ours(e, t.daddr, 6):
+            return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
+        if walked == 0:
+            return settle(p, VERDICT_DROP, REASON_MARTIAN)
+        if walked == 1:
+            if l4 + 8 <= end and p.data[l4] == PROTO_ICMPV6:
+                return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
+            return settle(p, VERDICT_DROP, REASON_FRAG_UNSUPPORTED)
+        return settle(p, VERDICT_DROP, REASON_EXTHDR_UNSUPPORTED)
+    if lbd_likely(proto == PROTO_TCP or proto == PROTO_UDP):
+        return parse_transport(e, p, t, ip.saddr, 16, end - l4)
+    if proto == PROTO_ICMPV6 and end - l4 >= 8:
+        if 1 <= p.data[l4] <= 4:
+            return quoted6(p, t, end)
+        return settle(p, VERDICT_KERNEL, REASON_ICMP_UNSUPPORTED)
+    return settle(p, VERDICT_KERNEL, REASON_PROTO_UNSUPPORTED)
+
+
+cdef inline uint32_t parse(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
+    """Fills p's offsets and the tuple; returns a Kind."""
+    cdef uint32_t type = parse_l2(p)
+    p.af = 0
+    if lbd_unlikely(p.flags & PKT_MULTI):
+        return settle(p, VERDICT_DROP, REASON_MULTI_BUFFER)
+    if lbd_likely(type == ETH_P_IP):
+        return parse4(e, p, t)
+    if lbd_likely(type == ETH_P_IPV6):
+        return parse6(e, p, t)
+    if type == 0:
+        return settle(p, VERDICT_DROP, REASON_MALFORMED)
+    return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)

@@ -1,0 +1,185 @@
+# A burst's way through the engine, in stages that each take the whole burst and prefetch for the next:
+#     parse → probe (bucket line) → settle (connection line: forward, or the miss path)
+# The adapter has filled e's burst (data, len, room, ifin, flags, hops) and afterwards acts on verdict, ifout, data, len.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+from lbd.datapath.compiler cimport lbd_prefetch, lbd_prefetchw, lbd_likely, lbd_unlikely, lbd_ctz
+from lbd.datapath.engine cimport Engine
+from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_ICMP_ERROR, BURST_MAX
+from lbd.datapath.flow cimport Tuple, tuple_hash
+from lbd.datapath.reason cimport *
+from lbd.datapath.parse cimport parse, KIND_DONE, KIND_FLOW, KIND_ICMP
+from lbd.datapath.conn cimport (ConnTable, Bucket, REF_NONE, conn_bucket, conn_tag, conn_lookup, conn_is, conn4, conn6, lbd_tag_match)
+from lbd.datapath.lifetime cimport table_of, conn_end
+from lbd.datapath.forward cimport forward_known, forward_icmp, conn_open, starts_anew, drop
+from lbd.datapath.owner cimport flow_owner
+from lbd.datapath.lookup cimport svc_lookup, lip_lookup
+from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE
+from lbd.datapath.hdr cimport PROTO_TCP, TCP_SYN, TCP_ACK, TCP_RST
+from lbd.datapath.count cimport EXPIRE_ADMIN
+
+cdef enum:
+    HOPS_MAX = 3                # this epoch's owner, the previous epoch's, and back
+    AHEAD = 4                   # packets ahead of the parser whose headers are prefetched
+
+
+cdef inline void hash_and_prefetch(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
+    cdef uint64_t h = tuple_hash(&e.tuple[i], e.hash_key, af)
+    e.hash[i] = h
+    lbd_prefetch(conn_bucket(table_of(e, af), h))
+
+
+cdef inline void stage_parse(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
+    cdef uint32_t i
+    cdef Pkt *p
+    for i in range(n):
+        if i + AHEAD < n:
+            lbd_prefetchw(pkts[i + AHEAD].data)
+        p = pkts + i
+        p.svc = SVC_NONE
+        p.dest = DEST_NONE
+        p.verdict = VERDICT_DROP
+        p.reason = REASON_MALFORMED
+        e.kind[i] = parse(e, p, &e.tuple[i])
+        if lbd_likely(e.kind[i] != KIND_DONE):
+            if p.af == 4:
+                hash_and_prefetch(e, p, i, 4)
+            else:
+                hash_and_prefetch(e, p, i, 6)
+
+
+cdef inline uint32_t probe(ConnTable *t, uint64_t h, int af) noexcept nogil:
+    """First candidate by tag in the primary bucket, its record on the way into the cache; REF_NONE: none."""
+    cdef Bucket *b = conn_bucket(t, h)
+    cdef uint32_t m = lbd_tag_match(b.tag, conn_tag(h))
+    cdef uint32_t ref
+    if m == 0:
+        return REF_NONE
+    ref = b.ref[lbd_ctz(m)]
+    if af == 4:
+        lbd_prefetchw(conn4(t, ref >> 1))
+    else:
+        lbd_prefetchw(conn6(t, ref >> 1))
+        lbd_prefetchw(<uint8_t *> conn6(t, ref >> 1) + 64)
+    return ref
+
+
+cdef inline void stage_probe(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
+    cdef uint32_t i
+    for i in range(n):
+        if lbd_unlikely(e.kind[i] == KIND_DONE):
+            continue
+        if pkts[i].af == 4:
+            pkts[i].ref = probe(&e.t4, e.hash[i], 4)
+        else:
+            pkts[i].ref = probe(&e.t6, e.hash[i], 6)
+
+
+cdef inline bint hand_over(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
+    """On a local miss: is the flow another worker's? This epoch's owner is asked, and it asks the previous epoch's where that is
+    still valid; there on a miss the packet comes back, and the owner may open a connection. At most three hops."""
+    cdef uint32_t owner
+    if e.workers == 1:
+        return False
+    owner = flow_owner(e, &e.tuple[i], e.hash[i], af, 0)
+    if owner != e.worker and not p.flags & PKT_HANDED:
+        e.count.misplaced += 1
+    if owner == e.worker:
+        # a SYN opens a connection: no need to ask where it lived before
+        if not e.owner_prev_valid or p.hops > 1 or (
+                p.proto == PROTO_TCP and (p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN and e.kind[i] == KIND_FLOW):
+            return False
+        owner = flow_owner(e, &e.tuple[i], e.hash[i], af, 1)
+        if owner == e.worker:
+            return False
+    if p.hops >= HOPS_MAX or owner >= e.workers:
+        drop(p, REASON_HOP_LIMIT)
+        return True
+    p.verdict = VERDICT_HANDOVER
+    p.owner = owner
+    return True
+
+
+cdef inline void miss(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
+    """No connection here: another worker's, a new one, or nobody's."""
+    cdef Tuple *t = &e.tuple[i]
+    cdef uint32_t ref, svc
+    if hand_over(e, p, i, af):
+        return
+    if e.kind[i] == KIND_ICMP:
+        drop(p, REASON_ICMP_UNMATCHED)
+        if svc_lookup(e, t.daddr, t.dport, t.proto, af) == SVC_NONE and lip_lookup(e, t.daddr, af) == LIP_NONE:
+            p.verdict = VERDICT_KERNEL
+        return
+    svc = svc_lookup(e, t.daddr, t.dport, t.proto, af)
+    if svc == SVC_NONE:
+        ref = lip_lookup(e, t.daddr, af)
+        if ref == LIP_NONE or not lip_port(e, ref, t.dport):
+            p.verdict = VERDICT_KERNEL
+            p.reason = REASON_NOT_FOR_US
+            return
+        drop(p, REASON_NO_STATE)
+        return
+    p.svc = svc
+    if t.proto == PROTO_TCP and (p.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) != TCP_SYN:
+        drop(p, REASON_NO_STATE)
+        return
+    ref = conn_open(e, p, t, svc, af)
+    if ref != REF_NONE:
+        forward_known(e, p, ref, af)
+
+
+cdef inline bint lip_port(Engine *e, uint32_t lip, uint16_t port) noexcept nogil:
+    cdef uint32_t host = ((port & 0xff) << 8) | (port >> 8)
+    return e.lip[lip].port_lo <= host <= e.lip[lip].port_hi
+
+
+cdef inline void settle_one(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
+    cdef ConnTable *t = table_of(e, af)
+    cdef Tuple *k = &e.tuple[i]
+    cdef uint32_t ref = p.ref
+    # the probe may be stale (a packet before this one made or ended the connection) or a tag's coincidence: look properly
+    if lbd_unlikely(ref == REF_NONE or not conn_is(t, ref, k, af)):
+        ref = conn_lookup(t, k, e.hash[i], af)
+    if lbd_unlikely(ref == REF_NONE):
+        miss(e, p, i, af)
+        return
+    if lbd_unlikely(e.kind[i] == KIND_ICMP):
+        forward_icmp(e, p, ref, k.proto, af)
+        return
+    if lbd_unlikely(starts_anew(e, p, ref, af)):
+        conn_end(e, ref >> 1, EXPIRE_ADMIN, af)
+        miss(e, p, i, af)
+        return
+    forward_known(e, p, ref, af)
+
+
+cdef inline void stage_settle(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
+    cdef uint32_t i
+    for i in range(n):
+        if lbd_unlikely(e.kind[i] == KIND_DONE):
+            continue
+        if pkts[i].af == 4:
+            settle_one(e, pkts + i, i, 4)
+        else:
+            settle_one(e, pkts + i, i, 6)
+
+
+cdef inline void stage_count(Engine *e, const Pkt *pkts, uint32_t n) noexcept nogil:
+    cdef uint32_t i
+    for i in range(n):
+        e.count.verdicts[pkts[i].verdict] += 1
+        if lbd_unlikely(pkts[i].verdict == VERDICT_DROP):
+            e.count.drops[pkts[i].reason] += 1
+        elif lbd_unlikely(pkts[i].verdict == VERDICT_CONSUME):
+            e.count.consumed[pkts[i].reason] += 1
+
+
+cdef inline void engine_burst(Engine *e, Pkt *pkts, uint32_t n, uint64_t now_ns) noexcept nogil:
+    """Decides and rewrites n (≤ BURST_MAX) packets in place; now_ns: CLOCK_MONOTONIC, or a capture's own time."""
+    e.now_ns = now_ns
+    e.now_ms = <uint32_t> (now_ns // 1000000)
+    stage_parse(e, pkts, n)
+    stage_probe(e, pkts, n)
+    stage_settle(e, pkts, n)
+    stage_count(e, pkts, n)

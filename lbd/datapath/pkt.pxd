@@ -1,0 +1,45 @@
+# One burst entry: a packet on its way through the stages. Filled by the adapter (AF_XDP, replay, fuzzer), worked on in
+# place by the engine, read back by the adapter. Lives for one burst; no field outlives it.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef enum:
+    BURST_MAX = 64          # packets a burst holds at most
+    FRAME_SLACK = 64        # bytes that an adapter guarantees writable before `data` (XDP headroom is 256)
+    IFACE_MAX = 16          # interfaces lbd works on at most; iface numbers are 0..15
+    WORKER_MAX = 16         # a frame's ledger byte has 4 bits for the worker that holds it
+
+cdef enum PktFlag:
+    PKT_HANDED = 1          # came from another worker by a ring
+    PKT_PARTIAL = 2         # transport checksum is a pseudo-header sum only (local TCP stack over veth); completed on the way out
+    PKT_NEW = 4             # opened a connection
+    PKT_REPLY = 8           # from a real server
+    PKT_MULTI = 16          # first descriptor of a multi-buffer packet
+    PKT_ICMP_ERROR = 32     # ICMP error that was mapped to a connection
+
+cdef struct Pkt:            # 64 bytes
+    uint8_t *data           # first byte of the Ethernet header; the engine may move it (VLAN push and pop)
+    uint64_t frame          # the adapter's handle (UMEM address); carried through, not looked at
+    uint32_t len            # bytes from data
+    uint32_t room           # writable bytes from data (to the end of the frame)
+    uint32_t hash           # keyed hash of the tuple
+    uint32_t ref            # candidate: connection number << 1 | direction, or REF_NONE
+    uint16_t outer          # outer tag of two (802.1ad), 0 = none
+    uint16_t inner          # ICMP error: offset of the quoted IP header
+    uint16_t l3             # offset of the IP header
+    uint16_t l4             # offset of the transport header
+    uint16_t l3_len         # total IP length, bytes
+    uint16_t vlan           # tag control word next to the IP header, host order, 0 = none
+    uint16_t svc            # service number for reports, SVC_NONE
+    uint16_t dest           # real server number for reports, DEST_NONE
+    uint8_t af              # 4 or 6, 0 = not IP
+    uint8_t proto           # IP protocol
+    uint8_t ifin            # iface number it came in by
+    uint8_t ifout           # iface number it leaves by (FORWARD, CONSUME)
+    uint8_t verdict
+    uint8_t reason
+    uint8_t flags
+    uint8_t hops            # hand-overs so far
+    uint8_t owner           # worker it belongs to (HANDOVER)
+    uint8_t seg_count       # descriptors of this packet (1; more with multi-buffer)
+    uint8_t tcp_flags
+    uint8_t spare

@@ -1,0 +1,39 @@
+"""Why a packet did not go on: names and help texts of `reason.pxd`, in the order of its enum.
+
+The names are a closed, documented list: metrics labels, `lbd drops`, pcapng comments and the docs use these words.
+`tests/unit` holds this table against the enum.
+"""
+
+REASONS: tuple[tuple[str, str], ...] = (
+    ("none", "no reason: the packet was forwarded"),
+    ("malformed", "header lengths do not fit the packet, or a header is truncated"),
+    ("bad_checksum", "IPv4 header checksum, or a verified transport checksum, is wrong"),
+    ("not_for_us", "neither a service nor a local address port of ours: it came by a stale steering entry"),
+    ("no_service", "a packet for a virtual address, but no service on this port"),
+    ("no_backend", "the service has no real server that can take a connection"),
+    ("no_route", "no route to the real server"),
+    ("no_neighbor", "the next hop's link-layer address is not known (yet)"),
+    ("link_down", "the interface on the way out is down"),
+    ("conn_table_full", "connection table full, and nothing in it may be evicted"),
+    ("local_port_exhausted", "no free local port towards this real server: add local addresses"),
+    ("no_state", "a TCP packet that opens no connection and belongs to none"),
+    ("invalid_state", "a TCP packet that its connection's state forbids"),
+    ("ttl_expired", "TTL or hop limit used up; answered with time exceeded, rate-limited"),
+    ("mtu_exceeded", "larger than the MTU of the way out; answered with fragmentation needed or packet too big"),
+    ("frag_unsupported", "an IP fragment (not forwarded by this version)"),
+    ("exthdr_unsupported", "IPv6 extension header chain too long or of an unknown kind"),
+    ("icmp_unmatched", "an ICMP error whose quoted packet belongs to no connection"),
+    ("icmp_unsupported", "an ICMP message for a virtual or local address that is no error about a connection"),
+    ("proto_unsupported", "a transport protocol that no service has"),
+    ("martian", "source or destination address that must not appear on a wire"),
+    ("tx_ring_full", "the transmit ring of the way out is full: the device or its peer does not take more"),
+    ("no_tx_port", "this worker has no queue on the way out, and no worker that has one can be reached"),
+    ("ring_full", "the ring to the worker that owns the flow is full"),
+    ("hop_limit", "handed from worker to worker too often: owner tables disagree"),
+    ("worker_restart", "in the hands of a worker that died; its fate is unknown, so it is dropped"),
+    ("kernel_limited", "for the kernel, beyond the rate that the exception path carries"),
+    ("too_big_frame", "the packet would outgrow its frame"),
+    ("multi_buffer", "a packet of several buffers: larger than a frame"),
+)
+
+NAMES: tuple[str, ...] = tuple(name for name, _ in REASONS)

@@ -1,0 +1,82 @@
+# Virtual services, real servers (dest) and local addresses (LIP): records in the worker's segment, written by command_apply
+# alone (worker), read by the master. Statistics: written by the worker, plain 8-byte stores, read by anyone; never reset but by
+# a record's creation, so that counters never go backwards.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
+
+cdef enum:
+    SVC_NONE = 0xffff
+    DEST_NONE = 0xffff
+    LIP_NONE = 0xffff
+
+cdef enum SchedKind:        # how a worker uses the service's table of dest numbers (built by the master, in the host segment)
+    SCHED_SEQ = 0           # rr, wrr: next slot in turn
+    SCHED_HASH = 1          # sh, mh: slot = keyless stable hash % slots
+    SCHED_LEAST = 2         # lc, wlc: scan the slots (one per dest) for the least connections / weight
+
+cdef enum SvcFlag:
+    SVC_USED = 1
+    SVC_HASH_PORT = 2       # SCHED_HASH: the client's port takes part (sh-port, mh-port)
+    SVC_LEAST_WEIGHTED = 4  # SCHED_LEAST: divide by weight (wlc)
+
+cdef enum SvcMode:          # forwarding mode; FULLNAT alone exists now
+    MODE_FULLNAT = 0
+
+cdef struct Svc:            # 64 bytes
+    uint8_t vaddr[16]       # IPv4 in the first 4 bytes, the rest 0; network order
+    uint16_t vport          # network order
+    uint8_t af              # 4 or 6
+    uint8_t proto           # 6 or 17
+    uint8_t sched           # SchedKind
+    uint8_t mode            # SvcMode
+    uint16_t flags          # SvcFlag
+    uint32_t gen            # of the command that set it last (mark and sweep)
+    uint32_t table_off      # first slot of its table in the host segment's table arena (uint32 slots)
+    uint32_t table_len      # slots; 0 = no real server
+    uint32_t cursor         # SCHED_SEQ: next slot (worker)
+    uint32_t next           # hash chain: number + 1 of the next service, 0 = end (worker)
+    uint32_t timeout_established   # ms; 0 = the worker's default
+    uint8_t reserved[12]
+
+cdef struct SvcStat:        # 64 bytes
+    uint64_t conns
+    uint64_t in_pkts
+    uint64_t out_pkts
+    uint64_t in_bytes       # layer 3 bytes
+    uint64_t out_bytes
+    uint32_t active         # connections established
+    uint32_t inactive       # connections in any other state
+    uint64_t reserved[2]
+
+cdef enum DestFlag:
+    DEST_USED = 1
+    DEST_UP = 2             # health says it answers (and no administrator says otherwise): may take new connections if weight > 0
+
+cdef struct Dest:           # 48 bytes
+    uint8_t addr[16]        # network order, IPv4 in the first 4 bytes
+    uint16_t port           # network order
+    uint8_t af
+    uint8_t flags           # DestFlag
+    uint16_t svc            # service number
+    uint16_t weight         # 0 = drain
+    uint32_t gen
+    uint16_t adj            # cached adjacency (worker), valid while fib_gen matches
+    uint16_t reserved0
+    uint32_t fib_gen        # (worker)
+    uint8_t reserved[12]
+
+cdef struct LipStat:        # 32 bytes
+    uint64_t conns          # connections opened from it
+    uint64_t exhausted      # times no port was free
+    uint32_t in_use         # connections (ports) held now
+    uint32_t reserved[3]
+
+cdef struct Lip:            # 64 bytes
+    uint8_t addr[16]
+    uint8_t af
+    uint8_t flags           # 1 = used
+    uint16_t port_lo        # host order, inclusive
+    uint16_t port_hi
+    uint16_t reserved0
+    uint32_t gen
+    uint32_t cursor         # next port to try (worker)
+    uint8_t reserved[32]

@@ -1,0 +1,66 @@
+# TCP as a balancer sees it: states by IPVS's names, one transition table, timeouts per state.
+# What it does not know: windows and options; the ends do. A state changes only on evidence that a blind sender lacks (below).
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
+
+cdef enum TcpState:
+    STATE_NONE = 0
+    STATE_SYN_RECV = 1          # half open: the client's SYN went to the real server
+    STATE_ESTABLISHED = 2
+    STATE_CLOSE_WAIT = 3        # the client has closed
+    STATE_LAST_ACK = 4          # client first, then server: the client keeps TIME_WAIT
+    STATE_FIN_WAIT = 5          # the real server has closed
+    STATE_TIME_WAIT = 6         # server first, then client: the real server keeps TIME_WAIT, so the local port rests
+    STATE_CLOSE = 7             # reset, or the last ACK was seen
+    STATE_UDP = 8               # not TCP: answered at least once
+    STATE_UDP_ONEWAY = 9        # no answer yet; counts as half open
+    STATE_COUNT = 10
+
+cdef enum TcpEvent:             # what a segment is, reset and SYN before FIN before the rest
+    EVENT_ACK = 0
+    EVENT_SYN = 1
+    EVENT_FIN = 2
+    EVENT_RST = 3
+
+cdef extern from * nogil:
+    """
+    /* next state [direction][event][state]; columns: NONE SYN_RECV ESTABLISHED CLOSE_WAIT LAST_ACK FIN_WAIT TIME_WAIT CLOSE.
+     * Direction 0 is the client's. SYN_RECV leaves for ESTABLISHED only by an ACK of the server's SYN+ACK (checked by the
+     * caller), so a sender who never saw that can't fill the table with established connections. A SYN on a connection that is
+     * over starts it anew with the same real server and port, as it would without a balancer between (RFC 9293, 3.10.7.4). */
+    static const uint8_t lbd_tcp_next[2][4][8] = {
+      { /* from the client */
+        /* ACK */ { 0, 2, 2, 3, 7, 5, 6, 7 },
+        /* SYN */ { 1, 1, 2, 3, 1, 5, 1, 1 },
+        /* FIN */ { 0, 1, 3, 3, 4, 6, 6, 7 },
+        /* RST */ { 0, 7, 7, 7, 7, 7, 6, 7 } },
+      { /* from the real server */
+        /* ACK */ { 0, 1, 2, 3, 4, 5, 6, 7 },
+        /* SYN */ { 0, 1, 2, 3, 4, 5, 6, 7 },
+        /* FIN */ { 0, 1, 5, 4, 4, 5, 6, 7 },
+        /* RST */ { 0, 7, 7, 7, 7, 7, 6, 7 } } };
+    """
+    const uint8_t lbd_tcp_next[2][4][8]
+
+
+cdef inline uint32_t tcp_event(uint8_t flags) noexcept nogil:
+    if flags & 4:
+        return EVENT_RST
+    if flags & 2:
+        return EVENT_SYN
+    if flags & 1:
+        return EVENT_FIN
+    return EVENT_ACK
+
+
+cdef inline bint tcp_in_window(uint32_t seq, uint32_t edge) noexcept nogil:
+    """Near enough to what this end has sent so far to be its own: a blind sender hits it once in 2^15 tries (RFC 5961)."""
+    return <int32_t> (seq - edge) <= 65536 and <int32_t> (edge - seq) <= 65536
+
+
+cdef inline bint state_half_open(uint32_t s) noexcept nogil:
+    return s == STATE_SYN_RECV or s == STATE_UDP_ONEWAY
+
+
+cdef inline bint state_active(uint32_t s) noexcept nogil:
+    """ActiveConn of ipvsadm counts established connections; UDP has none there, as in IPVS."""
+    return s == STATE_ESTABLISHED

@@ -1,0 +1,1 @@
+"""The worker's poll loop, as inline functions for `_fastpath.pyx`."""

@@ -1,0 +1,87 @@
+# Frames: the free list of this worker's partition, and the way home of everybody else's.
+# The ledger byte is written so that a successor can always tell who holds a frame (lbd/xdp/port.pxd has the rules for the kernel's
+# rings); an entry for another worker is written first, then the staged word, then the ledger, then it is published.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from lbd.datapath.compiler cimport lbd_compiler_barrier
+from lbd.loop.state cimport Loop, eventfd_write
+from lbd.shm.layout cimport FRAME_FREE, FRAME_HOME, FRAME_HAND, CHUNK_SHIFT
+from lbd.shm.ring cimport (lbd_ring_end, lbd_ring_slot, lbd_ring_room, lbd_ring_publish, lbd_ring_must_wake, lbd_ring_ready,
+                           lbd_ring_front, lbd_ring_release)
+
+
+cdef inline uint32_t frame_home(Loop *l, uint32_t frame) noexcept nogil:
+    return frame // l.frames
+
+
+cdef inline void frame_to_list(Loop *l, uint32_t frame) noexcept nogil:
+    l.ledger[frame] = FRAME_FREE
+    l.free_list[l.free_n] = frame
+    l.free_n += 1
+
+
+cdef inline void frame_send_home(Loop *l, uint32_t frame, uint32_t home) noexcept nogil:
+    """A return ring holds every frame of its home: it can't be full."""
+    cdef lbd_ring_end *r = &l.return_out[home]
+    cdef uint32_t *slot
+    if lbd_ring_room(r, l.return_staged[home] + 1) <= l.return_staged[home]:
+        l.e.count.events_lost += 1          # a peer's garbage: the master resets the ring; the frame stays in the ledger
+        return
+    slot = <uint32_t *> lbd_ring_slot(r, l.return_staged[home])
+    slot[0] = frame
+    slot[1] = 0
+    l.return_staged[home] += 1
+    lbd_compiler_barrier()
+    l.ctl.staged_return[home] = r.own + l.return_staged[home]
+    lbd_compiler_barrier()
+    l.ledger[frame] = FRAME_HOME
+
+
+cdef inline void frame_free(Loop *l, uint32_t frame) noexcept nogil:
+    """This worker is done with the frame."""
+    cdef uint32_t home = frame_home(l, frame)
+    if home == l.worker:
+        frame_to_list(l, frame)
+    elif home < l.workers:
+        frame_send_home(l, frame, home)
+
+
+cdef inline void wake(Loop *l, uint32_t worker) noexcept nogil:
+    if l.wake_fd[worker] >= 0:
+        l.e.count.wakes += 1
+        eventfd_write(l.wake_fd[worker], 1)
+
+
+cdef inline void frames_publish(Loop *l) noexcept nogil:
+    """Publishes what is staged for the other workers, and wakes those that sleep."""
+    cdef uint32_t w
+    for w in range(l.workers):
+        if l.return_staged[w]:
+            lbd_ring_publish(&l.return_out[w], l.return_staged[w])
+            l.return_staged[w] = 0
+            if lbd_ring_must_wake(&l.return_out[w]):
+                wake(l, w)
+        if l.hand_staged[w]:
+            lbd_ring_publish(&l.hand_out[w], l.hand_staged[w])
+            l.hand_staged[w] = 0
+            if lbd_ring_must_wake(&l.hand_out[w]):
+                wake(l, w)
+
+
+cdef inline uint32_t frames_collect(Loop *l) noexcept nogil:
+    """Own frames that other workers have sent home."""
+    cdef uint32_t w, i, frame, total = 0
+    cdef int n
+    for w in range(l.workers):
+        if w == l.worker:
+            continue
+        n = lbd_ring_ready(&l.return_in[w])
+        if n <= 0:
+            continue
+        for i in range(<uint32_t> n):
+            frame = (<const uint32_t *> lbd_ring_front(&l.return_in[w], i))[0]
+            # seen before by a predecessor that was killed before the release: its ledger byte has moved on
+            if frame < l.frames_total and frame_home(l, frame) == l.worker and l.ledger[frame] == FRAME_HOME:
+                frame_to_list(l, frame)
+        lbd_ring_release(&l.return_in[w], n)
+        total += n
+    return total

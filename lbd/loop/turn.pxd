@@ -1,0 +1,330 @@
+# One turn of the loop, and the loop: receive from every port and every other worker, work, send, reclaim, refill, look at timers and
+# commands; and how to sleep when there is nothing to do.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from lbd.datapath.compiler cimport lbd_prefetchw, lbd_unlikely, lbd_likely
+from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_MULTI, BURST_MAX
+from lbd.datapath.pipeline cimport engine_burst
+from lbd.datapath.lifetime cimport engine_expire
+from lbd.datapath.command cimport (Cmd, CmdValue, CmdCapture, CMD_STOP, CMD_CAPTURE, CMD_SETTING, CMD_OWNER, SET_POLL_MODE)
+from lbd.datapath.command_apply cimport command_apply
+from lbd.datapath.reason cimport VERDICT_CONSUME, VERDICT_FORWARD, REASON_WORKER_RESTART
+from lbd.datapath.neigh cimport Adj
+from lbd.loop.state cimport *
+from lbd.loop.frames cimport frame_free, frames_collect, frames_publish
+from lbd.loop.dispatch cimport dispatch, send_out
+from lbd.loop.capture cimport capture_before, capture_after
+from lbd.shm.layout cimport (Hand, HAND_PROCESS, HAND_TRANSMIT, Evt, CHUNK, CHUNK_SHIFT, FRAME_HAND, EVT_NEIGH_WANTED, EVT_LIP_EXHAUSTED,
+                             EVT_TABLE_FULL, EVT_BAD_COMMAND, WORKER_RUNNING, WORKER_STOPPING)
+from lbd.shm.ring cimport (lbd_ring_end, lbd_ring_ready, lbd_ring_front, lbd_ring_release, lbd_ring_peek, lbd_ring_push,
+                           lbd_ring_must_wake, lbd_ring_idle, lbd_sleep_begin, lbd_sleep_end)
+from lbd.xdp.libxdp cimport xdp_desc, xsk_ring_cons__rx_desc
+from lbd.xdp.port cimport Port, port_rx_pending, port_comp_pending
+from lbd.xdp.io cimport (port_rx_peek, port_rx_release, port_fill, port_wake_rx, port_tx_submit, port_reclaim, port_kick, port_publish,
+                         port_statistics)
+
+cdef enum:
+    XDP_PKT_CONTD = 1           # descriptor option: the packet goes on in the next one
+
+
+# --- packets ---------------------------------------------------------------------------------------------------------
+
+cdef inline void work(Loop *l, uint32_t n) noexcept nogil:
+    """Decides and sends the n packets of l.pkt."""
+    if lbd_unlikely(l.capture_points):
+        capture_before(l, l.pkt, n)
+    engine_burst(&l.e, l.pkt, n, l.now)
+    if lbd_unlikely(l.capture_points):
+        capture_after(l, l.pkt, n)
+    dispatch(l, l.pkt, n)
+
+
+cdef inline void pkt_init(Loop *l, Pkt *p, uint64_t addr, uint32_t length, uint32_t iface, uint32_t flags, uint32_t hops) noexcept nogil:
+    p.data = l.area + addr
+    p.frame = addr
+    p.len = length
+    p.room = CHUNK - <uint32_t> (addr & (CHUNK - 1))
+    p.ifin = iface
+    p.flags = flags
+    p.hops = hops
+    p.seg_count = 1
+
+
+cdef inline uint32_t turn_receive(Loop *l, Port *port) noexcept nogil:
+    cdef uint32_t i, idx = 0, bytes = 0
+    cdef uint32_t n = port_rx_peek(port, BURST_MAX, &idx)
+    cdef const xdp_desc *d
+    if n == 0:
+        return 0
+    for i in range(n):
+        d = xsk_ring_cons__rx_desc(&port.rx, idx + i)
+        pkt_init(l, l.pkt + i, d.addr, d.len, port.iface, PKT_MULTI if d.options & XDP_PKT_CONTD else 0, 0)
+        bytes += d.len
+        if i < 4:
+            lbd_prefetchw(l.pkt[i].data)
+    port_rx_release(port, n)
+    port.stat.rx_pkts += n
+    port.stat.rx_bytes += bytes
+    work(l, n)
+    return n
+
+
+cdef inline uint32_t hand_accept(Loop *l, const Hand *h) noexcept nogil:
+    """A descriptor from another worker: 1 if it is to be believed. Entries that a killed predecessor had moved on already are known
+    by their ledger byte."""
+    if h.frame >= l.frames_total or <uint32_t> h.off + h.len > CHUNK or h.ifin >= 16:
+        return 0
+    return l.ledger[h.frame] == <uint8_t> (FRAME_HAND | l.worker << 4)
+
+
+cdef inline uint32_t turn_handed(Loop *l, uint32_t sender) noexcept nogil:
+    cdef lbd_ring_end *r = &l.hand_in[sender]
+    cdef int ready = lbd_ring_ready(r)
+    cdef uint32_t i, n, k = 0
+    cdef Hand h
+    cdef Pkt out
+    if ready <= 0:
+        return 0
+    n = BURST_MAX if ready > BURST_MAX else <uint32_t> ready
+    for i in range(n):
+        memcpy(&h, lbd_ring_front(r, i), sizeof(Hand))
+        if not hand_accept(l, &h):
+            continue
+        if h.kind == HAND_TRANSMIT:
+            pkt_init(l, &out, (<uint64_t> h.frame << CHUNK_SHIFT) + h.off, h.len, h.ifin, h.flags, h.hops)
+            out.ifout = h.ifin
+            out.verdict = VERDICT_FORWARD
+            l.e.count.verdicts[<int> VERDICT_FORWARD] += 1
+            send_out(l, &out)
+            continue
+        pkt_init(l, l.pkt + k, (<uint64_t> h.frame << CHUNK_SHIFT) + h.off, h.len, h.ifin, h.flags | PKT_HANDED, h.hops)
+        k += 1
+    l.e.count.handed_in += n
+    if k:
+        work(l, k)
+    frames_publish(l)               # before the release: a frame is never in no ring and in no hands
+    lbd_ring_release(r, n)
+    return n
+
+
+cdef inline void turn_port(Loop *l, Port *port) noexcept nogil:
+    """Transmit what was put, take back what is sent, give the kernel frames to receive into."""
+    cdef uint32_t frames[256]
+    cdef uint32_t i, n
+    port_tx_submit(port)
+    port_kick(port, KICK_TRIES)
+    n = port_reclaim(port, frames, 256)
+    for i in range(n):
+        frame_free(l, frames[i])
+    if l.free_n:
+        n = port_fill(port, l.free_list + (l.free_n - (256 if l.free_n > 256 else l.free_n)), 256 if l.free_n > 256 else l.free_n)
+        if n:
+            free_list_took(l, n)
+    port_wake_rx(port)
+
+
+cdef inline void free_list_took(Loop *l, uint32_t n) noexcept nogil:
+    """n frames of the last block offered (its first n) went: close the gap with the rest of the block."""
+    cdef uint32_t block = 256 if l.free_n > 256 else l.free_n
+    cdef uint32_t start = l.free_n - block
+    cdef uint32_t i
+    for i in range(block - n):
+        l.free_list[start + i] = l.free_list[start + n + i]
+    l.free_n -= n
+
+
+# --- commands and events ---------------------------------------------------------------------------------------------
+
+cdef inline void tell(Loop *l, uint32_t op, uint32_t id, uint64_t value, const uint8_t *addr, uint32_t af, uint32_t iface) noexcept nogil:
+    cdef Evt v
+    memset(&v, 0, sizeof(Evt))
+    v.op = op
+    v.id = id
+    v.value = value
+    if addr != NULL:
+        memcpy(v.addr, addr, 16)
+    v.af = af
+    v.iface = iface
+    if lbd_ring_push(&l.evt, &v, 1) != 1:
+        l.e.count.events_lost += 1
+
+
+cdef inline void owner_refresh(Loop *l) noexcept nogil:
+    l.e.owner_prev_valid = l.host.owner_prev_valid
+    l.e.rss_known = l.host.rss_known
+    l.e.rss_udp_ports = l.host.rss_udp_ports
+
+
+cdef inline void command_run(Loop *l, const Cmd *c) noexcept nogil:
+    cdef const CmdCapture *cap
+    l.e.count.commands += 1
+    if not command_apply(&l.e, c):
+        l.e.count.bad_commands += 1
+        tell(l, EVT_BAD_COMMAND, c.op, c.id, NULL, 0, 0)
+    elif c.op == CMD_STOP:
+        l.stop = 1
+    elif c.op == CMD_OWNER:
+        owner_refresh(l)
+    elif c.op == CMD_SETTING and c.id == SET_POLL_MODE:
+        l.poll_mode = <uint32_t> (<const CmdValue *> c.body).value
+        l.ctl.poll_mode = l.poll_mode
+    elif c.op == CMD_CAPTURE:
+        cap = <const CmdCapture *> c.body
+        l.capture_points = cap.points
+        l.capture_snap = cap.snaplen
+        l.capture_svc = cap.svc
+        l.ctl.capture_points = cap.points
+
+
+cdef inline uint32_t turn_commands(Loop *l) noexcept nogil:
+    """Applied before released: a successor of a worker killed in between applies them again, which does no harm."""
+    cdef Cmd c
+    cdef uint32_t n = 0
+    if lbd_likely(lbd_ring_ready(&l.cmd) <= 0):
+        return 0
+    l.e.now_ns = l.now
+    l.e.now_ms = <uint32_t> (l.now // 1000000)
+    while n < 64 and lbd_ring_peek(&l.cmd, &c, 1) == 1:
+        command_run(l, &c)
+        lbd_store32_release(&l.ctl.gen_applied, c.gen)
+        lbd_ring_release(&l.cmd, 1)
+        n += 1
+    return n
+
+
+cdef inline void turn_events(Loop *l) noexcept nogil:
+    """What the engine noticed, at most ten times a second."""
+    cdef uint32_t i
+    cdef Adj *a
+    l.events_sent = l.now
+    for i in range(l.e.wanted_n):
+        a = l.e.adj + l.e.wanted[i]
+        tell(l, EVT_NEIGH_WANTED, a.vlan, 0, a.addr, a.af, a.iface)
+    l.e.wanted_n = 0
+    if l.e.lip_exhausted_n:
+        tell(l, EVT_LIP_EXHAUSTED, l.e.lip_exhausted, l.e.lip_exhausted_n, NULL, 0, 0)
+        l.e.lip_exhausted_n = 0
+    if l.e.table_full_n:
+        tell(l, EVT_TABLE_FULL, 0, l.e.table_full_n, NULL, 0, 0)
+        l.e.table_full_n = 0
+
+
+cdef inline void turn_publish(Loop *l) noexcept nogil:
+    """Gauges, and the kernel's socket counters: once a second and before sleeping."""
+    cdef uint32_t i
+    l.ctl.free_frames = l.free_n
+    l.ctl.conns4 = l.e.t4.used
+    l.ctl.conns6 = l.e.t6.used
+    l.ctl.half_open = l.e.w4.half_open + l.e.w6.half_open
+    for i in range(l.port_n):
+        port_publish(&l.port[l.port_list[i]])
+        if l.now - l.published >= 1000000000:
+            port_statistics(&l.port[l.port_list[i]])
+    if l.now - l.published >= 1000000000:
+        l.published = l.now
+
+
+# --- sleep -----------------------------------------------------------------------------------------------------------
+
+cdef inline bint nothing_to_do(Loop *l) noexcept nogil:
+    cdef uint32_t i
+    if not lbd_ring_idle(&l.cmd):
+        return False
+    for i in range(l.workers):
+        if i != l.worker and not (lbd_ring_idle(&l.hand_in[i]) and lbd_ring_idle(&l.return_in[i])):
+            return False
+    for i in range(l.port_n):
+        if port_rx_pending(&l.port[l.port_list[i]]):
+            return False
+    return True
+
+
+cdef inline void loop_sleep(Loop *l) noexcept nogil:
+    """Waits in poll() for a packet, a command or another worker. Two words say that it sleeps: one for the master (command ring), one
+    for the workers; whoever has put something into a ring clears its word and writes the eventfd (lbd/shm/ring.h)."""
+    cdef pollfd fds[17]
+    cdef uint32_t i
+    cdef uint64_t ignored
+    cdef int timeout = SLEEP_MS
+    for i in range(l.port_n):
+        fds[i].fd = l.port[l.port_list[i]].fd
+        fds[i].events = POLLIN
+        fds[i].revents = 0
+        if l.port[l.port_list[i]].need_kick:
+            timeout = 1             # the kernel owes completions, or has to be asked again
+        elif l.port[l.port_list[i]].tx_outstanding and timeout > 10:
+            timeout = 10
+    fds[l.port_n].fd = l.wake_fd[l.worker]
+    fds[l.port_n].events = POLLIN
+    fds[l.port_n].revents = 0
+    turn_publish(l)
+    eventfd_read(l.wake_fd[l.worker], &ignored)
+    lbd_sleep_begin(&l.ctl.sleeping)
+    lbd_sleep_begin(&l.host.sleeping[l.worker])
+    if nothing_to_do(l):
+        l.e.count.sleeps += 1
+        poll(fds, l.port_n + 1, timeout)
+    lbd_sleep_end(&l.ctl.sleeping)
+    lbd_sleep_end(&l.host.sleeping[l.worker])
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+cdef inline uint32_t turn(Loop *l) noexcept nogil:
+    """One turn; returns the packets seen."""
+    cdef uint32_t i, n = 0
+    for i in range(l.port_n):
+        n += turn_receive(l, &l.port[l.port_list[i]])
+    if l.workers > 1:
+        for i in range(l.workers):
+            if i != l.worker:
+                n += turn_handed(l, i)
+        frames_collect(l)
+        frames_publish(l)
+    for i in range(l.port_n):
+        turn_port(l, &l.port[l.port_list[i]])
+    if l.workers > 1:
+        frames_publish(l)           # what was reclaimed for others
+    return n
+
+
+cdef inline uint32_t size_bucket(uint32_t n) noexcept nogil:
+    cdef uint32_t b = 0
+    while n > 1 and b < 7:
+        n = (n + 1) >> 1
+        b += 1
+    return b
+
+
+cdef inline void worker_loop(Loop *l) noexcept nogil:
+    """Until CMD_STOP, or `quit` set by another thread of this process."""
+    cdef uint32_t n, tick = 0
+    cdef uint64_t before, after
+    l.now = lbd_monotonic()
+    while not l.stop and not lbd_load32_acquire(&l.quit):
+        before = l.now
+        n = turn(l)
+        n += turn_commands(l)
+        if <uint32_t> (l.now >> 20) != tick:        # about every millisecond
+            tick = <uint32_t> (l.now >> 20)
+            engine_expire(&l.e, l.now, EXPIRE_BUDGET)
+            if l.now - l.events_sent >= 100000000:
+                turn_events(l)
+                turn_publish(l)
+        after = lbd_monotonic()
+        lbd_store64_relaxed(&l.ctl.heartbeat_ns, after)
+        l.now = after
+        if n:
+            l.e.count.bursts += 1
+            l.e.count.burst_size[size_bucket(n)] += 1
+            l.e.count.busy_ns += after - before
+            l.idle = 0
+            continue
+        l.e.count.idle_ns += after - before
+        l.idle += 1
+        if l.poll_mode == POLL_INTERRUPT or (l.poll_mode == POLL_ADAPTIVE and l.idle > IDLE_TURNS):
+            loop_sleep(l)
+            after = lbd_monotonic()
+            l.e.count.idle_ns += after - l.now
+            l.now = after
+            l.idle = 0 if l.poll_mode == POLL_INTERRUPT else IDLE_TURNS // 2

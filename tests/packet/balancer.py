@@ -1,0 +1,125 @@
+"""A configured engine for packet tables: one client side (iface 0), one server side (iface 1), a VIP of each family.
+
+Addresses: client 192.0.2.100 / 2001:db8:1::100 behind MAC C; VIP 192.0.2.10, 2001:db8:1::10; LIP 10.77.0.2, fd77::2;
+real servers 10.77.0.11.., fd77::11.. on iface 1.
+"""
+
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
+
+from lbd._fastpath import Engine, Result
+from lbd.shm import _shm as shm
+
+SIZES = {
+    "workers": 1, "services": 64, "dests": 256, "lips": 16, "conns4": 1024, "conns6": 1024, "frames": 256,
+    "arena": 4096, "cmd_ring": 64, "evt_ring": 64, "capture_ring": 16, "hand_ring": 64,
+}  # fmt: skip
+MAC_CLIENT, MAC_LB0, MAC_LB1 = "02:00:00:00:00:c1", "02:00:00:00:01:00", "02:00:00:00:01:01"
+CLIENT = {4: "192.0.2.100", 6: "2001:db8:1::100"}
+VIP = {4: "192.0.2.10", 6: "2001:db8:1::10"}
+LIP = {4: "10.77.0.2", 6: "fd77::2"}
+OWN = {0: ("192.0.2.1", "2001:db8:1::1"), 1: ("10.77.0.1", "fd77::1")}
+PROTO = {"tcp": 6, "udp": 17}
+MS = 1_000_000
+
+
+def packed(text: str) -> bytes:
+    return ip_address(text).packed
+
+
+def mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def server(af: int, n: int) -> str:
+    return f"10.77.0.{10 + n}" if af == 4 else f"fd77::{10 + n}"
+
+
+def server_mac(n: int) -> str:
+    return f"02:00:00:00:02:{n:02x}"
+
+
+@dataclass
+class Balancer:
+    servers: int = 2
+    workers: int = 1
+    worker: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
+    mtu: tuple[int, int] = (1500, 1500)
+    ports: tuple[int, int] = (10000, 60000)
+    partial: bool = False
+    sched: int = shm.SCHED_SEQ
+    neighbours: bool = True
+
+    def __post_init__(self) -> None:
+        self.engine = Engine({**SIZES, "workers": self.workers, **self.sizes}, self.worker)
+        self.now = 1_000 * MS
+        up = shm.IFACE_UP | (shm.IFACE_PARTIAL if self.partial else 0)
+        for i, m in enumerate((MAC_LB0, MAC_LB1)):
+            a4, a6 = OWN[i]
+            self.do(shm.iface_set(i, 1, mac=mac(m), mtu=self.mtu[i], ifindex=i + 2, flags=up, addr4=packed(a4), addr6=packed(a6)))
+        for af, prefix, plen in ((4, "10.77.0.0", 24), (6, "fd77::", 64)):
+            self.do(shm.route_set(1, af=af, prefix=packed(prefix), plen=plen, iface=1))
+        number = 0
+        for svc, (af, proto) in enumerate(((4, "tcp"), (4, "udp"), (6, "tcp"), (6, "udp"))):
+            first = number
+            for n in range(1, self.servers + 1):
+                if self.neighbours:
+                    self.do(shm.neigh_set(1, iface=1, af=af, addr=packed(server(af, n)), mac=mac(server_mac(n))))
+                self.do(shm.dest_set(number, 1, af=af, addr=packed(server(af, n)), port=8080, svc=svc, fresh=True))
+                number += 1
+            self.engine.set_table(svc * 64, list(range(first, number)))
+            self.do(shm.svc_set(svc, 1, af=af, addr=packed(VIP[af]), port=80, proto=PROTO[proto], sched=self.sched,
+                                table_off=svc * 64, table_len=self.servers, fresh=True))  # fmt: skip
+        for lip, af in enumerate((4, 6)):
+            self.do(shm.lip_set(lip, 1, af=af, addr=packed(LIP[af]), port_lo=self.ports[0], port_hi=self.ports[1], fresh=True))
+
+    def do(self, command: bytes) -> None:
+        assert self.engine.apply(command), "the engine refused a command of the test's set-up"
+
+    def send(self, packet: Packet | bytes, iface: int = 0, **more: int) -> Result:
+        return self.engine.process([(bytes(packet), iface)], self.now, **more)[0]
+
+    def later(self, seconds: float) -> None:
+        self.now += int(seconds * 1e9)
+        self.engine.expire(self.now)
+
+    def open(self, af: int, sport: int = 40000, proto: str = "tcp") -> tuple[Packet, str, int]:
+        """A connection, established if TCP; returns the first packet as the real server got it, its address, and the local port."""
+        if proto == "udp":
+            got = Ether(self.send(from_client(af, UDP(sport=sport, dport=80) / Raw(b"q"))).out[0][1])
+        else:
+            got = Ether(self.send(from_client(af, TCP(sport=sport, dport=80, flags="S", seq=1000))).out[0][1])
+        layer = IP if af == 4 else IPv6
+        l4 = got[TCP] if proto == "tcp" else got[UDP]
+        address, lport = got[layer].dst, l4.sport
+        if proto == "tcp":
+            self.send(from_server(af, address, TCP(sport=8080, dport=lport, flags="SA", seq=5000, ack=1001)), 1)
+            self.send(from_client(af, TCP(sport=sport, dport=80, flags="A", seq=1001, ack=5001)))
+        return got, address, lport
+
+
+def ip(af: int, src: str, dst: str, **fields: int) -> Packet:
+    return IP(src=src, dst=dst, **fields) if af == 4 else IPv6(src=src, dst=dst, **fields)
+
+
+def from_client(af: int, l4: Packet, **fields: int) -> Packet:
+    return Ether(src=MAC_CLIENT, dst=MAC_LB0) / ip(af, CLIENT[af], VIP[af], **fields) / l4
+
+
+def from_server(af: int, address: str, l4: Packet, n: int = 1, **fields: int) -> Packet:
+    return Ether(src=server_mac(n), dst=MAC_LB1) / ip(af, address, LIP[af], **fields) / l4
+
+
+def checksums_right(frame: bytes) -> bool:
+    """Scapy computes every checksum anew: do the bytes stay the same?"""
+    p = Ether(frame)
+    for layer in (IP, TCP, UDP):
+        if layer in p:
+            del p[layer].chksum
+    return bytes(p) == frame
