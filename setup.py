@@ -36,6 +36,7 @@ EXTENSIONS = {
 }
 TEST_EXTENSIONS = {
     "tests.unit._engine": [],
+    "bench._engine": [],
 }
 BPF_PROGRAM = "lbd/xdp/steer.bpf.c"
 BPF_SECTIONS = ("xdp", "xdp.frags")  # one of them

@@ -101,7 +101,7 @@ def conn_bytes(sizes: dict) -> int:
 
 def conn_record_bytes() -> dict:
     """Bytes of memory per connection, all told, by address family."""
-    index = 2 * 64 * 100 / BUCKET_FILL_X100 * (1 + 1 / BUCKET_SPARE)
+    index = 2.0 * 64 * 100 / BUCKET_FILL_X100 * (1 + 1.0 / BUCKET_SPARE)
     return {4: sizeof(Conn4) + sizeof(ConnCold) + index, 6: sizeof(Conn6) + sizeof(ConnCold) + index}
 
 
@@ -265,13 +265,6 @@ cdef class Result:
 cdef class Engine:
     """The engine over private memory. Frames are copied to blocks of exactly their size plus the slack that AF_XDP guarantees too, so
     that a sanitizer sees every byte read beyond a packet."""
-    cdef CEngine *e
-    cdef uint8_t *seg
-    cdef uint8_t *host
-    cdef void *conn
-    cdef readonly dict sizes
-    cdef uint32_t conns
-
     def __cinit__(self, sizes: dict, worker: int = 0, hash_key: bytes = b"lbd offline engine: a fixed key."):
         cdef Sizes s = sizes_of(sizes)
         cdef Ctl ctl
@@ -327,7 +320,8 @@ cdef class Engine:
         self.e.rss_known = 1
         self.e.rss_udp_ports = udp_ports
 
-    cdef Result result(self, Pkt *p):
+    cdef object result(self, void *pkt):
+        cdef Pkt *p = <Pkt *> pkt
         cdef Result r = Result.__new__(Result)
         r.verdict = VERDICTS[p.verdict]
         r.reason = NAMES[p.reason]
