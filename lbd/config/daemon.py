@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of the configuration about lbd itself: [daemon] [workers] [tables] [timeouts] [metrics] [packet]."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lbd.config.address import ListenValue, parse_endpoint
+from lbd.config.section import Section
+from lbd.config.value import Bool, Duration, Int, Name, PowerOfTwo, RunDir
+
+WORKER_MAX = 16  # WORKER_MAX of lbd/datapath/pkt.pxd
+
+
+class Daemon(Section):
+    """The master process."""
+
+    run_dir: RunDir = Field(
+        Path("/run/lbd"),
+        description="Directory of the control socket, the workers' sockets and the connection files.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info",
+        description="Least severity that is logged, to standard error. Drops are counted, not logged.",
+    )
+    group: Name | None = Field(
+        None,
+        description="Group that may use the control socket (mode 0660). Without it, root alone.",
+        examples=["lbd"],
+    )
+
+
+class Workers(Section):
+    """The worker processes: one for each receive queue that an interface has."""
+
+    count: Int | None = Field(
+        None,
+        ge=1,
+        le=WORKER_MAX,
+        description="Number of workers. Without it: one for each of `cores`, else 1.",
+        examples=[2],
+    )
+    cores: tuple[Annotated[Int, Field(ge=0, le=8191)], ...] = Field(
+        (),
+        max_length=WORKER_MAX,
+        description="CPUs that the workers are pinned to, in the order of their numbers. Empty: not pinned.",
+        examples=[[2, 3]],
+    )
+    poll: Literal["busy", "adaptive", "interrupt"] = Field(
+        "adaptive",
+        description="How a worker waits for packets: `busy` never sleeps (a core of its own), `adaptive` "
+        "sleeps when idle, `interrupt` sleeps whenever there is nothing to do.",
+    )
+    fifo_priority: Int = Field(
+        0, ge=0, le=99, description="SCHED_FIFO priority; 0 is the normal scheduling class.", examples=[10]
+    )
+    heartbeat_limit: Duration = Field(
+        0.5,
+        ge=0.2,
+        le=3600,
+        description="A worker whose heartbeat is older is taken for hung, killed and replaced. "
+        "A sleeping worker beats every 100ms.",
+    )
+
+    @property
+    def number(self) -> int:
+        """How many workers run."""
+        return self.count or len(self.cores) or 1
+
+    def core(self, worker: int) -> int | None:
+        """The CPU that this worker is pinned to."""
+        return self.cores[worker] if self.cores else None
+
+
+class Tables(Section):
+    """Sizes of the tables. They are allocated at the start; a change takes a restart."""
+
+    connections_ipv4: Int = Field(262144, ge=64, le=1 << 26, description="IPv4 connections of each worker.")
+    connections_ipv6: Int = Field(131072, ge=64, le=1 << 26, description="IPv6 connections of each worker.")
+    frames: PowerOfTwo = Field(
+        8192,
+        ge=256,
+        le=1 << 20,
+        description="Packet buffers of 2048 bytes of each worker; a power of two. "
+        "Allow twice the sum of the interfaces' `ring`.",
+    )
+    services: Int = Field(1024, ge=1, le=65535, description="Services that can exist at a time.")
+    real_servers: Int = Field(
+        8192, ge=1, le=65535, description="Real servers that can exist at a time, over all services."
+    )
+    hugepages: Literal["auto", "require", "off"] = Field(
+        "auto",
+        description="Packet buffers in huge pages: `auto` if there are enough, `off`, "
+        "`require` refuses to start without.",
+    )
+
+
+class Timeouts(Section):
+    """How long a connection may be silent before it is forgotten, by its state (IPVS's names).
+
+    The defaults are those of IPVS, but for `tcp_time_wait`: as long as Linux servers remember.
+    """
+
+    tcp_established: Duration = Field(900.0, ge=0.1, le=604800, description="Established.")
+    tcp_syn_sent: Duration = Field(
+        120.0, ge=0.1, le=604800, description="The SYN came from the real server (not in fullnat)."
+    )
+    tcp_syn_recv: Duration = Field(
+        60.0, ge=0.1, le=604800, description="The client's SYN was forwarded; half-open."
+    )
+    tcp_fin_wait: Duration = Field(120.0, ge=0.1, le=604800, description="One end has closed.")
+    tcp_time_wait: Duration = Field(
+        60.0,
+        ge=0.1,
+        le=604800,
+        description="Both ends have closed; until then its local port is not used again.",
+    )
+    tcp_close: Duration = Field(10.0, ge=0.1, le=604800, description="Reset.")
+    tcp_close_wait: Duration = Field(
+        60.0, ge=0.1, le=604800, description="The client has closed, the real server not yet."
+    )
+    tcp_last_ack: Duration = Field(
+        30.0, ge=0.1, le=604800, description="The last FIN waits for its acknowledgement."
+    )
+    udp: Duration = Field(300.0, ge=0.1, le=604800, description="UDP.")
+
+
+class Metrics(Section):
+    """The Prometheus endpoint."""
+
+    listen: ListenValue = Field(
+        parse_endpoint("127.0.0.1:9911"),
+        description='Address and port of `/metrics`; "" switches it off. Whoever reaches it can read it.',
+    )
+
+
+class Packet(Section):
+    """How packets are treated, whatever their service."""
+
+    verify_checksums: Bool = Field(
+        False,
+        description="Verify TCP, UDP and ICMP checksums on receipt and drop what is wrong (`bad_checksum`).",
+    )
+    return_path: Literal["source", "route"] = Field(
+        "source",
+        description="Where answers to a client leave: `source` where its last packet came from (interface "
+        "and MAC address), `route` by the routing table.",
+    )
+    icmp_rate: Int = Field(
+        1000,
+        ge=0,
+        le=1_000_000,
+        description="ICMP errors that each worker sends per second at most; 0 sends none.",
+    )

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this host lacks for a configuration. Looks only: no privilege, no side effect, and quick.
+
+Remarks are warnings: the configuration may be meant for another host, or the host may not be ready yet. What
+can't be found out is passed over; at the start the daemon finds out for certain.
+"""
+
+import grp
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from lbd.config.memory import Memory, memory_text
+from lbd.config.model import Config
+from lbd.config.rule import Finding
+
+LEAST_EPHEMERAL = 1024  # ports that the host needs for its own connections
+
+
+def remarks(config: Config, memory: Memory, root: Path = Path("/")) -> list[Finding]:
+    """`root`: where proc and sys are found."""
+    return [
+        *_interfaces(config, root),
+        *_cores(config),
+        *_group(config),
+        *_ports(config, root),
+        *_pages(config, memory, root),
+    ]
+
+
+def _interfaces(config: Config, root: Path) -> Iterator[Finding]:
+    there = {name: number for number, name in socket.if_nameindex()}
+    for i, interface in enumerate(config.interface):
+        loc = ("interface", i, "name")
+        if interface.name not in there:
+            listed = ", ".join(sorted(there))
+            yield loc, f'this host has no interface "{interface.name}"; it has {listed}'
+            continue
+        queues = _queues(interface.name, there[interface.name], root)
+        workers = config.workers.number
+        if queues and queues > workers:
+            yield (
+                loc,
+                f"{queues} receive queues and {workers} workers, but each queue needs a worker of its own; "
+                f"write count = {queues}, or run `ethtool -L {interface.name} combined {workers}`",
+            )
+    named = [(("service", i, "interface"), s.interface, s.manage) for i, s in enumerate(config.service)]
+    named += [
+        (("local_address", i, "interface"), a.interface or "", a.manage)
+        for i, a in enumerate(config.local_address)
+    ]
+    ours = {i.name for i in config.interface}
+    for where, name, manage in named:
+        if manage and name and name not in there and name not in ours:
+            yield where, f'this host has no interface "{name}", where the address is to be added'
+
+
+def _queues(name: str, ifindex: int, root: Path) -> int:
+    """Receive queues; 0 if not known. NB: /sys shows the network namespace that it was mounted in."""
+    directory = root / "sys/class/net" / name
+    try:
+        if int((directory / "ifindex").read_text()) != ifindex:
+            return 0
+        return sum(1 for entry in (directory / "queues").iterdir() if entry.name.startswith("rx-"))
+    except (OSError, ValueError):
+        return 0
+
+
+def _cores(config: Config) -> Iterator[Finding]:
+    usable = os.sched_getaffinity(0)
+    for i, core in enumerate(config.workers.cores):
+        if core not in usable:
+            yield (
+                ("workers", "cores", i),
+                f"core {core} is not there, or not for this process; {len(usable)} are",
+            )
+    if not config.workers.cores and config.workers.number > len(usable):
+        yield ("workers",), f"{config.workers.number} workers share {len(usable)} cores"
+
+
+def _group(config: Config) -> Iterator[Finding]:
+    group = config.daemon.group
+    if group is not None:
+        try:
+            grp.getgrnam(group)
+        except KeyError:
+            yield ("daemon", "group"), f'this host has no group "{group}"; run `groupadd --system {group}`'
+
+
+def _ports(config: Config, root: Path) -> Iterator[Finding]:
+    """lbd reserves its ports from the kernel's automatic choice, on all addresses: some have to remain."""
+    try:
+        low, high = map(int, (root / "proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    except (OSError, ValueError):
+        return
+    taken = {port for lip in config.local_address for port in range(lip.ports.lo, lip.ports.hi + 1)}
+    left = sum(1 for port in range(low, high + 1) if port not in taken)
+    if left < LEAST_EPHEMERAL and config.local_address:
+        yield (
+            ("local_address", 0, "ports"),
+            f"of {low}-{high} (net.ipv4.ip_local_port_range) only {left} ports remain for the host's own "
+            f"connections, which need {LEAST_EPHEMERAL}; take fewer, or move that range",
+        )
+
+
+def _pages(config: Config, memory: Memory, root: Path) -> Iterator[Finding]:
+    try:
+        text = (root / "proc/meminfo").read_text()
+    except OSError:
+        return
+    info = {key: int(value) for key, value in re.findall(r"^(\w+):\s+([0-9]+)", text, re.MULTILINE)}
+    page = info.get("Hugepagesize", 0) << 10
+    if config.tables.hugepages == "require" and page:
+        need, free = -(-memory.area // page), info.get("HugePages_Free", 0)
+        if free < need:
+            yield (
+                ("tables", "hugepages"),
+                f"{need} huge pages are needed and {free} are free; run `sysctl vm.nr_hugepages={need}`",
+            )
+    available = info.get("MemAvailable", 0) << 10
+    if 0 < available < memory.total:
+        yield (
+            ("tables",),
+            f"{memory_text(memory.total)} are needed and {memory_text(available)} available; "
+            "make the tables smaller",
+        )

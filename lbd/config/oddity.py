@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Warnings: what works, but perhaps not as it is meant. As in rule.py, without a look at the host."""
+
+from collections.abc import Iterator
+
+from lbd.config.problem import Loc
+from lbd.config.rule import Finding, Rule, View
+from lbd.config.value import duration_text
+
+EPHEMERAL = (32768, 60999)  # default of net.ipv4.ip_local_port_range
+REAL_SERVER_TIME_WAIT = 60.0  # Linux's TCP_TIMEWAIT_LEN
+
+
+def warnings(view: View) -> list[Finding]:
+    return [finding for rule in RULES for finding in rule(view)]
+
+
+def _idle_services(view: View) -> Iterator[Finding]:
+    for loc, service in view.services():
+        if not view.whole(*loc, "real_server"):
+            continue
+        if not service.real_server:
+            yield (
+                loc,
+                f'service "{service.name}" has no real server; its connections are dropped until it gets one',
+            )
+        elif not any(r.weight for r in service.real_server):
+            yield loc, f'all weights of service "{service.name}" are 0; it takes no new connection'
+
+
+def _foreign_interfaces(view: View) -> Iterator[Finding]:
+    if not view.whole("interface") or not view.config.interface:
+        return
+    known = {i.name for i in view.config.interface} | {"lo"}
+    holders: list[tuple[Loc, str | None, bool]] = [
+        *((loc, s.interface, s.manage) for loc, s in view.services()),
+        *((loc, a.interface, a.manage) for loc, a in view.each(view.config.local_address, "local_address")),
+    ]
+    for loc, name, manage in holders:
+        if manage and name is not None and name not in known:
+            listed = ", ".join(sorted(known))
+            yield (*loc, "interface"), f'"{name}" is no interface of lbd ({listed}); is it meant?'
+
+
+def _ineffective(view: View) -> Iterator[Finding]:
+    workers = view.config.workers
+    if workers.count and len(workers.cores) > workers.count and view.good(("workers",), "count"):
+        yield ("workers", "cores"), f"only the first {workers.count} are used, as `count` says"
+    for loc, service in view.services():
+        if service.proto == 17 and service.tcp_established is not None:
+            yield (*loc, "tcp_established"), "has no effect on a UDP service; remove it"
+
+
+def _ports(view: View) -> Iterator[Finding]:
+    low, high = EPHEMERAL
+    for loc, lip in view.each(view.config.local_address, "local_address"):
+        first, last = max(lip.ports.lo, low), min(lip.ports.hi, high)
+        if first <= last:
+            left = (high - low) - (last - first)
+            yield (
+                (*loc, "ports"),
+                f"{lip.ports} overlaps {low}-{high}, the kernel's ports for the host's own connections; "
+                f"{left} remain to it: end at {low - 1}, or move net.ipv4.ip_local_port_range",
+            )
+
+
+def _time_wait(view: View) -> Iterator[Finding]:
+    time_wait = view.config.timeouts.tcp_time_wait
+    if time_wait < REAL_SERVER_TIME_WAIT:
+        yield (
+            ("timeouts", "tcp_time_wait"),
+            f"a real server remembers a closed connection for {duration_text(REAL_SERVER_TIME_WAIT)} "
+            f"and may refuse a port that comes back after {duration_text(time_wait)}",
+        )
+
+
+def _frames(view: View) -> Iterator[Finding]:
+    need = 2 * sum(i.ring for i in view.config.interface)
+    frames = view.config.tables.frames
+    if frames < need and view.whole("interface") and view.good(("tables",), "frames"):
+        yield (
+            ("tables", "frames"),
+            f"{frames} are fewer than {need}, twice the sum of the rings: they can run out under load; "
+            f"write frames = {1 << (need - 1).bit_length()}, or make the rings smaller",
+        )
+
+
+RULES: tuple[Rule, ...] = (_idle_services, _foreign_interfaces, _ineffective, _ports, _time_wait, _frames)

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What no single field can tell: duplicates, families, references, sizes that must fit each other.
+
+The rules see a View: the configuration without the values that are wrong in themselves, so that all
+problems are reported at once. A rule says nothing where such a gap could be the reason (`view.good`,
+`view.whole`). What only looks odd is in oddity.py.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from lbd.config.model import Config
+from lbd.config.problem import Loc
+from lbd.config.service import RealServer, Service
+from lbd.config.value import duration_text, shown
+
+Finding = tuple[Loc, str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class View:
+    config: Config
+    bad: frozenset[Loc] = frozenset()  # values that were taken out, by their paths in the file
+    kept: dict[Loc, list[int]] = field(default_factory=dict)  # arrays that lost elements: those that stay
+
+    def each(self, items: Sequence[T], *loc: str | int) -> Iterator[tuple[Loc, T]]:
+        """The elements of an array, each with its path in the file."""
+        numbers = self.kept.get(loc)
+        for i, item in enumerate(items):
+            yield (*loc, numbers[i] if numbers else i), item
+
+    def services(self) -> Iterator[tuple[Loc, Service]]:
+        return self.each(self.config.service, "service")
+
+    def real_servers(self, loc: Loc, service: Service) -> Iterator[tuple[Loc, RealServer]]:
+        return self.each(service.real_server, *loc, "real_server")
+
+    def whole(self, *loc: str | int) -> bool:
+        """Whether nothing was taken out of this array."""
+        return loc not in self.kept and loc not in self.bad
+
+    def good(self, loc: Loc, *keys: str) -> bool:
+        """Whether these keys of a table are as the file has them."""
+        return not any((*loc, key) in self.bad for key in keys)
+
+
+def errors(view: View) -> list[Finding]:
+    return [finding for rule in RULES for finding in rule(view)]
+
+
+def _repeated(items: Iterable[tuple[Loc, Hashable]]) -> Iterator[tuple[Loc, str]]:
+    """Those that were there before, each with the name of the first of its kind: `service[0]`."""
+    first: dict[Hashable, Loc] = {}
+    for loc, key in items:
+        if first.setdefault(key, loc) != loc:
+            yield loc, _element(first[key])
+
+
+def _element(loc: Loc) -> str:
+    return f"{loc[-2]}[{loc[-1]}]"
+
+
+def _names(view: View) -> Iterator[Finding]:
+    for loc, first in _repeated((loc, s.name) for loc, s in view.services()):
+        yield (*loc, "name"), f"must be unique; {first} has this name: choose another"
+    for loc, first in _repeated((loc, i.name) for loc, i in view.each(view.config.interface, "interface")):
+        yield (*loc, "name"), f"stands twice; {first} is the same interface: remove one"
+
+
+def _addresses(view: View) -> Iterator[Finding]:
+    known = ((loc, s.key) for loc, s in view.services() if view.good(loc, "protocol"))
+    for loc, first in _repeated(known):
+        yield (*loc, "address"), f"{first} has this address, port and protocol: join the two, or change one"
+    vips = {s.vip: s.name for s in view.config.service}
+    lips = {lip.address for lip in view.config.local_address}
+    local = list(view.each(view.config.local_address, "local_address"))
+    for loc, first in _repeated((loc, lip.address) for loc, lip in local):
+        yield (*loc, "address"), f"{first} is the same address: remove one"
+    for loc, lip in local:
+        if lip.address in vips:
+            vip = f'{lip.address}, that of service "{vips[lip.address]}"'
+            yield (*loc, "address"), f"must not be a VIP, as is {vip}: use another address"
+    for outer, service in view.services():
+        servers = list(view.real_servers(outer, service))
+        for loc, first in _repeated((loc, r.address) for loc, r in servers):
+            yield (*loc, "address"), f"{first} is the same real server: remove one, or add up the weights"
+        for loc, server in servers:
+            addr = server.address.addr
+            if addr in vips or addr in lips:
+                own = "VIP" if addr in vips else "local address"
+                yield (
+                    (*loc, "address"),
+                    f"must not be a {own} of lbd itself: use the real server's own address",
+                )
+
+
+def _families(view: View) -> Iterator[Finding]:
+    have = {lip.af for lip in view.config.local_address}
+    for outer, service in view.services():
+        af = service.af
+        for loc, server in view.real_servers(outer, service):
+            if server.af != af:
+                wrong = f"must be IPv{af} as the service's address, not IPv{server.af}"
+                yield (*loc, "address"), f"{wrong}; fullnat does not translate between them"
+        if service.real_server and af not in have and view.whole("local_address"):
+            example = "10.0.0.10" if af == 4 else "fd00::10"
+            needs = f"needs a local address of IPv{af} for fullnat to send from"
+            yield outer, f'{needs}; add [[local_address]] with address = "{example}" or the like'
+
+
+def _managed(view: View) -> Iterator[Finding]:
+    for loc, lip in view.each(view.config.local_address, "local_address"):
+        if lip.manage and lip.interface is None and view.good(loc, "manage", "interface"):
+            yield (
+                loc,
+                "needs `interface`, where to add it; or write manage = false if the host has it already",
+            )
+    first: dict[object, tuple[Loc, Service]] = {}
+    for loc, service in view.services():
+        where, other = first.setdefault(service.vip, (loc, service))
+        if not all(view.good(at, "manage", "interface") for at in (loc, where)):
+            continue
+        for key in ("manage", "interface"):
+            if getattr(service, key) != getattr(other, key):
+                same = f"{_element(where)}, whose VIP {service.vip} is the same"
+                yield (*loc, key), f"must be as in {same}; write it in both, and alike"
+
+
+def _interfaces(view: View) -> Iterator[Finding]:
+    config = view.config
+    if not view.whole("interface"):
+        return
+    if not config.interface:
+        yield (
+            ("interface",),
+            'is missing; lbd needs one to work on: add [[interface]] with name = "eth0" or the like',
+        )
+        return
+    known = [i.name for i in config.interface]
+    users = [(loc, n.interface) for loc, n in view.each(config.neighbor, "neighbor")]
+    users += [(loc, r.interface) for loc, r in view.each(config.route, "route")]
+    for loc, name in users:
+        if name not in known:
+            wrong = f"must be an interface of lbd ({', '.join(known)}), not {shown(name)}"
+            yield (*loc, "interface"), f"{wrong}; or add it as an [[interface]]"
+
+
+def _static(view: View) -> Iterator[Finding]:
+    neighbors = view.each(view.config.neighbor, "neighbor")
+    for loc, first in _repeated((loc, (n.interface, n.address)) for loc, n in neighbors):
+        yield (*loc, "address"), f"{first} is the same neighbour: remove one"
+    routes = list(view.each(view.config.route, "route"))
+    for loc, first in _repeated((loc, r.destination) for loc, r in routes):
+        yield (*loc, "destination"), f"{first} has the same destination: remove one"
+    for loc, route in routes:
+        if route.gateway is not None and route.gateway.version != route.af:
+            yield (*loc, "gateway"), f"must be IPv{route.af} as the destination; {route.gateway} is not"
+
+
+def _workers(view: View) -> Iterator[Finding]:
+    workers = view.config.workers
+    for loc, first in _repeated(view.each(workers.cores, "workers", "cores")):
+        yield loc, f"is the same core as {first}; give each worker its own"
+    limit = len(workers.cores)
+    if workers.count and limit and workers.count > limit and view.whole("workers", "cores"):
+        yield (
+            ("workers", "count"),
+            f"must be at most {limit}, as many as `cores` has, not {workers.count}; list more cores, or none",
+        )
+
+
+def _capacity(view: View) -> Iterator[Finding]:
+    real_servers = sum(len(s.real_server) for s in view.config.service)
+    for key, have in (("services", len(view.config.service)), ("real_servers", real_servers)):
+        room = getattr(view.config.tables, key)
+        if have > room and view.good(("tables",), key):
+            remedy = f"write {key} = {min(1 << have.bit_length(), 65535)}" if have <= 65535 else "remove some"
+            yield ("tables", key), f"must be at least {have}, as many as the file has, not {room}; {remedy}"
+
+
+def _health(view: View) -> Iterator[Finding]:
+    for outer, service in view.services():
+        loc, health = (*outer, "health"), service.health
+        if health is None or not view.good(loc, "timeout", "interval"):
+            continue
+        if health.timeout > health.interval:
+            key = "timeout" if "timeout" in health.model_fields_set else "interval"
+            times = duration_text(health.timeout), duration_text(health.interval)
+            wrong = "timeout {} must not be longer than interval {}".format(*times)
+            yield (*loc, key), f"{wrong}; shorten it, or check less often"
+
+
+Rule = Callable[[View], Iterable[Finding]]
+RULES: tuple[Rule, ...] = (
+    _names,
+    _addresses,
+    _families,
+    _managed,
+    _interfaces,
+    _static,
+    _workers,
+    _capacity,
+    _health,
+)

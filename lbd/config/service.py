@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of the configuration about services: [[service]] [service.health] [[service.real_server]]."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lbd.config.address import EndpointValue, IPAddress
+from lbd.config.section import Section
+from lbd.config.value import Bool, Duration, Int, InterfaceName, Name, RequestPath
+
+PROTOCOLS = {"tcp": 6, "udp": 17}
+
+
+class HealthCheck(Section):
+    """What all checkers have; a class of its own for each kind of check."""
+
+    interval: Duration = Field(
+        2.0, ge=0.05, le=86400, description="From the start of one check to that of the next."
+    )
+    timeout: Duration = Field(
+        1.0, ge=0.01, le=3600, description="An answer must be complete within; at most the interval."
+    )
+    rise: Int = Field(2, ge=1, le=1000, description="Good checks in a row that bring a real server back.")
+    fall: Int = Field(3, ge=1, le=1000, description="Failed checks in a row that take a real server out.")
+
+
+class TcpHealth(HealthCheck):
+    """Good if the real server takes a connection."""
+
+    type: Literal["tcp"] = Field(description="The kind of check.", examples=["tcp"])
+
+
+class HttpHealth(HealthCheck):
+    """Good if the real server answers a GET with an expected status."""
+
+    type: Literal["http"] = Field(description="The kind of check.", examples=["http"])
+    path: RequestPath = Field("/", description="What is asked for.")
+    status: tuple[Annotated[Int, Field(ge=100, le=599)], ...] = Field(
+        (200,), min_length=1, max_length=100, description="Statuses that are good.", examples=[[200, 204]]
+    )
+
+
+Health = Annotated[TcpHealth | HttpHealth, Field(discriminator="type")]
+
+
+class RealServer(Section):
+    """A server behind a service (in LVS's words: a destination)."""
+
+    address: EndpointValue = Field(description="Its address and port.", examples=["10.0.1.1:8080"])
+    weight: Int = Field(
+        1,
+        ge=0,
+        le=65535,
+        description="Share of new connections that it gets; 0 drains it: established ones go on.",
+    )
+
+    @property
+    def af(self) -> int:
+        """4 or 6."""
+        return self.address.af
+
+
+class Service(Section):
+    """A virtual service: an address and port that clients connect to."""
+
+    name: Name = Field(description="Name in commands, logs and metrics; unique.", examples=["web"])
+    address: EndpointValue = Field(description="VIP and port.", examples=["192.0.2.10:80"])
+    protocol: Literal["tcp", "udp"] = Field("tcp", description="Transport protocol.")
+    scheduler: Literal["rr", "wrr", "lc", "wlc", "sh", "mh"] = Field(
+        "wlc",
+        description="How a real server is chosen: round robin (`rr`, weighted `wrr`), least connections "
+        "(`lc`, weighted `wlc`), hash of the source address (`sh`), Maglev hash (`mh`).",
+    )
+    interface: InterfaceName = Field(
+        "lo", description="Where the VIP is added if `manage`.", examples=["eth0"]
+    )
+    manage: Bool = Field(True, description="Add the VIP at start and remove it at stop.")
+    mode: Literal["fullnat"] = Field(
+        "fullnat",
+        description="How packets get to real servers: `fullnat` rewrites both addresses and both ports.",
+    )
+    tcp_established: Duration | None = Field(
+        None, ge=0.1, le=604800, description="Overrides `timeouts.tcp_established`.", examples=["1h"]
+    )
+    health: Health | None = Field(
+        None, description="How real servers are checked. Without it they count as up."
+    )
+    real_server: tuple[RealServer, ...] = Field((), description="The servers behind it.")
+
+    @property
+    def vip(self) -> IPAddress:
+        return self.address.addr
+
+    @property
+    def port(self) -> int:
+        return self.address.port
+
+    @property
+    def af(self) -> int:
+        """4 or 6."""
+        return self.address.af
+
+    @property
+    def proto(self) -> int:
+        """IP protocol number."""
+        return PROTOCOLS[self.protocol]
+
+    @property
+    def key(self) -> tuple[int, IPAddress, int]:
+        """What no two services share: protocol number, VIP, port."""
+        return (self.proto, self.address.addr, self.address.port)
