@@ -1,0 +1,219 @@
+# Command builders: one function for each Op of command.pxd, each returns the 128 bytes of a Cmd. Part of
+# _shm.pyx.
+#
+# Pure; all values absolute, so that a worker may apply a command twice. What can't be is refused here
+# (ValueError), so that a worker's EVT_BAD_COMMAND means a bug. Addresses are bytes in network order, ports
+# ints in host order.
+
+
+cdef object bounded(str name, object value, uint64_t low, uint64_t high):
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name} must be an integer in {low}..{high}, not {value!r}")
+    return value
+
+
+cdef int put_bytes(uint8_t *to, str name, object value, Py_ssize_t size) except -1:
+    cdef bytes raw
+    if not isinstance(value, (bytes, bytearray)) or len(value) != size:
+        raise ValueError(f"{name} must be {size} bytes, not {value!r}")
+    raw = bytes(value)
+    memcpy(to, PyBytes_AS_STRING(raw), size)
+    return 0
+
+
+cdef int put_addr(uint8_t *to, object af, object addr) except -1:
+    """IPv4 into the first 4 bytes of 16, the rest stays 0."""
+    if af != 4 and af != 6:
+        raise ValueError(f"af must be 4 or 6, not {af!r}")
+    return put_bytes(to, "addr", addr, 16 if af == 6 else 4)
+
+
+cdef int put_prefix(c_cmd.CmdRoute *r, object af, object prefix, object plen) except -1:
+    """A prefix with a bit set behind its length would lie in the table under a key that no lookup makes."""
+    cdef int bit
+    put_addr(r.prefix, af, prefix)
+    r.af = af
+    r.plen = bounded("plen", plen, 0, 128 if af == 6 else 32)
+    for bit in range(r.plen, 128):
+        if r.prefix[bit >> 3] & (0x80 >> (bit & 7)):
+            raise ValueError(f"prefix {prefix!r} has bits set beyond its length {plen}")
+    return 0
+
+
+cdef bytes finish(int op, object number, object gen, int flags, const void *body, size_t size):
+    cdef c_cmd.Cmd cmd
+    memset(&cmd, 0, sizeof(cmd))
+    cmd.op = op
+    cmd.flags = flags
+    cmd.id = number
+    cmd.gen = bounded("gen", gen, 0, 0xffffffff)
+    if size > sizeof(cmd.body):
+        raise AssertionError("a command body has 112 bytes")
+    if body != NULL:
+        memcpy(cmd.body, body, size)
+    return (<const char *>&cmd)[:sizeof(cmd)]
+
+
+cdef object number16(object number):
+    """Numbers of services, real servers and LIPs; 0xffff means none."""
+    return bounded("id", number, 0, 0xfffe)
+
+
+def nop(gen):
+    return finish(c_cmd.CMD_NOP, 0, gen, 0, NULL, 0)
+
+
+def svc_set(id, gen, *, af, addr, port, proto, sched, flags=0, table_off=0, table_len=0,
+            timeout_established=0, mode=c_svc.MODE_FULLNAT, fresh=False):
+    cdef c_cmd.CmdSvc b
+    memset(&b, 0, sizeof(b))
+    put_addr(b.vaddr, af, addr)
+    b.af = af
+    b.vport = htons(bounded("port", port, 1, 65535))
+    if proto != 6 and proto != 17:
+        raise ValueError(f"proto must be 6 (TCP) or 17 (UDP), not {proto!r}")
+    b.proto = proto
+    b.sched = bounded("sched", sched, c_svc.SCHED_SEQ, c_svc.SCHED_LEAST)
+    b.mode = bounded("mode", mode, c_svc.MODE_FULLNAT, c_svc.MODE_FULLNAT)
+    b.flags = bounded("flags", flags, 0, 0xffff)
+    if b.flags & ~(c_svc.SVC_HASH_PORT | c_svc.SVC_LEAST_WEIGHTED):
+        raise ValueError(f"flags {flags:#x}: only SVC_HASH_PORT and SVC_LEAST_WEIGHTED may be set")
+    b.table_off = bounded("table_off", table_off, 0, 0xffffffff)
+    b.table_len = bounded("table_len", table_len, 0, 0xffffffff)
+    b.timeout_established = bounded("timeout_established", timeout_established, 0, 0xffffffff)
+    return finish(c_cmd.CMD_SVC_SET, number16(id), gen, c_cmd.CMD_FRESH if fresh else 0, &b, sizeof(b))
+
+
+def svc_del(id, gen):
+    return finish(c_cmd.CMD_SVC_DEL, number16(id), gen, 0, NULL, 0)
+
+
+def dest_set(id, gen, *, af, addr, port, svc, weight=1, up=True, fresh=False):
+    cdef c_cmd.CmdDest b
+    memset(&b, 0, sizeof(b))
+    put_addr(b.addr, af, addr)
+    b.af = af
+    b.port = htons(bounded("port", port, 1, 65535))
+    b.flags = c_svc.DEST_UP if up else 0
+    b.svc = bounded("svc", svc, 0, 0xfffe)
+    b.weight = bounded("weight", weight, 0, 0xffff)
+    return finish(c_cmd.CMD_DEST_SET, number16(id), gen, c_cmd.CMD_FRESH if fresh else 0, &b, sizeof(b))
+
+
+def dest_del(id, gen):
+    return finish(c_cmd.CMD_DEST_DEL, number16(id), gen, 0, NULL, 0)
+
+
+def lip_set(id, gen, *, af, addr, port_lo, port_hi, fresh=False):
+    cdef c_cmd.CmdLip b
+    memset(&b, 0, sizeof(b))
+    put_addr(b.addr, af, addr)
+    b.af = af
+    b.port_lo = bounded("port_lo", port_lo, 1, 65535)
+    b.port_hi = bounded("port_hi", port_hi, port_lo, 65535)
+    return finish(c_cmd.CMD_LIP_SET, number16(id), gen, c_cmd.CMD_FRESH if fresh else 0, &b, sizeof(b))
+
+
+def lip_del(id, gen):
+    return finish(c_cmd.CMD_LIP_DEL, number16(id), gen, 0, NULL, 0)
+
+
+def iface_set(id, gen, *, mac, mtu, ifindex, flags=c_neigh.IFACE_UP, addr4=bytes(4), addr6=bytes(16)):
+    cdef c_cmd.CmdIface b
+    memset(&b, 0, sizeof(b))
+    put_bytes(b.mac, "mac", mac, 6)
+    b.mtu = bounded("mtu", mtu, 68, 65535)
+    b.ifindex = bounded("ifindex", ifindex, 0, 0x7fffffff)
+    b.flags = bounded("flags", flags, 0, 0xffff)
+    if b.flags & ~(c_neigh.IFACE_UP | c_neigh.IFACE_PARTIAL | c_neigh.IFACE_ZERO_COPY):
+        raise ValueError(f"flags {flags:#x}: only IFACE_UP, IFACE_PARTIAL and IFACE_ZERO_COPY may be set")
+    put_bytes(b.addr4, "addr4", addr4, 4)
+    put_bytes(b.addr6, "addr6", addr6, 16)
+    return finish(c_cmd.CMD_IFACE_SET, bounded("id", id, 0, c_pkt.IFACE_MAX - 1), gen, 0, &b, sizeof(b))
+
+
+def iface_del(id, gen):
+    return finish(c_cmd.CMD_IFACE_DEL, bounded("id", id, 0, c_pkt.IFACE_MAX - 1), gen, 0, NULL, 0)
+
+
+cdef bytes neigh(int op, object gen, object af, object addr, object iface, object mac, object vlan):
+    cdef c_cmd.CmdNeigh b
+    memset(&b, 0, sizeof(b))
+    put_addr(b.addr, af, addr)
+    b.af = af
+    b.iface = bounded("iface", iface, 0, c_pkt.IFACE_MAX - 1)
+    b.vlan = bounded("vlan", vlan, 0, 0xffff)
+    if mac is not None:
+        put_bytes(b.mac, "mac", mac, 6)
+        b.valid = 1
+    return finish(op, 0, gen, b.valid, &b, sizeof(b))
+
+
+def neigh_set(gen, *, iface, af, addr, mac=None, vlan=0):
+    """mac None: the next hop is in use, but its link-layer address is not known (any more)."""
+    return neigh(c_cmd.CMD_NEIGH_SET, gen, af, addr, iface, mac, vlan)
+
+
+def neigh_del(gen, *, iface, af, addr, vlan=0):
+    return neigh(c_cmd.CMD_NEIGH_DEL, gen, af, addr, iface, None, vlan)
+
+
+def route_set(gen, *, af, prefix, plen, iface, gateway=None, metric=0, vlan=0):
+    """gateway None: the destinations are on the link. vlan: tag of the way out, 0 for none."""
+    cdef c_cmd.CmdRoute b
+    memset(&b, 0, sizeof(b))
+    put_prefix(&b, af, prefix, plen)
+    if gateway is None:
+        b.flags = c_fib.ROUTE_ONLINK
+    else:
+        put_addr(b.gateway, af, gateway)
+    b.iface = bounded("iface", iface, 0, c_pkt.IFACE_MAX - 1)
+    b.metric = bounded("metric", metric, 0, 0xffffffff)
+    b.vlan = bounded("vlan", vlan, 0, 0xffff)
+    return finish(c_cmd.CMD_ROUTE_SET, 0, gen, 0, &b, sizeof(b))
+
+
+def route_del(gen, *, af, prefix, plen):
+    cdef c_cmd.CmdRoute b
+    memset(&b, 0, sizeof(b))
+    put_prefix(&b, af, prefix, plen)
+    return finish(c_cmd.CMD_ROUTE_DEL, 0, gen, 0, &b, sizeof(b))
+
+
+def setting(id, value, gen):
+    cdef c_cmd.CmdValue b
+    b.value = bounded("value", value, 0, 0xffffffffffffffff)
+    return finish(c_cmd.CMD_SETTING, bounded("id", id, 0, 31), gen, 0, &b, sizeof(b))
+
+
+def sweep(kind, gen):
+    """Deletes every record of that kind that no command of this generation or a later one has set."""
+    return finish(c_cmd.CMD_SWEEP, bounded("kind", kind, c_cmd.SWEEP_SVC, c_cmd.SWEEP_IFACE), gen, 0, NULL, 0)
+
+
+def owner(gen):
+    """After HostSegment.set_owner."""
+    return finish(c_cmd.CMD_OWNER, 0, gen, 0, NULL, 0)
+
+
+def capture(gen, *, points=0, snaplen=c_lay.CAPTURE_SLOT, svc=c_svc.SVC_NONE):
+    """points 0 ends it."""
+    cdef c_cmd.CmdCapture b
+    memset(&b, 0, sizeof(b))
+    b.points = bounded("points", points, 0, c_cmd.CAPTURE_RX | c_cmd.CAPTURE_TX | c_cmd.CAPTURE_DROP)
+    b.snaplen = min(bounded("snaplen", snaplen, 0, 0xffffffff), c_lay.CAPTURE_SLOT - sizeof(CaptureHead))
+    b.svc = bounded("svc", svc, 0, 0xffff)
+    return finish(c_cmd.CMD_CAPTURE, 0, gen, 0, &b, sizeof(b))
+
+
+def stop(gen):
+    return finish(c_cmd.CMD_STOP, 0, gen, 0, NULL, 0)
+
+
+def command_head(bytes cmd not None):
+    """(op, flags, id, gen) of a built command."""
+    cdef c_cmd.Cmd c
+    if len(cmd) != sizeof(c):
+        raise ValueError(f"a command has {sizeof(c)} bytes, not {len(cmd)}")
+    memcpy(&c, PyBytes_AS_STRING(cmd), sizeof(c))
+    return (c.op, c.flags, c.id, c.gen)

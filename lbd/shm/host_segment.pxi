@@ -1,0 +1,149 @@
+# The host segment: what all workers read and the master writes. Part of _shm.pyx.
+
+@cython.final
+cdef class HostSegment(Mapping):
+    cdef HostCtl *head
+    cdef HostCtl lay                # the constant part, as checked
+
+    @staticmethod
+    def create(dict sizes not None):
+        cdef HostSegment self = HostSegment.__new__(HostSegment)
+        cdef Sizes s = sizes_struct(sizes)
+        cdef HostCtl ctl
+        cdef int fd, rc
+        host_layout_compute(&s, &ctl)
+        fd = new_memfd("lbd-host", ctl.bytes)
+        try:
+            self.map(fd, ctl.bytes, False)
+            rc = host_init(self.base, self.size, &s)
+            if rc != ATTACH_OK:
+                raise SegmentError(f"host segment: {ATTACH_TEXT[rc]}")
+            self.believe(0)
+        except BaseException:
+            self.unmap()
+            self.fd = -1
+            os.close(fd)
+            raise
+        return self
+
+    @staticmethod
+    def adopt(int fd, dict sizes=None, bint read_only=False):
+        """As WorkerSegment.adopt."""
+        cdef HostSegment self = HostSegment.__new__(HostSegment)
+        cdef Sizes s
+        cdef uint32_t expected = 0
+        if sizes is not None:
+            s = sizes_struct(sizes)
+            expected = layout_hash(&s)
+        self.map_sealed(fd, read_only)
+        try:
+            self.believe(expected)
+        except SegmentError:
+            self.unmap()
+            self.fd = -1
+            raise
+        return self
+
+    cdef int believe(self, uint32_t expected) except -1:
+        cdef int rc = host_check(self.base, self.size, expected)
+        if rc != ATTACH_OK:
+            raise SegmentError(f"host segment {self.fd} can't be used: {ATTACH_TEXT[rc]}")
+        self.head = <HostCtl *>self.base
+        self.lay.sizes = self.head.sizes
+        rc = host_layout_compute(&self.lay.sizes, &self.lay)
+        if rc != ATTACH_OK or self.lay.bytes > self.size:
+            raise SegmentError(f"host segment {self.fd} can't be used: {ATTACH_TEXT[ATTACH_OFFSETS]}")
+        return 0
+
+    @property
+    def sizes(self):
+        return dict(self.lay.sizes)
+
+    def ctl(self):
+        """All fields of the head but the padding; keys as bytes."""
+        cdef HostCtl c
+        self.mapped()
+        lbd_load_words(&c, self.base, sizeof(HostCtl))
+        plain = dict(c)
+        del plain["spare"]
+        plain["sizes"] = dict(plain["sizes"])
+        plain["hash_key"] = (<const char *>c.hash_key)[:sizeof(c.hash_key)]
+        plain["rss_key"] = (<const char *>c.rss_key)[:sizeof(c.rss_key)]
+        return plain
+
+    # -- scheduling tables -----------------------------------------------------------------------------------
+
+    cdef uint32_t *slots(self, object off, object count) except NULL:
+        self.mapped()
+        bounded("off", off, 0, self.lay.sizes.arena)
+        bounded("slots", count, 0, self.lay.sizes.arena - off)
+        return <uint32_t *>(<uint8_t *>self.base + self.lay.off_arena) + <uint64_t>off
+
+    def write_table(self, off, values):
+        """Writes uint32 slots from `off` on, where no worker reads now: see lbd/master/arena.py."""
+        cdef uint32_t *to = self.slots(off, len(values))
+        cdef size_t i = 0
+        self.writable()
+        for value in values:
+            to[i] = value
+            i += 1
+
+    def read_table(self, off, n):
+        cdef const uint32_t *at = self.slots(off, n)
+        cdef size_t i
+        return [at[i] for i in range(<size_t>n)]
+
+    # -- who owns a flow -------------------------------------------------------------------------------------
+
+    def set_owner(self, workers, bint keep_previous=True):
+        """The worker of each bucket; the table in force becomes the previous. Then send CMD_OWNER."""
+        cdef uint8_t table[1024]
+        cdef uint8_t *owner
+        cdef size_t i
+        self.writable()
+        if len(workers) != c_lay.OWNER_BUCKETS:
+            raise ValueError(f"an owner table has {c_lay.OWNER_BUCKETS} buckets, not {len(workers)}")
+        for i in range(c_lay.OWNER_BUCKETS):
+            table[i] = bounded("owner", workers[i], 0, self.lay.sizes.workers - 1)
+        owner = <uint8_t *>self.base + self.lay.off_owner
+        # in place: a lookup in between sees buckets of both tables, and a miss asks the other worker anyway
+        memcpy(owner + c_lay.OWNER_BUCKETS, owner, c_lay.OWNER_BUCKETS)
+        memcpy(owner, table, c_lay.OWNER_BUCKETS)
+        lbd_store32(&self.head.owner_prev_valid, keep_previous and self.head.epoch > 0)
+        lbd_store32(&self.head.epoch, self.head.epoch + 1)
+
+    def retire_previous(self):
+        """No flow of the previous epoch is left: a miss need not ask there."""
+        self.writable()
+        lbd_store32(&self.head.owner_prev_valid, 0)
+
+    def owners(self):
+        """(table in force, previous table or None)"""
+        cdef const uint8_t *owner
+        self.mapped()
+        owner = <const uint8_t *>self.base + self.lay.off_owner
+        now = list((<const char *>owner)[:c_lay.OWNER_BUCKETS])
+        before = list((<const char *>owner)[c_lay.OWNER_BUCKETS:2 * c_lay.OWNER_BUCKETS])
+        return now, before if self.head.owner_prev_valid else None
+
+    # -- keys; before the first worker starts, or every hash in use would change -----------------------------
+
+    def set_hash_key(self, key):
+        """32 secret random bytes: the connection hash of this host."""
+        self.writable()
+        put_bytes(<uint8_t *>self.head.hash_key, "key", key, sizeof(self.head.hash_key))
+
+    def set_rss(self, key, bint known, bint udp_ports):
+        """The Toeplitz key of flow_owner, up to 64 bytes: the NIC's (`known`: its indirection table is the
+        owner table, too), or random."""
+        self.writable()
+        if len(key) > sizeof(self.head.rss_key):
+            raise ValueError(f"an RSS key has at most {sizeof(self.head.rss_key)} bytes, not {len(key)}")
+        padded = bytes(key).ljust(sizeof(self.head.rss_key), b"\0")
+        put_bytes(self.head.rss_key, "key", padded, sizeof(self.head.rss_key))
+        lbd_store32(&self.head.rss_udp_ports, udp_ports)
+        lbd_store32(&self.head.rss_known, known)
+
+    def set_stopping(self, bint stopping):
+        self.writable()
+        lbd_store32(&self.head.stopping, stopping)
