@@ -1,0 +1,62 @@
+# One exception for everything that the kernel refuses: errno, the action that failed, a remedy. Part of
+# _xsk.pyx.
+
+
+class XdpError(OSError):
+    """`str()` is one line: what failed, why, and what to do about it."""
+
+    def __init__(self, int code, str action, str remedy=""):
+        super().__init__(code, os.strerror(code))
+        self.action = action
+        self.remedy = remedy
+
+    def __str__(self):
+        return f"{self.action}: {self.strerror}" + (f": {self.remedy}" if self.remedy else "")
+
+
+MEMLOCK = ("the frames exceed what may be locked: raise RLIMIT_MEMLOCK (systemd: LimitMEMLOCK=infinity), "
+           "or give CAP_IPC_LOCK")
+NEED_RAW = "run as root, or give CAP_NET_RAW"
+NEED_BPF = "run as root, or give CAP_BPF and CAP_NET_ADMIN"
+
+log = logging.getLogger("lbd.xdp")
+
+cdef extern from *:
+    """
+    #include <stdarg.h>
+    #include <stdio.h>
+    #include <bpf/libbpf.h>
+    /* libbpf's complaints since the last look, the newest part; the GIL is the lock */
+    static char lbd_said[8192];
+    static size_t lbd_said_bytes;
+    static int lbd_say(enum libbpf_print_level level, const char *format, va_list args)
+    {
+        char line[4096];
+        int n = level == LIBBPF_WARN ? vsnprintf(line, sizeof(line), format, args) : 0;
+        if (n >= (int)sizeof(line))
+            n = sizeof(line) - 1;
+        if (n > 0) {
+            if (lbd_said_bytes + n > sizeof(lbd_said))
+                lbd_said_bytes = 0;
+            memcpy(lbd_said + lbd_said_bytes, line, n);
+            lbd_said_bytes += n;
+        }
+        return n;
+    }
+    static void lbd_collect(void) { libbpf_set_print(lbd_say); }
+    """
+    void lbd_collect()
+    char lbd_said[8192]
+    size_t lbd_said_bytes
+
+lbd_collect()
+
+
+cdef int libbpf_failed(int code, str action, str remedy="") except -1:
+    """Raises; what libbpf had to say goes to the log, where a verifier's answer may be long."""
+    global lbd_said_bytes
+    said = lbd_said[:lbd_said_bytes].decode(errors="replace").strip()
+    lbd_said_bytes = 0
+    if said:
+        log.error("%s: libbpf: %s", action, said)
+    raise XdpError(code, action, remedy or (NEED_BPF if code == E.EPERM else ""))

@@ -1,0 +1,190 @@
+# Packets through a Port: receive, fill, transmit, reclaim, kick. The worker's side of an AF_XDP socket.
+#
+# Scope: inline functions on the Port of port.pxd, which has the rules of who may hold a frame when; libxdp's
+# ring inlines do the memory ordering. Nothing blocks, allocates or takes the GIL; what fails is returned or
+# counted in the queue's QueueStat. One descriptor a packet.
+#
+# A worker's turn on a port:
+#     n = port_rx_peek(p, BURST_MAX, &idx); copy the n descriptors; port_rx_release(p, n); work on them
+#     port_tx_put(p, ...) each, port_tx_submit(p); port_kick(p, tries)      every turn, new or not
+#     port_reclaim(p, frames, max) to the free list or home; port_fill(p, frames, n); port_wake_rx(p)
+#     now and then: port_publish(p), port_statistics(p)
+#
+# Reference: kernel Documentation/networking/af_xdp.rst, net/xdp/xsk.c.
+from libc.errno cimport EAGAIN, EBUSY, EINTR, ENETDOWN, ENOBUFS, errno
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from lbd.shm.layout cimport CHUNK, CHUNK_SHIFT, FRAME_FILL, FRAME_TX
+from lbd.xdp.libxdp cimport (
+    XDP_STATISTICS, xdp_desc, xdp_statistics, xsk_cons_nb_avail, xsk_prod_nb_free, xsk_ring_cons__comp_addr,
+    xsk_ring_cons__peek, xsk_ring_cons__release, xsk_ring_cons__rx_desc, xsk_ring_prod__fill_addr,
+    xsk_ring_prod__needs_wakeup, xsk_ring_prod__submit, xsk_ring_prod__tx_desc,
+)
+from lbd.xdp.port cimport (
+    RING_COMP, RING_FILL, RING_FILL_STAGED, RING_RX, RING_TX, RING_TX_STAGED, SOL_XDP, WORD_FILL_STAGED,
+    WORD_TX_STAGED, Port, PortRing, getsockopt, port_comp_pending, port_fill_pending, port_in_order,
+    port_load, port_map, port_repair, port_ring_frames, port_rx_held, port_rx_pending, port_tx_held,
+    port_tx_pending, port_unmap,
+)
+
+cdef extern from *:
+    """
+    #include <sys/socket.h>
+    #include <sys/types.h>
+    """
+    enum: MSG_DONTWAIT
+    ssize_t sendto(int fd, const void *buf, size_t n, int flags, const void *to, uint32_t ton) noexcept nogil
+    ssize_t recvfrom(int fd, void *buf, size_t n, int flags, void *sender, uint32_t *sn) noexcept nogil
+
+
+# ---- receive ------------------------------------------------------------------------------------------
+
+cdef inline uint32_t port_rx_peek(Port *p, uint32_t max, uint32_t *idx) noexcept nogil:
+    """Received descriptors, at most `max`, from *idx on: xsk_ring_cons__rx_desc(&p.rx, idx + i) reads one."""
+    return xsk_ring_cons__peek(&p.rx, max, idx)
+
+
+cdef inline void port_rx_release(Port *p, uint32_t n) noexcept nogil:
+    """The last `n` peeked descriptors are copied: frames in the worker's hands, slots the kernel's."""
+    cdef uint32_t i, first = p.rx.cached_cons - n
+    for i in range(n):
+        p.ledger[xsk_ring_cons__rx_desc(&p.rx, first + i).addr >> CHUNK_SHIFT] = p.work
+    xsk_ring_cons__release(&p.rx, n)
+
+
+cdef inline uint32_t port_fill(Port *p, const uint32_t *frames, uint32_t n) noexcept nogil:
+    """Give the kernel free frames to receive into; returns how many, from the start of `frames`, went."""
+    cdef uint32_t i, first, room = xsk_prod_nb_free(&p.fill, n)
+    if n > room:
+        n = room
+    if n == 0:
+        return 0
+    first = p.fill.cached_prod
+    for i in range(n):
+        xsk_ring_prod__fill_addr(&p.fill, first + i)[0] = <uint64_t>frames[i] << CHUNK_SHIFT
+    p.fill.cached_prod = first + n
+    port_in_order()
+    p.stat.spare[WORD_FILL_STAGED] = first + n
+    port_in_order()
+    for i in range(n):
+        p.ledger[frames[i]] = <uint8_t>(FRAME_FILL | p.iface << 4)
+    xsk_ring_prod__submit(&p.fill, n)
+    return n
+
+
+cdef inline void port_wake_rx(Port *p) noexcept nogil:
+    """Tell a driver that ran out of frames of new ones (zero-copy), or let it poll (busy poll)."""
+    if p.busy_poll or xsk_ring_prod__needs_wakeup(&p.fill):
+        recvfrom(p.fd, NULL, 0, MSG_DONTWAIT, NULL, NULL)
+
+
+# ---- transmit -----------------------------------------------------------------------------------------
+
+cdef inline uint32_t port_tx_reserve(Port *p, uint32_t n) noexcept nogil:
+    """How many of `n` packets the tx ring takes now. The rest: drop and count tx_full; never wait."""
+    cdef uint32_t room = xsk_prod_nb_free(&p.tx, n)
+    return n if n < room else room
+
+
+cdef inline bint port_tx_put(Port *p, uint64_t addr, uint32_t length, uint32_t options) noexcept nogil:
+    """Write one descriptor, unpublished. False: ring full, or not within one frame; the frame stays yours.
+
+    NB: the kernel skips an invalid descriptor without a completion; the frame would be lost to both sides.
+    """
+    cdef xdp_desc *d
+    cdef uint32_t slot = p.tx.cached_prod
+    if xsk_prod_nb_free(&p.tx, 1) == 0 or length == 0 or (addr & (CHUNK - 1)) + length > CHUNK or \
+            addr >> CHUNK_SHIFT >= p.frames_total:
+        return False
+    d = xsk_ring_prod__tx_desc(&p.tx, slot)
+    d.addr = addr
+    d.len = length
+    d.options = options
+    p.tx.cached_prod = slot + 1
+    port_in_order()
+    p.stat.spare[WORD_TX_STAGED] = slot + 1
+    port_in_order()
+    p.ledger[addr >> CHUNK_SHIFT] = <uint8_t>(FRAME_TX | p.iface << 4)
+    return True
+
+
+cdef inline uint32_t port_tx_submit(Port *p) noexcept nogil:
+    """Publish what was put since the last time; returns how many descriptors. port_kick has to follow."""
+    cdef uint32_t n = p.tx.cached_prod - p.tx.producer[0]
+    if n:
+        xsk_ring_prod__submit(&p.tx, n)
+        p.tx_outstanding += n
+        p.need_kick = 1
+    return n
+
+
+cdef inline uint32_t port_reclaim(Port *p, uint32_t *frames, uint32_t max) noexcept nogil:
+    """Transmitted frames, at most `max`, back in the worker's hands: to be freed or sent home."""
+    cdef uint32_t i, idx = 0, n = xsk_ring_cons__peek(&p.comp, max, &idx)
+    for i in range(n):
+        frames[i] = <uint32_t>(xsk_ring_cons__comp_addr(&p.comp, idx + i)[0] >> CHUNK_SHIFT)
+        p.ledger[frames[i]] = p.work
+    if n:
+        xsk_ring_cons__release(&p.comp, n)
+        p.tx_outstanding -= n
+    return n
+
+
+cdef inline int port_kick(Port *p, uint32_t tries) noexcept nogil:
+    """Make the kernel transmit what lies in the tx ring, by at most `tries` calls. 0 or -errno; never blocks.
+
+    Call it every turn, also when nothing was submitted: what EAGAIN left is retried here. Copy mode sends in
+    this call alone, and stops after its budget (32 descriptors, or XDP_MAX_TX_SKB_BUDGET) with EAGAIN: a
+    further try goes on if the last one took some away. Zero-copy: only if the driver asks for it, and then
+    also while frames are outstanding, since some drivers complete transmissions in that call alone.
+    """
+    cdef uint32_t before, after
+    cdef int err = 0
+    if not p.need_kick:
+        return 0
+    after = port_load(p.tx.consumer)
+    while after != p.tx.producer[0] or p.zero_copy:
+        if p.zero_copy and not xsk_ring_prod__needs_wakeup(&p.tx):
+            break
+        if tries == 0:
+            break
+        tries -= 1
+        before = after
+        p.stat.tx_kicks += 1
+        err = 0
+        if sendto(p.fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0:
+            err = errno
+            if err != EAGAIN and err != EBUSY and err != ENOBUFS and err != ENETDOWN and err != EINTR:
+                p.stat.tx_errors += 1
+        after = port_load(p.tx.consumer)
+        if p.zero_copy or after == before:      # the driver works on its own time; or it is stuck: next turn
+            break
+    if after == p.tx.producer[0] and (p.zero_copy == 0 or p.tx_outstanding == 0):
+        p.need_kick = 0
+    return -err
+
+
+# ---- counters -----------------------------------------------------------------------------------------
+
+cdef inline void port_publish(Port *p) noexcept nogil:
+    """The two gauges of QueueStat: cheap, with the other counters every N bursts."""
+    p.stat.fill_level = port_fill_pending(p)
+    p.stat.tx_outstanding = p.tx_outstanding
+
+
+cdef inline void port_statistics(Port *p) noexcept nogil:
+    """The kernel's counters of this socket, added up in QueueStat: a system call, once a second will do."""
+    cdef xdp_statistics now
+    cdef uint32_t length = sizeof(now)
+    memset(&now, 0, sizeof(now))
+    if getsockopt(p.fd, SOL_XDP, XDP_STATISTICS, &now, &length) != 0:
+        return
+    p.stat.rx_dropped += now.rx_dropped - p.last.rx_dropped
+    p.stat.rx_invalid_descs += now.rx_invalid_descs - p.last.rx_invalid_descs
+    p.stat.tx_invalid_descs += now.tx_invalid_descs - p.last.tx_invalid_descs
+    p.stat.rx_ring_full += now.rx_ring_full - p.last.rx_ring_full
+    p.stat.rx_fill_empty += now.rx_fill_ring_empty_descs - p.last.rx_fill_ring_empty_descs
+    p.stat.tx_ring_empty += now.tx_ring_empty_descs - p.last.tx_ring_empty_descs
+    p.last = now

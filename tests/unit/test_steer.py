@@ -1,0 +1,387 @@
+"""Which packets the XDP program takes, by BPF_PROG_TEST_RUN: no interface, no socket, no traffic.
+
+The socket map is empty, so a packet of lbd's is dropped for want of a socket, and all others pass: the verdicts
+XDP_DROP and XDP_PASS tell the decision. A table of packets, then truncation, damage, and the maps themselves.
+"""
+
+import ctypes
+import ipaddress
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6EchoRequest,
+    ICMPv6ND_NS,
+    ICMPv6PacketTooBig,
+    ICMPv6ParamProblem,
+    ICMPv6TimeExceeded,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    PadN,
+)
+from scapy.layers.ipsec import AH
+from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q, Ether
+from scapy.packet import Packet, Raw
+
+from lbd.xdp._xsk import Program, XdpError
+
+pytestmark = pytest.mark.root
+
+LOOPBACK = 1  # the interface that a test run seems to come from
+PASS, OURS = "pass", "ours"
+VERDICTS = {1: OURS, 2: PASS}  # enum xdp_action: XDP_DROP, XDP_PASS
+
+CLIENT, VIP, LIP, SERVER = "198.51.100.7", "192.0.2.10", "10.0.0.10", "10.0.1.1"
+CLIENT6, VIP6, LIP6, SERVER6 = "2001:db8:c::7", "2001:db8::10", "fd00::10", "fd00:1::1"
+LO, HI = 10240, 60000
+
+
+class TestRunOpts(ctypes.Structure):
+    """struct bpf_test_run_opts of libbpf."""
+
+    __test__ = False
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("data_in", ctypes.c_char_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_void_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    ]
+
+
+class Steer:
+    """The loaded program and what runs it."""
+
+    def __init__(self) -> None:
+        self.program = Program.load(services=64, lips=64)
+        self.libbpf = ctypes.CDLL("libbpf.so.1", use_errno=True)
+
+    def decide(self, frame: bytes) -> str:
+        opts = TestRunOpts(sz=ctypes.sizeof(TestRunOpts), data_in=frame, data_size_in=len(frame), repeat=1)
+        if self.libbpf.bpf_prog_test_run_opts(self.program.fds["prog"], ctypes.byref(opts)) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return VERDICTS[opts.retval]
+
+
+def packed(address: str) -> tuple[int, bytes]:
+    parsed = ipaddress.ip_address(address)
+    return parsed.version, parsed.packed
+
+
+@pytest.fixture(scope="module")
+def steer() -> Iterator[Steer]:
+    steer = Steer()
+    p = steer.program
+    p.set_iface(LOOPBACK, 3)
+    p.set_service(*packed(VIP), 80, 6)
+    p.set_service(*packed(VIP), 53, 17)
+    p.set_service(*packed("192.0.2.11"), 53, 17)
+    p.set_service(*packed(VIP6), 80, 6)
+    p.set_service(*packed("2001:db8::11"), 53, 17)
+    for lip in (LIP, LIP6):
+        p.set_lip(*packed(lip), LO, HI)
+    yield steer
+    p.close()
+
+
+def ether(**fields: object) -> Ether:
+    """NB: with both addresses given, or scapy would ask the network for the MAC of every destination."""
+    return Ether(**({"dst": "02:00:00:00:00:02", "src": "02:00:00:00:00:01"} | fields))
+
+
+def to4(**fields: object) -> IP:
+    return IP(src=CLIENT, dst=VIP, **fields)
+
+
+def to6(**fields: object) -> IPv6:
+    return IPv6(src=CLIENT6, dst=VIP6, **fields)
+
+
+HTTP = TCP(sport=40000, dport=80, flags="S")
+DNS = UDP(sport=40000, dport=53) / Raw(b"query")
+SENT4 = IP(src=VIP, dst=CLIENT) / TCP(sport=80, dport=40000)  # what lbd sent, as an ICMP error quotes it
+SENT6 = IPv6(src=VIP6, dst=CLIENT6) / TCP(sport=80, dport=40000)
+LIP_SENT4 = IP(src=LIP, dst=SERVER) / TCP(sport=LO, dport=8080)
+LIP_SENT6 = IPv6(src=LIP6, dst=SERVER6) / UDP(sport=HI, dport=53)
+ROUTER4 = IP(src="10.9.9.9", dst=VIP)
+ROUTER6 = IPv6(src="fd00:9::9", dst=VIP6)
+PAD8 = [PadN(optdata=b"\0" * 4)]
+HOP = IPv6ExtHdrHopByHop(options=PAD8)
+OPT = IPv6ExtHdrDestOpt(options=PAD8)
+
+
+def later4(proto: int, dst: str = VIP) -> Packet:
+    return IP(src=CLIENT, dst=dst, proto=proto, frag=185, flags="MF") / Raw(b"x" * 64)
+
+
+def later6(next_header: int, dst: str = VIP6) -> Packet:
+    return IPv6(src=CLIENT6, dst=dst) / IPv6ExtHdrFragment(nh=next_header, offset=185, m=1) / Raw(b"x" * 64)
+
+
+# what it is, layer 3 and above, what the program decides
+TABLE: list[tuple[str, Packet, str]] = [
+    ("TCP to a service", to4() / HTTP, OURS),
+    ("UDP to a service", to4() / DNS, OURS),
+    ("TCP to a service, IPv6", to6() / HTTP, OURS),
+    ("UDP to a service, IPv6", IPv6(dst="2001:db8::11") / DNS, OURS),
+    ("a service's address, another port", to4() / TCP(dport=22), PASS),
+    ("a service's address and port, another protocol", to4() / UDP(dport=80), PASS),
+    ("a service's port, another address", IP(dst="192.0.2.12") / HTTP, PASS),
+    ("a service's source, not its destination", IP(src=VIP, dst=CLIENT) / TCP(sport=80, dport=9), PASS),
+    ("an IPv6 address that begins like a service's IPv4 one", IPv6(dst="c000:20a::") / HTTP, PASS),
+    ("IPv4 options", to4(options=[IPOption_NOP()] * 8) / HTTP, OURS),
+    ("IPv4 options, all 40 bytes", to4(options=[IPOption_NOP()] * 40) / HTTP, OURS),
+    ("IPv4 options, another port", to4(options=[IPOption_NOP()] * 8) / TCP(dport=81), PASS),
+    ("IPv4 with a header length below 20", to4(ihl=4) / HTTP, PASS),
+    ("IPv4 that says version 5", to4(version=5) / HTTP, PASS),
+    ("IPv6 that says version 4", to6(version=4) / HTTP, PASS),
+    ("hop-by-hop options", to6() / HOP / HTTP, OURS),
+    ("three extension headers", to6() / HOP / OPT / IPv6ExtHdrRouting(segleft=0) / HTTP, OURS),
+    ("authentication header", to6() / AH(nh=6, payloadlen=4, icv=b"\0" * 12) / HTTP, OURS),
+    ("six extension headers", to6() / HOP / OPT / OPT / OPT / OPT / OPT / HTTP, OURS),
+    ("seven extension headers", to6() / HOP / OPT / OPT / OPT / OPT / OPT / OPT / HTTP, PASS),
+    ("extension headers, another port", to6() / HOP / OPT / TCP(dport=443), PASS),
+    ("no next header", to6(nh=59) / Raw(b"x" * 40), PASS),
+    ("ESP", to6(nh=50) / Raw(b"x" * 40), PASS),
+    ("first fragment of a service's", to4(flags="MF") / DNS, OURS),
+    ("first fragment to another port", to4(flags="MF") / UDP(dport=5353), PASS),
+    ("later fragment, protocol with a service there", later4(17), OURS),
+    ("later fragment, last one", to4(proto=6, frag=9) / Raw(b"x" * 16), OURS),
+    ("later fragment, protocol without a service there", later4(6, "192.0.2.11"), PASS),
+    ("later fragment of ICMP", later4(1), PASS),
+    ("later fragment, address without a service", later4(17, "192.0.2.12"), PASS),
+    ("later fragment to a LIP", later4(17, LIP), OURS),
+    ("first fragment, IPv6", to6() / IPv6ExtHdrFragment(nh=6, m=1) / HTTP, OURS),
+    ("atomic fragment, IPv6", to6() / IPv6ExtHdrFragment(nh=6) / HTTP, OURS),
+    ("first fragment to another port, IPv6", to6() / IPv6ExtHdrFragment(nh=6, m=1) / TCP(dport=22), PASS),
+    ("later fragment, IPv6", later6(6), OURS),
+    ("later fragment that began with options, IPv6", later6(60), OURS),
+    ("later fragment, protocol without a service there, IPv6", later6(17), PASS),
+    ("later fragment of ICMPv6", later6(58), PASS),
+    ("later fragment to a LIP, IPv6", later6(17, LIP6), OURS),
+    ("later fragment of ICMPv6 to a LIP", later6(58, LIP6), PASS),
+    ("LIP, lowest port", IP(src=SERVER, dst=LIP) / TCP(dport=LO), OURS),
+    ("LIP, highest port", IP(src=SERVER, dst=LIP) / UDP(dport=HI), OURS),
+    ("LIP, below the range", IP(src=SERVER, dst=LIP) / TCP(dport=LO - 1), PASS),
+    ("LIP, above the range", IP(src=SERVER, dst=LIP) / TCP(dport=HI + 1), PASS),
+    ("LIP, SSH", IP(src=SERVER, dst=LIP) / TCP(dport=22), PASS),
+    ("LIP, IPv6, lowest port", IPv6(src=SERVER6, dst=LIP6) / TCP(dport=LO), OURS),
+    ("LIP, IPv6, above the range", IPv6(src=SERVER6, dst=LIP6) / TCP(dport=HI + 1), PASS),
+    ("a router's hello to a LIP", IP(src=SERVER, dst=LIP, proto=89) / Raw(b"x" * 40), PASS),
+    ("unreachable, of a service's packet", ROUTER4 / ICMP(type=3, code=4) / SENT4, OURS),
+    ("time exceeded, of a service's packet", ROUTER4 / ICMP(type=11) / SENT4, OURS),
+    ("parameter problem, of a service's packet", ROUTER4 / ICMP(type=12) / SENT4, OURS),
+    ("redirect, of a service's packet", ROUTER4 / ICMP(type=5) / SENT4, PASS),
+    ("unreachable, with options in the quoted header",
+     ROUTER4 / ICMP(type=3) / IP(src=VIP, dst=CLIENT, options=[IPOption_NOP()] * 4) / TCP(sport=80), OURS),
+    ("unreachable, 8 bytes of transport quoted", ROUTER4 / ICMP(type=3) / Raw(bytes(SENT4)[:28]), OURS),
+    ("unreachable, nothing of transport quoted", ROUTER4 / ICMP(type=3) / Raw(bytes(SENT4)[:20]), PASS),
+    ("unreachable, of the host's own packet from a VIP",
+     ROUTER4 / ICMP(type=3) / IP(src=VIP, dst=CLIENT) / TCP(sport=55555, dport=80), PASS),
+    ("unreachable, of a packet to a service", ROUTER4 / ICMP(type=3) / to4() / HTTP, PASS),
+    ("unreachable, of a LIP's packet", ROUTER4 / ICMP(type=3) / LIP_SENT4, OURS),
+    ("unreachable, of a health check from a LIP",
+     ROUTER4 / ICMP(type=3) / IP(src=LIP, dst=SERVER) / TCP(sport=LO - 1, dport=8080), PASS),
+    ("unreachable, of an echo request", ROUTER4 / ICMP(type=3) / IP(src=VIP, dst=CLIENT) / ICMP(), PASS),
+    ("unreachable, of a later fragment", ROUTER4 / ICMP(type=3) / IP(src=VIP, proto=6, frag=9) / Raw(b"x" * 8), OURS),
+    ("unreachable in fragments", IP(src="10.9.9.9", dst=VIP, flags="MF") / ICMP(type=3) / SENT4, PASS),
+    ("unreachable, IPv6", ROUTER6 / ICMPv6DestUnreach() / SENT6, OURS),
+    ("packet too big", ROUTER6 / ICMPv6PacketTooBig() / SENT6, OURS),
+    ("time exceeded, IPv6", ROUTER6 / ICMPv6TimeExceeded() / SENT6, OURS),
+    ("parameter problem, IPv6", ROUTER6 / ICMPv6ParamProblem() / SENT6, OURS),
+    ("packet too big, extension headers before and inside",
+     ROUTER6 / HOP / ICMPv6PacketTooBig() / IPv6(src=VIP6) / HOP / OPT / TCP(sport=80), OURS),
+    ("packet too big, of a LIP's packet", ROUTER6 / ICMPv6PacketTooBig() / LIP_SENT6, OURS),
+    ("packet too big, of the host's own packet",
+     ROUTER6 / ICMPv6PacketTooBig() / IPv6(src=VIP6) / TCP(sport=55555), PASS),
+    ("an ICMPv6 type in IPv4", to4(proto=58) / Raw(b"\1\0\0\0\0\0\0\0" + bytes(SENT4)), PASS),
+    ("ping", to4() / ICMP(type=8), PASS),
+    ("ping, IPv6", to6() / ICMPv6EchoRequest(), PASS),
+    ("neighbour solicitation", IPv6(dst="ff02::1:ff00:10") / ICMPv6ND_NS(tgt=VIP6), PASS),
+    ("VRRP", IP(dst="224.0.0.18", proto=112) / Raw(b"x" * 20), PASS),
+    ("OSPF", IP(dst="224.0.0.5", proto=89) / Raw(b"x" * 44), PASS),
+    ("SCTP", to4(proto=132) / Raw(b"\x9c\x40\0\x50" + b"x" * 20), PASS),
+]  # fmt: skip
+
+
+def frames_of(packet: Packet) -> dict[str, bytes]:
+    """The packet untagged and with the tags that a port may see."""
+    return {
+        "untagged": bytes(ether() / packet),
+        "VLAN": bytes(ether() / Dot1Q(vlan=7, prio=3) / packet),
+        "QinQ": bytes(ether() / Dot1AD(vlan=100) / Dot1Q(vlan=7) / packet),
+        "VLAN in VLAN": bytes(ether() / Dot1Q(vlan=100) / Dot1Q(vlan=7) / packet),
+    }
+
+
+@pytest.mark.parametrize(("packet", "decision"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+def test_decision(steer: Steer, packet: Packet, decision: str) -> None:
+    decided = {tags: steer.decide(frame) for tags, frame in frames_of(packet).items()}
+    assert decided == dict.fromkeys(decided, decision)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        ether() / ARP(pdst=VIP),
+        ether() / Dot1Q(vlan=1) / Dot1Q(vlan=2) / Dot1Q(vlan=3) / to4() / HTTP,
+        ether(type=0x88CC) / Raw(b"x" * 50),
+        ether(type=0x8809) / Raw(b"x" * 50),
+        ether(dst="01:80:c2:00:00:00", type=38) / LLC() / Raw(b"x" * 35),
+        ether(type=0x86DD) / to4() / HTTP,
+        ether(type=0x0800) / to6() / HTTP,
+    ],
+    ids=["ARP", "three tags", "LLDP", "LACP", "spanning tree", "IPv4 called IPv6", "IPv6 called IPv4"],
+)
+def test_frames_that_are_never_ours(steer: Steer, frame: Packet) -> None:
+    assert steer.decide(bytes(frame)) == PASS
+
+
+@pytest.mark.parametrize(
+    ("packet", "needed"),
+    [
+        (to4() / HTTP, 20 + 4),
+        (to6() / HTTP, 40 + 4),
+        (to6() / HOP / OPT / HTTP, 40 + 8 + 8 + 4),
+        (to6() / AH(nh=6, payloadlen=4, icv=b"\0" * 12) / HTTP, 40 + 24 + 4),
+        (later6(6), 40 + 4),  # the fragment header's first half tells
+        (ROUTER4 / ICMP(type=3, code=4) / SENT4, 20 + 8 + 20 + 4),
+        (ROUTER6 / ICMPv6PacketTooBig() / SENT6, 40 + 8 + 40 + 4),
+    ],
+    ids=["TCP", "TCP IPv6", "extension headers", "authentication header", "fragment", "ICMP", "ICMPv6"],
+)
+def test_truncated_at_every_byte(steer: Steer, packet: Packet, needed: int) -> None:
+    """Ours as soon as the ports are there, the kernel's before; never an error. (A test run takes no runts.)"""
+    for frame in frames_of(packet).values():
+        ends = len(frame) - len(packet) + needed
+        for size in range(14, len(frame) + 1):
+            assert steer.decide(frame[:size]) == (OURS if size >= ends else PASS), size
+
+
+def test_damaged_frames_get_a_verdict(steer: Steer) -> None:
+    chance = random.Random(1)
+    frames = [frame for row in TABLE for frame in frames_of(row[1]).values()]
+    for frame in frames * 5:
+        damaged = bytearray(frame)
+        for _ in range(chance.randint(1, 6)):
+            damaged[chance.randrange(12, len(damaged))] = chance.randrange(256)
+        assert steer.decide(bytes(damaged[: chance.randint(14, len(damaged))])) in (PASS, OURS)
+
+
+def test_every_decision_is_counted(steer: Steer) -> None:
+    before = steer.program.counters()[3]
+    steer.decide(bytes(ether() / to4() / HTTP))
+    steer.decide(bytes(ether() / ARP()))
+    steer.decide(bytes(ether() / ARP()))
+    after = steer.program.counters()[3]
+    grown = {action: after[action] - before[action] for action in after}
+    assert grown == {"pass": 2, "redirect": 0, "drop": 1}
+
+
+def test_an_interface_that_is_not_lbds_passes_everything(steer: Steer) -> None:
+    steer.program.del_iface(LOOPBACK)
+    try:
+        assert steer.decide(bytes(ether() / to4() / HTTP)) == PASS
+    finally:
+        steer.program.set_iface(LOOPBACK, 3)
+    assert steer.decide(bytes(ether() / to4() / HTTP)) == OURS
+
+
+@pytest.fixture
+def empty() -> Iterator[Steer]:
+    steer = Steer()
+    steer.program.set_iface(LOOPBACK, 0)
+    yield steer
+    steer.program.close()
+
+
+def test_a_service_comes_and_goes_with_its_fragments(empty: Steer) -> None:
+    whole, part = bytes(ether() / to4() / DNS), bytes(ether() / later4(17))
+    p = empty.program
+    vip = packed(VIP)
+    p.set_service(*vip, 53, 17, 4)
+    p.set_service(*vip, 5353, 17, 5)
+    p.set_service(*vip, 80, 6)
+    assert (empty.decide(whole), empty.decide(part)) == (OURS, OURS)
+    p.del_service(*vip, 53, 17)
+    assert (empty.decide(whole), empty.decide(part)) == (PASS, OURS)  # 5353 is still there
+    p.del_service(*vip, 5353, 17)
+    assert empty.decide(part) == PASS
+    assert p.services() == {(*vip, 80, 6): 0}
+    p.del_service(*vip, 5353, 17)  # again: harmless
+    p.del_service(*vip, 80, 6)
+    assert p.services() == {}
+
+
+def test_a_lip_comes_and_goes(empty: Steer) -> None:
+    frame = bytes(ether() / IP(dst=LIP) / TCP(dport=LO))
+    empty.program.set_lip(*packed(LIP), LO, HI)
+    assert empty.decide(frame) == OURS
+    empty.program.set_lip(*packed(LIP), LO + 1, HI)
+    assert empty.decide(frame) == PASS
+    assert empty.program.lips() == {packed(LIP): (LO + 1, HI)}
+    empty.program.del_lip(*packed(LIP))
+    assert empty.program.lips() == {}
+
+
+def test_a_successor_takes_the_program_over(empty: Steer) -> None:
+    p = empty.program
+    p.set_service(*packed(VIP), 53, 17, 4)
+    p.set_service(*packed(VIP6), 80, 6, 5)
+    p.set_lip(*packed(LIP6), LO, HI)
+    fds = {name: os.dup(fd) for name, fd in p.fds.items()}
+    p.close()
+    q = Program.adopt(fds)
+    try:
+        assert q.services() == {(*packed(VIP), 53, 17): 4, (*packed(VIP6), 80, 6): 5}
+        assert q.lips() == {packed(LIP6): (LO, HI)}
+        assert q.ifaces() == {LOOPBACK: 0}
+        empty.program = q
+        q.del_service(*packed(VIP), 53, 17)
+        assert empty.decide(bytes(ether() / later4(17))) == PASS  # what the predecessor set is known to it
+    finally:
+        q.close()
+
+
+def test_another_programs_maps_are_not_taken_over(empty: Steer) -> None:
+    fds = empty.program.fds
+    with pytest.raises(XdpError, match="stop lbd, then start it"):
+        Program.adopt(fds | {"map:settings": fds["map:counters"]})
+    with pytest.raises(XdpError, match="map:lips not handed over"):
+        Program.adopt({name: fd for name, fd in fds.items() if name != "map:lips"})
+
+
+def test_a_full_map_is_a_clear_refusal(empty: Steer) -> None:
+    with pytest.raises(XdpError, match="services is too small"):
+        for port in range(1, 100):
+            empty.program.set_service(*packed(VIP), port, 6)
+
+
+@pytest.mark.parametrize("bad", [(4, b"12345"), (6, b"1234"), (5, b"1234")])
+def test_addresses_are_checked(empty: Steer, bad: tuple[int, bytes]) -> None:
+    with pytest.raises(ValueError, match="no address of family"):
+        empty.program.set_lip(*bad, LO, HI)
+
+
+def test_the_program_has_no_gpl_only_helper() -> None:
+    """Its licence line says Apache-2.0, so the kernel would refuse it otherwise; the loaded one proves it."""
+    source = Path(__file__).parents[2] / "lbd/xdp/steer.bpf.c"
+    assert 'SEC("license") = "Apache-2.0"' in source.read_text()
