@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which health checks the configuration asks for, and what they say, by (service, real server).
+
+Scope: between `lbd.health`, which knows of neither, and the daemon. A real server in maintenance is not checked, and
+forgets what was known of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Mapping
+
+from lbd.config import Config
+from lbd.config.service import Service
+from lbd.health.check import Check, Result, build_check
+from lbd.health.core import Health
+from lbd.health.target import Status
+from lbd.master.runtime import Runtime, Where
+
+log = logging.getLogger(__name__)
+
+
+class Checks:
+    """`on_transition(service)`: one of its real servers came or went."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_transition: Callable[[str], None],
+        on_result: Callable[[Where, Result, float], None],
+    ) -> None:
+        self._on_transition = on_transition
+        self._health = Health(self._turned, loop, on_result=on_result)  # type: ignore[arg-type]
+
+    def configure(self, config: Config, runtime: Runtime, down: Collection[Where] = ()) -> None:
+        """`down`: known to be down from before a restart of the master."""
+        targets: dict[Where, Check] = {}
+        for service in config.service:
+            for real in service.real_server:
+                where = (service.name, str(real.address))
+                if service.health is not None and runtime.get(*where).state != "maint":
+                    targets[where] = check_of(service, (str(real.address.addr), real.address.port))
+        self._health.set(targets, down)
+
+    def states(self) -> Mapping[Where, Status]:
+        return self._health.states()  # type: ignore[return-value]
+
+    def is_up(self, service: str, real_server: str) -> bool:
+        status = self._health.states().get((service, real_server))
+        return status is None or status.up
+
+    def stop(self) -> None:
+        self._health.stop()
+
+    def _turned(self, key: object, up: bool, reason: str) -> None:
+        service, real_server = key  # type: ignore[misc]
+        if up:
+            log.info("service %s: real server %s is up", service, real_server)
+        else:
+            log.warning("service %s: real server %s is down: %s", service, real_server, reason)
+        self._on_transition(service)
+
+
+def check_of(service: Service, endpoint: tuple[str, int]) -> Check:
+    assert service.health is not None
+    fields = [name for name in type(service.health).model_fields if name != "type"]
+    return build_check(
+        service.health.type, endpoint, **{name: getattr(service.health, name) for name in fields}
+    )

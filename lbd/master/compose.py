@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration, health, runtime changes and the mirrored kernel, put together: the desired state.
+
+Scope: pure. Keeps what it made last, part by part, and makes a part anew only when told that something in it changed
+(`touch`, `look`): a health transition among thousands of services costs one service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lbd.config import Config
+from lbd.config.service import RealServer as ConfiguredServer
+from lbd.config.service import Service as ConfiguredService
+from lbd.master.desired import Desired, LocalAddress, RealServer, Service
+from lbd.master.reach import Reach
+from lbd.master.record import Address4or6
+from lbd.master.runtime import PLAIN, Override
+from lbd.shm import _shm as shm
+
+POLL_MODES = ("busy", "adaptive", "interrupt")
+KERNEL_RATE = 1000  # packets per second and worker that the exception path carries
+# tcp.pxd's TcpState for each field of [timeouts]
+TIMEOUT_STATES = {
+    "tcp_syn_recv": 1,
+    "tcp_established": 2,
+    "tcp_close_wait": 3,
+    "tcp_last_ack": 4,
+    "tcp_fin_wait": 5,
+    "tcp_time_wait": 6,
+    "tcp_close": 7,
+    "udp": 8,
+}
+UDP_ONEWAY = 9
+PARTS = ("local_addresses", "interfaces", "neighbours", "routes", "settings")
+
+
+def always_up(service: str, real_server: str) -> bool:
+    return True
+
+
+def no_override(service: str, real_server: str) -> Override:
+    return PLAIN
+
+
+class Composer:
+    def __init__(
+        self,
+        config: Config,
+        healthy: Callable[[str, str], bool] = always_up,
+        override: Callable[[str, str], Override] = no_override,
+    ) -> None:
+        self.healthy = healthy
+        self.override = override
+        self._services: dict[str, tuple[ConfiguredService, Service]] = {}
+        self.desired = Desired()
+        self.configure(config)
+
+    # -- what changed ----------------------------------------------------------------------------------------
+
+    def configure(self, config: Config) -> None:
+        self.config = config
+        kept = self._services
+        self._services = {}
+        for service in config.service:
+            old = kept.get(service.name)
+            same = old is not None and old[0] == service
+            self._services[service.name] = old if same and old else (service, self._service(service))
+        self._join(
+            local_addresses=tuple(
+                LocalAddress(lip.address.packed, lip.ports.lo, lip.ports.hi) for lip in config.local_address
+            ),
+            settings=settings(config),
+        )
+
+    def touch(self, *names: str) -> None:
+        """Health or a runtime change of one of these services' real servers."""
+        for name in names:
+            if name in self._services:
+                service = self._services[name][0]
+                self._services[name] = (service, self._service(service))
+        self._join()
+
+    def refresh(self) -> None:
+        self.touch(*self._services)
+
+    def service(self, name: str) -> Service:
+        return self._services[name][1]
+
+    def look(self, reach: Reach, *, neighbours: bool = True, routes: bool = True) -> None:
+        """A new snapshot of the kernel; what it left alone need not be made anew."""
+        destinations = self.destinations()
+        parts: dict[str, object] = {"interfaces": reach.interfaces()}
+        if neighbours:
+            parts["neighbours"] = reach.neighbours(reach.next_hops(destinations))
+        if routes:
+            parts["routes"] = reach.routes(destinations)
+        self._join(**parts)
+
+    # -- what follows ----------------------------------------------------------------------------------------
+
+    def destinations(self) -> set[Address4or6]:
+        """Addresses of the real servers."""
+        return {r.address.addr for s in self.config.service for r in s.real_server}
+
+    def _join(self, **parts: object) -> None:
+        now = self.desired
+        last = {name: getattr(now, name) for name in PARTS}
+        parts = {name: last[name] if last[name] == part else part for name, part in parts.items()}
+        services = tuple(service for _, service in self._services.values())
+        self.desired = Desired(services, **{**last, **parts})  # type: ignore[arg-type]
+
+    def _service(self, s: ConfiguredService) -> Service:
+        return Service(
+            name=s.name,
+            address=s.vip.packed,
+            port=s.port,
+            protocol=s.proto,
+            scheduler=s.scheduler,
+            real_servers=tuple(self._real_server(s.name, r) for r in s.real_server),
+            timeout_established=milliseconds(s.tcp_established) if s.tcp_established is not None else 0,
+        )
+
+    def _real_server(self, service: str, r: ConfiguredServer) -> RealServer:
+        name = str(r.address)
+        weight, up = in_force(r.weight, self.override(service, name), self.healthy(service, name))
+        return RealServer(r.address.addr.packed, r.address.port, weight, up)
+
+
+def in_force(configured: int, override: Override, healthy: bool) -> tuple[int, bool]:
+    """Weight and whether it may serve."""
+    weight = configured if override.weight is None else override.weight
+    if override.state == "drain":
+        weight = 0
+    return weight, healthy and override.state != "maint"
+
+
+def milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def settings(config: Config) -> dict[int, int]:
+    base = shm.SET_TIMEOUT_BASE
+    values = {
+        shm.SET_POLL_MODE: POLL_MODES.index(config.workers.poll),
+        shm.SET_VERIFY_CSUM: int(config.packet.verify_checksums),
+        shm.SET_RETURN_ROUTE: int(config.packet.return_path == "route"),
+        shm.SET_ICMP_RATE: config.packet.icmp_rate,
+        shm.SET_KERNEL_RATE: KERNEL_RATE,
+    }
+    for name, state in TIMEOUT_STATES.items():
+        values[base + state] = milliseconds(getattr(config.timeouts, name))
+    values[base + UDP_ONEWAY] = values[base + TIMEOUT_STATES["udp"]]
+    return values

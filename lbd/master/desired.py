@@ -1,0 +1,96 @@
+"""What workers should know: the desired state as plain values, before it has numbers.
+
+Scope: the vocabulary between those who know what is wanted (configuration, health, runtime changes, the mirrored
+kernel state: `compose.py`) and the one who turns it into commands (`reconcile.py`). No I/O, no numbers but those of
+interfaces, which are positions in the configuration.
+
+Addresses are packed, 4 or 16 bytes, network order: the length is the address family. Everything is frozen: whoever
+changes a part makes a new object, and an object that is the same as last time needs no second look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+TCP = 6
+UDP = 17
+
+# Iface flags of neigh.pxd
+IFACE_UP = 2
+IFACE_PARTIAL = 4
+IFACE_ZERO_COPY = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RealServer:
+    address: bytes
+    port: int
+    weight: int  # effective: 0 = takes no new connection, keeps those it has
+    up: bool  # health and administrator agree that it may serve
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    name: str
+    address: bytes
+    port: int
+    protocol: int  # TCP or UDP
+    scheduler: str
+    real_servers: tuple[RealServer, ...]
+    timeout_established: int = 0  # ms, 0 = the default
+
+    @property
+    def key(self) -> ServiceKey:
+        return (self.address, self.port, self.protocol)
+
+
+ServiceKey = tuple[bytes, int, int]  # address, port, protocol
+DestKey = tuple[ServiceKey, bytes, int]  # service, address, port
+LipKey = bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAddress:
+    address: bytes
+    port_lo: int
+    port_hi: int
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    number: int
+    ifindex: int
+    mac: bytes
+    mtu: int
+    flags: int  # IFACE_*
+    address4: bytes = b""  # source of ICMP errors; empty = none
+    address6: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    iface: int
+    address: bytes
+    mac: bytes | None  # None: known to be unresolved
+    vlan: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    prefix: bytes
+    plen: int
+    iface: int
+    gateway: bytes | None = None  # None: on link
+    metric: int = 0
+    vlan: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    services: tuple[Service, ...] = ()
+    local_addresses: tuple[LocalAddress, ...] = ()
+    interfaces: tuple[Interface, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
+    routes: tuple[Route, ...] = ()
+    settings: Mapping[int, int] = field(default_factory=dict)  # Setting of command.pxd -> value

@@ -1,0 +1,141 @@
+"""Desired values to command records: what `reconcile.py` compares, orders and sends.
+
+Scope: a thin layer over the builders of lbd.shm. A record is a whole command with generation 0 and no flag of its
+own, so that two records are equal exactly if they tell a worker the same; the generation is written in when it is sent.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from enum import IntEnum
+from typing import NamedTuple
+
+from lbd.master.desired import Interface, LocalAddress, Neighbour, RealServer, Route, Service
+from lbd.sched import Scheduler
+from lbd.shm import _shm as shm
+
+HEAD = struct.Struct("=HHII")  # Cmd: op, flags, id, gen
+
+
+class Kind(IntEnum):
+    """What a command is about, in the order in which things are set; they are deleted in the opposite order."""
+
+    SETTING = 0
+    IFACE = 1
+    NEIGH = 2
+    ROUTE = 3
+    LIP = 4
+    DEST = 5
+    SVC = 6
+
+
+class Key(NamedTuple):
+    """One thing that a worker holds: a number, or (interface, address, VLAN), or (prefix, length)."""
+
+    kind: Kind
+    ident: tuple[int | bytes, ...]
+
+
+SWEEPS = {
+    Kind.IFACE: shm.SWEEP_IFACE,
+    Kind.NEIGH: shm.SWEEP_NEIGH,
+    Kind.ROUTE: shm.SWEEP_ROUTE,
+    Kind.LIP: shm.SWEEP_LIP,
+    Kind.DEST: shm.SWEEP_DEST,
+    Kind.SVC: shm.SWEEP_SVC,
+}
+
+
+def family(address: bytes) -> int:
+    return 4 if len(address) == 4 else 6
+
+
+def vlan(tag: int) -> dict[str, int]:
+    return {"vlan": tag} if tag else {}
+
+
+# -- records -------------------------------------------------------------------------------------------------
+
+
+def settings(values: Mapping[int, int]) -> dict[Key, bytes]:
+    return {Key(Kind.SETTING, (n,)): shm.setting(n, value, 0) for n, value in values.items()}
+
+
+def interfaces(many: Iterable[Interface]) -> dict[Key, bytes]:
+    return {
+        Key(Kind.IFACE, (i.number,)): shm.iface_set(
+            i.number, 0, mac=i.mac, mtu=i.mtu, ifindex=i.ifindex, flags=i.flags,
+            addr4=i.address4 or bytes(4), addr6=i.address6 or bytes(16),
+        )
+        for i in many
+    }  # fmt: skip
+
+
+def neighbours(many: Iterable[Neighbour]) -> dict[Key, bytes]:
+    return {
+        Key(Kind.NEIGH, (n.iface, n.address, n.vlan)): shm.neigh_set(
+            0, iface=n.iface, af=family(n.address), addr=n.address, mac=n.mac, vlan=n.vlan
+        )
+        for n in many
+    }
+
+
+def routes(many: Iterable[Route]) -> dict[Key, bytes]:
+    return {
+        Key(Kind.ROUTE, (r.prefix, r.plen)): shm.route_set(
+            0, af=family(r.prefix), prefix=r.prefix, plen=r.plen, iface=r.iface, gateway=r.gateway,
+            metric=r.metric, **vlan(r.vlan),
+        )
+        for r in many
+    }  # fmt: skip
+
+
+def local_address(number: int, lip: LocalAddress) -> bytes:
+    return shm.lip_set(number, 0, af=family(lip.address), addr=lip.address, port_lo=lip.port_lo, port_hi=lip.port_hi)
+
+
+def dest(number: int, real: RealServer, svc: int) -> bytes:
+    return shm.dest_set(
+        number, 0, af=family(real.address), addr=real.address, port=real.port, svc=svc, weight=real.weight, up=real.up
+    )
+
+
+def service(number: int, s: Service, method: Scheduler, table_at: int, table_len: int) -> bytes:
+    return shm.svc_set(
+        number, 0, af=family(s.address), addr=s.address, port=s.port, proto=s.protocol, sched=method.KIND,
+        flags=method.FLAGS, table_off=table_at, table_len=table_len, timeout_established=s.timeout_established,
+    )  # fmt: skip
+
+
+# -- commands ------------------------------------------------------------------------------------------------
+
+
+def set_command(record: bytes, generation: int, fresh: bool) -> bytes:
+    op, flags, number, _ = HEAD.unpack_from(record)
+    return HEAD.pack(op, flags | (shm.CMD_FRESH if fresh else 0), number, generation) + record[HEAD.size :]
+
+
+def delete_command(key: Key, generation: int) -> bytes:
+    match key:
+        case Key(Kind.IFACE, (int(number),)):
+            return shm.iface_del(number, generation)
+        case Key(Kind.NEIGH, (int(iface), bytes(address), int(tag))):
+            return shm.neigh_del(generation, iface=iface, af=family(address), addr=address, **vlan(tag))
+        case Key(Kind.ROUTE, (bytes(prefix), int(plen))):
+            return shm.route_del(generation, af=family(prefix), prefix=prefix, plen=plen)
+        case Key(Kind.LIP, (int(number),)):
+            return shm.lip_del(number, generation)
+        case Key(Kind.DEST, (int(number),)):
+            return shm.dest_del(number, generation)
+        case Key(Kind.SVC, (int(number),)):
+            return shm.svc_del(number, generation)
+    raise ValueError(f"{key} is never deleted")
+
+
+def sweep(kind: Kind, generation: int) -> bytes:
+    return shm.sweep(SWEEPS[kind], generation)
+
+
+def end(generation: int) -> bytes:
+    return shm.nop(generation)

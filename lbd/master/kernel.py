@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lbd asks of the kernel: addresses, managed neighbours, the TAP, reserved ports; and that they stay.
+
+Scope: the desired part of the kernel's state and its upkeep, on the master's loop; the netlink thread does
+the asking. Every call may be repeated. What lbd added is recorded (`managed.py`) before it is added; what
+was there before is left alone, and reported as such.
+
+Upkeep (`_tend`): on each hint from the mirror, and every five seconds, what is wanted is compared with what
+is there:
+- a downed interface loses its IPv6 addresses and all its neighbours, one made anew has nothing: all is
+  added again;
+- removing the primary address of a subnet takes the secondaries along, and an administrator may remove one by
+  mistake: addresses of lbd come back, with a line in the log;
+- kernels that don't know managed neighbours (before 5.16) get each entry touched instead, when it is not
+  fresh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lbd.master import reservation, tap
+from lbd.master.managed import Entry, Managed, PortRange, current_scope
+from lbd.master.mirror import Mirror
+from lbd.master.record import Change, Link, Neighbour
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_TEND_EVERY = 5.0
+_TEND_GAP = 0.2  # seconds between rounds at least, however many hints come
+_FRESH = frozenset(("REACHABLE", "DELAY", "PROBE", "PERMANENT", "NOARP"))
+_GONE = (errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO, errno.ENOENT)
+
+
+class Kernel:
+    def __init__(self, mirror: Mirror, run_dir: Path, on_alarm: Callable[[str], None] = log.error) -> None:
+        self._mirror = mirror
+        self._run_dir = run_dir
+        self._alarm = on_alarm
+        self._managed: Managed  # from start() on
+        self._lock = asyncio.Lock()  # record and kernel change together
+        self._hint = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._probing = False  # the kernel does not manage neighbours: touch them
+        self._complaints: dict[object, str] = {}  # what was alarmed already, so that it is alarmed once
+
+    async def start(self) -> None:
+        """After the mirror's. What an earlier daemon recorded is taken over as ours."""
+        self._managed = await self._thread(self._open())
+        self._mirror.listeners.append(self._observe)
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Ends the upkeep; removes nothing: that is for `del_address` and its like, or `cleanup`."""
+        if self._task is not None:
+            self._mirror.listeners.remove(self._observe)
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def _open(self) -> Managed:
+        return Managed(self._run_dir, current_scope())
+
+    async def _thread(self, work: Coroutine[Any, Any, T]) -> T:
+        return await self._mirror.thread.call(work)
+
+    async def _save(self) -> None:
+        text = self._managed.text()
+
+        async def write() -> None:
+            self._managed.write(text)
+
+        await self._thread(write())
+
+    # ---- addresses
+    # --------------------------------------------------------------------------------------------
+
+    async def add_address(self, interface: str, address: str | IPv4Interface | IPv6Interface) -> bool:
+        """True: it is lbd's (added now, or recorded before). False: it was there before lbd."""
+        wanted = ip_interface(address)
+        entry = (interface, str(wanted))
+        async with self._lock:
+            ours = entry in self._managed.addresses
+            if self._has_other_length(interface, wanted):
+                return ours
+            if not ours:
+                self._managed.addresses.add(entry)
+                await self._save()
+            try:
+                ifindex = _index(self._link(interface), entry)
+                await self._thread(self._mirror.thread.requests.add_address(ifindex, wanted))
+            except OSError as error:
+                if not ours:
+                    self._managed.addresses.discard(entry)
+                    await self._save()
+                if error.errno != errno.EEXIST:
+                    raise
+                return ours
+            return True
+
+    async def del_address(self, interface: str, address: str | IPv4Interface | IPv6Interface) -> bool:
+        """True: lbd's address is gone. False: it was not lbd's, and stays."""
+        wanted = ip_interface(address)
+        entry = (interface, str(wanted))
+        async with self._lock:
+            if entry not in self._managed.addresses:
+                return False
+            if (link := self._link(interface)) is not None:
+                try:
+                    await self._thread(self._mirror.thread.requests.del_address(link.ifindex, wanted))
+                except OSError as error:
+                    if error.errno not in _GONE:
+                        raise
+            self._managed.addresses.discard(entry)
+            await self._save()
+            return True
+
+    def _link(self, name: str) -> Link | None:
+        return next((link for link in self._mirror.links() if link.name == name), None)
+
+    def _has_other_length(self, interface: str, wanted: IPv4Interface | IPv6Interface) -> bool:
+        """10.0.0.1/24 that is there serves a wish for 10.0.0.1/32; the kernel would add a second one."""
+        link = self._link(interface)
+        return link is not None and any(
+            held.ifindex == link.ifindex and held.address.ip == wanted.ip and held.address != wanted
+            for held in self._mirror.addresses()
+        )
+
+    # ---- neighbours
+    # -------------------------------------------------------------------------------------------
+
+    async def set_neighbours(self, wanted: Iterable[Entry]) -> None:
+        """All next hops in use: the kernel keeps these resolved. Others that lbd named before age again."""
+        fresh = {(interface, str(ip_address(address))) for interface, address in wanted}
+        async with self._lock:
+            gone = self._managed.neighbours - fresh
+            if fresh - self._managed.neighbours:
+                self._managed.neighbours |= fresh
+                await self._save()
+            for interface, address in gone:
+                if (link := self._link(interface)) is not None:
+                    try:
+                        await self._thread(
+                            self._mirror.thread.requests.release_neighbour(link.ifindex, ip_address(address))
+                        )
+                    except OSError as error:
+                        if error.errno not in _GONE:
+                            raise
+            if gone:
+                self._managed.neighbours = fresh
+                await self._save()
+        await self._tend()
+
+    # ---- TAP, ports
+    # -------------------------------------------------------------------------------------------
+
+    async def create_tap(self, name: str, mac: bytes | None = None) -> tap.Tap:
+        async def create() -> tap.Tap:
+            made = tap.create_tap(name, mac)
+            try:
+                await self._mirror.thread.requests.set_link_up(made.ifindex)
+            except BaseException:
+                made.close()
+                raise
+            return made
+
+        return await self._thread(create())
+
+    async def reserve_ports(self, first: int, last: int) -> None:
+        """Keep the range from the kernel's choice of ports. OSError where that would leave it too few."""
+
+        async def find() -> list[PortRange]:
+            return reservation.missing((first, last))
+
+        async def reserve() -> None:
+            reservation.reserve(added)
+
+        async with self._lock:
+            if added := await self._thread(find()):
+                self._managed.ports |= set(added)
+                await self._save()
+                await self._thread(reserve())
+
+    async def release_ports(self) -> None:
+        """Give back all that lbd reserved, no more."""
+
+        async def release() -> None:
+            reservation.release(self._managed.ports)
+
+        async with self._lock:
+            if self._managed.ports:
+                await self._thread(release())
+                self._managed.ports = set()
+                await self._save()
+
+    # ---- upkeep
+    # -----------------------------------------------------------------------------------------------
+
+    def _observe(self, changes: list[Change]) -> None:
+        for kind, op, _ in changes:
+            if (op == "set" and kind == "link") or (op == "del" and kind in ("address", "neighbour")):
+                self._hint.set()
+                return
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TEND_EVERY):
+                    await self._hint.wait()
+            self._hint.clear()
+            try:
+                await self._tend()
+            except Exception as error:  # the upkeep must not end: it is tried again
+                self._complain("tend", f"upkeep of addresses and neighbours failed: {error}")
+            await asyncio.sleep(_TEND_GAP)
+
+    async def _tend(self) -> None:
+        async with self._lock:
+            links = {link.name: link for link in self._mirror.links()}
+            await self._tend_addresses(links)
+            await self._tend_neighbours(links)
+
+    async def _tend_addresses(self, links: dict[str, Link]) -> None:
+        held = {(held.ifindex, held.address.ip) for held in self._mirror.addresses()}
+        for interface, text in sorted(self._managed.addresses):
+            wanted = ip_interface(text)
+            link = links.get(interface)
+            if link is None or (link.ifindex, wanted.ip) in held:
+                continue
+            try:
+                await self._thread(self._mirror.thread.requests.add_address(link.ifindex, wanted))
+                log.warning("address %s was gone from %s: added again", wanted, interface)
+            except OSError as error:
+                if error.errno != errno.EEXIST:  # just added, the mirror does not know yet
+                    self._complain((interface, text), f"address {wanted} on {interface}: {error.strerror}")
+
+    async def _tend_neighbours(self, links: dict[str, Link]) -> None:
+        full = 0
+        for entry in sorted(self._managed.neighbours):
+            link = links.get(entry[0])
+            if link is None or not link.up:
+                continue  # the kernel would drop it at once, or has no way to resolve it
+            address = ip_address(entry[1])
+            known = self._mirror.get("neighbour", (link.ifindex, address.packed))
+            assert known is None or isinstance(known, Neighbour)
+            if known is not None and (known.managed or known.state == "PERMANENT"):
+                continue  # an administrator's static entry is not ours to change
+            if self._probing and known is not None and known.state in _FRESH:
+                continue
+            try:
+                await self._ensure_neighbour(link.ifindex, entry)
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:
+                    full += 1
+                else:
+                    self._complain(entry, f"neighbour {entry[1]} on {entry[0]}: {error.strerror}")
+        if full:
+            self._complain(
+                "full",
+                f"the kernel's neighbour table is full, {full} next hops are not resolved: raise"
+                " net.ipv4.neigh.default.gc_thresh3 and net.ipv6.neigh.default.gc_thresh3",
+            )
+        else:
+            self._complaints.pop("full", None)
+
+    async def _ensure_neighbour(self, ifindex: int, entry: Entry) -> None:
+        requests, address = self._mirror.thread.requests, ip_address(entry[1])
+        if not self._probing:
+            try:
+                if await self._thread(requests.manage_neighbour(ifindex, address)):
+                    return
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+            self._probing = True
+            self._complain("probing", "this kernel does not manage neighbours (before 5.16): they are probed")
+        await self._thread(requests.probe_neighbour(ifindex, address))
+
+    def _complain(self, about: object, text: str) -> None:
+        if self._complaints.get(about) != text:
+            self._complaints[about] = text
+            self._alarm(text)
+
+
+def _index(link: Link | None, entry: Entry) -> int:
+    if link is None:
+        raise OSError(errno.ENODEV, f"address {entry[1]}: there is no interface {entry[0]}")
+    return link.ifindex

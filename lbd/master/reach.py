@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How workers get a frame out: interfaces, neighbours and routes of the mirrored kernel, in the workers' terms.
+
+Scope: records of the mirror in, desired values out; pure. Workers know interfaces by their place in the configuration
+and a VLAN by its tag, so an ifindex becomes (number, tag).
+
+- A VLAN interface on one of lbd's is that interface with a tag. A bond of which lbd has slaves is the first that is up.
+- A route that leads out of anything else stays, with the number ELSEWHERE, which no interface has: a shorter prefix
+  must not take its place. So does a route that lbd can't follow (blackhole; an IPv4 route with an IPv6 gateway).
+- Of several routes with one prefix the one with the least metric counts.
+- Static entries of the configuration fill gaps: where the kernel knows better, the kernel counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_network
+
+from lbd.config import Config
+from lbd.master import record
+from lbd.master.desired import (
+    IFACE_PARTIAL,
+    IFACE_UP,
+    IFACE_ZERO_COPY,
+    Interface,
+    Neighbour,
+    Route,
+)
+from lbd.master.record import Address, Address4or6, Link, Snapshot
+from lbd.shm import _shm as shm
+
+ELSEWHERE = shm.IFACE_MAX - 1  # NB: free unless there are 16 interfaces; then such routes are left out
+# Links whose other end may be a TCP stack of this host, which leaves checksums to "hardware" that is not there
+PARTIAL_KINDS = ("veth", "tun", "netkit")
+NEIGHBOURS_MAX = shm.ADJ_MAX * 3 // 4  # the rest is for MACs learned from clients
+ROUTES_MAX = shm.FIB_MAX
+
+Place = tuple[int, int]  # interface number, VLAN tag
+
+
+class Reach:
+    """One snapshot, seen from lbd's interfaces. `zero_copy`: numbers of the interfaces whose sockets are."""
+
+    def __init__(self, config: Config, snapshot: Snapshot, zero_copy: frozenset[int] = frozenset()) -> None:
+        self.config = config
+        self.snapshot = snapshot
+        self.zero_copy = zero_copy
+        self.links: dict[int, Link] = {}  # of lbd's interfaces, by number
+        self.missing: list[str] = []  # interfaces of the configuration that the host does not have
+        self.alarms: list[str] = []
+        for number, interface in enumerate(config.interface):
+            link = snapshot.link(interface.name)
+            if link is None:
+                self.missing.append(interface.name)
+            else:
+                self.links[number] = link
+        self.places = self._places()
+
+    def _places(self) -> dict[int, Place]:
+        places: dict[int, Place] = {link.ifindex: (number, 0) for number, link in self.links.items()}
+        bonds = {link.ifindex for link in self.snapshot.links if link.kind == "bond"}
+        for number, link in sorted(self.links.items(), key=lambda item: not item[1].up):
+            if link.master in bonds:
+                places.setdefault(link.master, (number, 0))
+        for link in self.snapshot.links:
+            if link.kind == "vlan" and link.vlan is not None and link.link in places:
+                number, tag = places[link.link]
+                if tag == 0:
+                    places[link.ifindex] = (number, link.vlan)
+        return places
+
+    # -- interfaces ------------------------------------------------------------------------------------------
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        return tuple(self._interface(number, link) for number, link in self.links.items())
+
+    def _interface(self, number: int, link: Link) -> Interface:
+        flags = IFACE_UP if link.up else 0
+        if link.kind in PARTIAL_KINDS:
+            flags |= IFACE_PARTIAL
+        if number in self.zero_copy:
+            flags |= IFACE_ZERO_COPY
+        mac = link.mac if len(link.mac) == 6 else bytes(6)
+        mtu = min(max(link.mtu, 68), 65535)
+        return Interface(
+            number, link.ifindex, mac, mtu, flags, self._own_address(link, 4), self._own_address(link, 6)
+        )
+
+    def _own_address(self, link: Link, version: int) -> bytes:
+        """The source of ICMP errors: an address of the host itself, of this interface if it has one."""
+        vips = {service.vip for service in self.config.service}
+        lips = {lip.address for lip in self.config.local_address}
+
+        def order(a: Address) -> tuple[bool, ...]:
+            return a.ifindex != link.ifindex, a.address.ip in vips, a.address.ip in lips
+
+        known = [a for a in self.snapshot.addresses if a.address.version == version and a.scope == 0]
+        known = [a for a in known if not a.address.ip.is_loopback and self.places.get(a.ifindex) is not None]
+        return min(known, key=order).address.ip.packed if known else b""
+
+    # -- neighbours ------------------------------------------------------------------------------------------
+
+    def neighbours(self, wanted: Iterable[tuple[int, Address4or6]] = ()) -> tuple[Neighbour, ...]:
+        """`wanted`: (ifindex, address) of real servers and gateways, which come first where places are short."""
+        found: dict[tuple[int, bytes, int], Neighbour] = {}
+        for n in self.config.neighbor:
+            number = self._number(n.interface)
+            if number is not None:
+                found[number, n.address.packed, 0] = Neighbour(number, n.address.packed, n.mac)
+        first = set(wanted)
+        known = [n for n in self.snapshot.neighbours if n.valid and n.mac is not None and n.ifindex in self.places]
+        for n in sorted(known, key=lambda n: (n.ifindex, n.address) not in first) if first else known:
+            number, tag = self.places[n.ifindex]
+            found[number, n.address.packed, tag] = Neighbour(number, n.address.packed, n.mac, tag)
+        if len(found) > NEIGHBOURS_MAX:
+            self.alarms.append(f"{len(found)} neighbours, workers hold {NEIGHBOURS_MAX}: the rest is left out")
+        return tuple(list(found.values())[:NEIGHBOURS_MAX])
+
+    def _number(self, name: str) -> int | None:
+        return next((number for number, link in self.links.items() if link.name == name), None)
+
+    # -- routes ----------------------------------------------------------------------------------------------
+
+    def routes(self, destinations: Iterable[Address4or6] = ()) -> tuple[Route, ...]:
+        """`destinations`: real servers; what leads to them comes first where places are short."""
+        best: dict[tuple[bytes, int], record.Route] = {}
+        for r in self.snapshot.routes:
+            key = (r.prefix.network_address.packed, r.prefix.prefixlen)
+            if key not in best or r.metric < best[key].metric:
+                best[key] = r
+        found = [route for key, r in best.items() if (route := self._route(key, r)) is not None]
+        for s in self.config.route:
+            number = self._number(s.interface)
+            key = (s.destination.network_address.packed, s.destination.prefixlen)
+            if number is not None and key not in best:
+                found.append(Route(*key, number, s.gateway.packed if s.gateway is not None else None))
+        if len(found) > ROUTES_MAX:
+            self.alarms.append(f"{len(found)} routes, workers hold {ROUTES_MAX}: the rest is left out")
+            found = self._useful(found, destinations)
+        return tuple(found)
+
+    def _route(self, key: tuple[bytes, int], r: record.Route) -> Route | None:
+        place = self.places.get(r.ifindex)
+        if place is None or (r.gateway is not None and r.gateway.version != r.af):
+            return Route(*key, ELSEWHERE, None, r.metric) if len(self.config.interface) <= ELSEWHERE else None
+        return Route(*key, place[0], r.gateway.packed if r.gateway is not None else None, r.metric, place[1])
+
+    @staticmethod
+    def _useful(routes: list[Route], destinations: Iterable[Address4or6]) -> list[Route]:
+        covered: set[tuple[bytes, int]] = set()
+        for address in destinations:
+            for plen in range(address.max_prefixlen + 1):
+                network = ip_network((address, plen), strict=False)
+                covered.add((network.network_address.packed, plen))
+        useful = [r for r in routes if (r.prefix, r.plen) in covered or r.plen == 0]
+        rest = [r for r in routes if (r.prefix, r.plen) not in covered and r.plen != 0]
+        return (useful + rest)[:ROUTES_MAX]
+
+    # -- next hops -------------------------------------------------------------------------------------------
+
+    def next_hops(self, destinations: Iterable[Address4or6]) -> set[tuple[int, Address4or6]]:
+        """(ifindex, address) that the kernel has to keep resolved, for frames to get to these destinations."""
+        tables = RouteIndex(self.snapshot.routes)
+        hops: set[tuple[int, Address4or6]] = set()
+        for address in destinations:
+            route = tables.lookup(address)
+            if route is not None and route.ifindex in self.places:
+                hops.add((route.ifindex, route.gateway or address))
+        return hops
+
+
+class RouteIndex:
+    """Longest prefix match over mirrored routes, for the few lookups that the master makes."""
+
+    def __init__(self, routes: Iterable[record.Route]) -> None:
+        best = {(r.prefix.network_address, r.prefix.prefixlen): r for r in sorted(routes, key=lambda r: -r.metric)}
+        self._best = best
+        self._lengths = {
+            version: sorted({plen for a, plen in best if a.version == version}, reverse=True) for version in (4, 6)
+        }
+
+    def lookup(self, address: Address4or6) -> record.Route | None:
+        for plen in self._lengths[address.version]:
+            network = ip_network((address, plen), strict=False).network_address
+            if (route := self._best.get((network, plen))) is not None:
+                return route
+        return None

@@ -1,0 +1,242 @@
+"""From the desired state to commands: numbers, scheduling tables, and the difference against what was sent last.
+
+Scope: pure but for the writer of the arena. The same class serves the daemon, which sends the commands to every worker
+alike, and `lbd replay`, which applies them to an engine of its own (`offline.py`).
+
+Assumes: a worker applies commands in order. Within a batch, what others refer to comes first, and what nobody refers to
+any more goes last: a real server before the table that holds its number, the table before a real server's end.
+
+Generations grow by 2 with each batch. Its commands carry the even one; the last, CMD_NOP, carries the odd one that
+follows. So a worker whose gen_applied has reached that has applied the whole batch; and a sweep, which carries the even
+one, spares what the batch has set.
+
+    update(desired) -> commands for all workers      what changed since the last update
+    full(existing)  -> commands for one worker       everything again, then a sweep of all that was not in it
+    adopt(found)                                      after a restart of the master: numbers and extents in use
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from lbd.master import encode
+from lbd.master.arena import Arena
+from lbd.master.desired import Desired, DestKey, LipKey, Service, ServiceKey
+from lbd.master.encode import Key, Kind
+from lbd.master.numbers import Numbers, never_busy
+from lbd.sched import Server, scheduler
+
+FIRST_GENERATION = 2
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What a worker's segment says: numbers in use, whose they are, and the extents of the arena."""
+
+    services: Mapping[int, ServiceKey] = field(default_factory=dict)
+    dests: Mapping[int, DestKey] = field(default_factory=dict)
+    lips: Mapping[int, LipKey] = field(default_factory=dict)
+    extents: Iterable[tuple[int, int]] = ()
+    generation: int = 0  # gen_applied
+
+
+@dataclass(slots=True)
+class Placed:
+    """A service as it was sent."""
+
+    service: Service
+    number: int
+    dests: dict[DestKey, int]
+    records: dict[Key, bytes]
+    table: list[int]
+    table_at: int
+
+
+@dataclass(slots=True)
+class Busy:
+    """Whether connections still refer to a number, by kind; asked before a freed one is used again."""
+
+    service: Callable[[int], bool] = never_busy
+    dest: Callable[[int], bool] = never_busy
+    lip: Callable[[int], bool] = never_busy
+
+
+class Reconciler:
+    def __init__(self, services: int, dests: int, lips: int, arena: Arena, busy: Busy | None = None):
+        busy = busy or Busy()
+        self.arena = arena
+        self.services: Numbers[ServiceKey] = Numbers(services, "tables.services", busy.service)
+        self.dests: Numbers[DestKey] = Numbers(dests, "tables.real_servers", busy.dest)
+        self.lips: Numbers[LipKey] = Numbers(lips, "the number of local addresses", busy.lip)
+        self.generation = FIRST_GENERATION - 1  # of the last batch's end
+        self.placed: dict[ServiceKey, Placed] = {}
+        self._sent: dict[Key, bytes] = {}
+        self._parts: dict[Kind, tuple[object, dict[Key, bytes]]] = {}  # a part of Desired and its records
+        self._adopted: list[tuple[int, int]] = []  # extents that the predecessor filled
+
+    # -- after a restart of the master -----------------------------------------------------------------------
+
+    def adopt(self, found: Iterable[Records]) -> None:
+        """Takes over the numbers that running workers use; where they differ, those of the most advanced one."""
+        for records in sorted(found, key=lambda r: -r.generation):
+            for number, service in records.services.items():
+                self.services.adopt(service, number)
+            for number, dest in records.dests.items():
+                self.dests.adopt(dest, number)
+            for number, lip in records.lips.items():
+                self.lips.adopt(lip, number)
+            for at, length in records.extents:
+                self._adopted += self.arena.hold(at, length)
+            self.generation = max(self.generation, records.generation | 1)
+
+    def release_adopted(self) -> None:
+        """After a full() for every adopted worker: the predecessor's tables are free once all have applied it."""
+        for at, length in self._adopted:
+            self.arena.give(at, length, self.generation)
+        self._adopted.clear()
+
+    # -- batches ---------------------------------------------------------------------------------------------
+
+    def update(self, desired: Desired) -> list[bytes]:
+        """Commands that bring workers from the last update to this one; none if nothing changed.
+
+        Raises NumbersUsedUp or ArenaFull, and then nothing has changed."""
+        generation = self.generation + 1
+        plan = Plan(self, desired)
+        try:
+            plan.make()
+        except Exception:
+            plan.undo()
+            raise
+        changed = [key for key, body in plan.records.items() if self._sent.get(key) != body]
+        gone = [key for key in self._sent if key not in plan.records and key.kind is not Kind.SETTING]
+        self._commit(plan, generation)
+        if not changed and not gone:
+            return []
+        self.generation = generation + 1
+        batch = [encode.set_command(plan.records[key], generation, key in plan.fresh) for key in sorted(changed)]
+        batch += [encode.delete_command(key, generation) for key in sorted(gone, reverse=True)]
+        return [*batch, encode.end(generation + 1)]
+
+    def full(self, existing: Records | None = None) -> list[bytes]:
+        """Everything that was sent so far, for a worker that may have none of it, or something else.
+
+        `existing`: an adopted worker's own records, with no command under way. What they do not have gets its
+        statistics zeroed."""
+        generation = self.generation + 1
+        self.generation = generation + 1
+        fresh = self._strange(existing) if existing else set()
+        batch = [encode.set_command(self._sent[key], generation, key in fresh) for key in sorted(self._sent)]
+        batch += [encode.sweep(kind, generation) for kind in sorted(Kind, reverse=True) if kind is not Kind.SETTING]
+        return [*batch, encode.end(generation + 1)]
+
+    def _commit(self, plan: Plan, generation: int) -> None:
+        self._sent = plan.records
+        self._parts = plan.parts
+        for placed in plan.replaced:
+            self.arena.give(placed.table_at, len(placed.table), generation + 1)
+        self.placed = plan.placed
+        dests = {key for placed in plan.placed.values() for key in placed.dests}
+        for key in [k for k in self.services if k not in plan.placed]:
+            self.services.release(key)
+        for dest in [k for k in self.dests if k not in dests]:
+            self.dests.release(dest)
+        for lip in [k for k in self.lips if k not in plan.lips]:
+            self.lips.release(lip)
+        for numbers in (self.services, self.dests, self.lips):
+            numbers.settle()
+
+    def _strange(self, existing: Records) -> set[Key]:
+        """What has another meaning in those records than here, or none: its statistics are somebody else's."""
+        services = {Key(Kind.SVC, (n,)) for key, n in self.services.items() if existing.services.get(n) != key}
+        dests = {Key(Kind.DEST, (n,)) for key, n in self.dests.items() if existing.dests.get(n) != key}
+        lips = {Key(Kind.LIP, (n,)) for key, n in self.lips.items() if existing.lips.get(n) != key}
+        return services | dests | lips
+
+
+class Plan:
+    """The next state, while it is made: what can still be undone."""
+
+    def __init__(self, reconciler: Reconciler, desired: Desired):
+        self.now = reconciler
+        self.desired = desired
+        self.records: dict[Key, bytes] = {}
+        self.parts: dict[Kind, tuple[object, dict[Key, bytes]]] = {}
+        self.fresh: set[Key] = set()  # numbers that mean something new
+        self.placed: dict[ServiceKey, Placed] = {}
+        self.lips: set[LipKey] = set()
+        self.replaced: list[Placed] = []  # their tables have no reader soon
+        self.taken: list[tuple[int, int]] = []
+        self.assigned: list[Callable[[], object]] = []  # how to take each new number back
+
+    def make(self) -> None:
+        d = self.desired
+        self._part(Kind.SETTING, d.settings, lambda: encode.settings(d.settings))
+        self._part(Kind.IFACE, d.interfaces, lambda: encode.interfaces(d.interfaces))
+        self._part(Kind.NEIGH, d.neighbours, lambda: encode.neighbours(d.neighbours))
+        self._part(Kind.ROUTE, d.routes, lambda: encode.routes(d.routes))
+        for lip in d.local_addresses:
+            number = self._number(self.now.lips, Kind.LIP, lip.address)
+            self.lips.add(lip.address)
+            self.records[Key(Kind.LIP, (number,))] = encode.local_address(number, lip)
+        for service in d.services:
+            old = self.now.placed.get(service.key)
+            if old is None or (old.service is not service and old.service != service):
+                new = self._place(service, old)
+                if old is not None and old.table is not new.table:
+                    self.replaced.append(old)
+            else:
+                new = old
+            self.placed[service.key] = new
+            self.records.update(new.records)
+        self.replaced += [p for key, p in self.now.placed.items() if key not in self.placed]
+
+    def undo(self) -> None:
+        for take_back in self.assigned:
+            take_back()
+        for at, length in self.taken:
+            self.now.arena.cancel(at, length)
+
+    def _part(self, kind: Kind, what: object, make: Callable[[], dict[Key, bytes]]) -> None:
+        """Records of a part of the desired state, made anew only if the part is another object than last time."""
+        last = self.now._parts.get(kind)
+        records = last[1] if last is not None and last[0] is what else make()
+        self.parts[kind] = (what, records)
+        self.records.update(records)
+
+    def _number(self, numbers: Numbers[K], kind: Kind, key: K) -> int:
+        known = numbers.number(key)
+        if known is not None:
+            return known
+        number = numbers.assign(key)
+        self.assigned.append(lambda: numbers.cancel(key))
+        self.fresh.add(Key(kind, (number,)))
+        return number
+
+    def _place(self, service: Service, old: Placed | None) -> Placed:
+        number = self._number(self.now.services, Kind.SVC, service.key)
+        dests: dict[DestKey, int] = {}
+        records: dict[Key, bytes] = {}
+        servers: list[Server] = []
+        for real in service.real_servers:
+            key = (service.key, real.address, real.port)
+            dest = dests[key] = self._number(self.now.dests, Kind.DEST, key)
+            records[Key(Kind.DEST, (dest,))] = encode.dest(dest, real, number)
+            identity = real.address + real.port.to_bytes(2, "big")
+            servers.append(Server(dest, real.weight if real.up else 0, identity))
+        method = scheduler(service.scheduler)
+        table = method.table(servers)
+        if old is not None and old.table == table:
+            table, at = old.table, old.table_at  # the same extent: workers go on in it where they are
+        else:
+            at = self._table(table)
+        records[Key(Kind.SVC, (number,))] = encode.service(number, service, method, at, len(table))
+        return Placed(service, number, dests, records, table, at)
+
+    def _table(self, table: list[int]) -> int:
+        at = self.now.arena.place(table)
+        self.taken.append((at, len(table)))
+        return at

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps by which the daemon comes up, and the refusals on the way: each one line with its remedy.
+
+Scope: single steps; their order is `daemon.py`'s, and each leaves nothing behind if it fails.
+
+    lock        one daemon for a run directory
+    probe       kernel, privileges
+    interfaces  there, with queues for the workers
+    create      segments, frames, connection files, sockets, program: new ones
+
+NB on order in `create`: sockets are bound before the program is attached (a foreign program or a second lbd is found at
+the first step that it holds, and nothing of the host's is changed before), and the program redirects nothing until
+its maps are filled.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import grp
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from lbd.config import Config
+from lbd.master.record import Channels, Link, Snapshot
+from lbd.master.refusal import Refusal
+from lbd.master.resources import Resources
+from lbd.master.rss import ownership
+from lbd.master.sockets import Opener, close_ports, queue_counts
+from lbd.shm._shm import Area, HostSegment, SegmentError, WorkerSegment
+from lbd.xdp import _xsk
+from lbd.xdp.kernel import probe
+
+log = logging.getLogger(__name__)
+
+LOCK = "daemon.lock"
+
+
+# -- lock ------------------------------------------------------------------------------------------------------
+
+
+def make_run_dir(config: Config) -> Path:
+    run_dir = config.daemon.run_dir
+    try:
+        run_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        if config.daemon.group is not None:
+            os.chown(run_dir, -1, group_id(config.daemon.group))
+    except OSError as error:
+        raise Refusal(
+            f"run directory {run_dir}: {error.strerror}", "run as root, or set daemon.run_dir to one that you own"
+        ) from None
+    return run_dir
+
+
+def group_id(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise Refusal(f"there is no group {name}", f"groupadd --system {name}, or leave daemon.group out") from None
+
+
+def lock(run_dir: Path) -> int:
+    """A descriptor that holds the run directory for as long as it is open."""
+    path = run_dir / LOCK
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Refusal(f"{path}: {error.strerror}", "run as root, or choose another daemon.run_dir") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "?"
+        os.close(fd)
+        raise Refusal(
+            f"another lbd (process {holder}) runs in {run_dir}", "stop it (lbd stop), or set another daemon.run_dir"
+        ) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+# -- probe, interfaces -----------------------------------------------------------------------------------------
+
+
+def check_host() -> None:
+    if problems := probe().problems:
+        raise Refusal(problems[0])
+
+
+def check_interfaces(config: Config, links: Mapping[str, Link], channels: Mapping[str, Channels]) -> dict[str, int]:
+    """Queues with a socket, by interface."""
+    if not config.interface:
+        raise Refusal("no [[interface]] in the configuration", "name those that lbd receives and sends on")
+    for interface in config.interface:
+        if interface.name not in links:
+            raise Refusal(
+                f"there is no interface {interface.name}", "see: ip link; is this the right network namespace?"
+            )
+    return queue_counts(config, channels)
+
+
+# -- create ----------------------------------------------------------------------------------------------------
+
+
+def create(config: Config, snapshot: Snapshot, links: Mapping[str, Link]) -> tuple[Resources, list[str]]:
+    """New ones, and what was not as wished."""
+    sizes = config.sizes()
+    channels = {c.name: c for c in snapshot.channels}
+    queues = check_interfaces(config, links, channels)
+    notes: list[str] = []
+    with ExitStack() as stack:
+        host = stack.enter_context(HostSegment.create(sizes))
+        set_owners(host, config, snapshot, queues)
+        try:
+            area = stack.enter_context(Area.create(sizes, config.tables.hugepages, numa_node(config)))
+        except SegmentError as error:
+            raise Refusal(str(error)) from None
+        if area.note:
+            notes.append(area.note)
+        segments = open_segments(stack, sizes)
+        conns = {n: open_connection_file(config, n, stack) for n in range(sizes["workers"])}
+        wake = {n: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for n in range(sizes["workers"])}
+        for fd in wake.values():
+            stack.callback(os.close, fd)
+        opener = Opener(config, area, links, queues)
+        ports = opener.open()
+        stack.callback(close_ports, ports)
+        if opener.note:
+            notes.append(opener.note)
+        program = _xsk.Program.load(services=sizes["services"], lips=sizes["lips"])
+        stack.callback(program.close)
+        attach(program, config, links)
+        for port in ports:
+            program.set_socket(port.iface, port.queue, port.fd)
+        stack.pop_all()
+        return Resources(sizes, host, area, program, segments, conns, wake, ports), notes
+
+
+def open_segments(stack: ExitStack, sizes: dict[str, int]) -> dict[int, int]:
+    """A worker's segment, laid out, by a descriptor: the supervisor maps it again."""
+    fds = {}
+    for number in range(sizes["workers"]):
+        with WorkerSegment.create(sizes, number) as segment:
+            fds[number] = os.dup(segment.fd)
+        stack.callback(os.close, fds[number])
+    return fds
+
+
+def set_owners(host: HostSegment, config: Config, snapshot: Snapshot, queues: Mapping[str, int]) -> None:
+    host.set_hash_key(os.urandom(32))
+    names = [i.name for i in config.interface]
+    owners = ownership(names, snapshot.rss, config.workers.number, dict(queues))
+    host.set_rss(owners.key, owners.known, owners.udp_ports)
+    host.set_owner(owners.table, False)
+    log.info("%s", owners.why)
+
+
+def numa_node(config: Config) -> int | None:
+    """The NIC's, if it tells one."""
+    for interface in config.interface:
+        try:
+            node = int(Path(f"/sys/class/net/{interface.name}/device/numa_node").read_text())
+        except (OSError, ValueError):
+            continue
+        if node >= 0:
+            return node
+    return None
+
+
+def open_connection_file(config: Config, number: int, stack: ExitStack) -> int:
+    """An ordinary file: it outlives every process, so that ports in TIME_WAIT stay known. Its worker checks the content."""
+    from lbd import _fastpath
+
+    path = config.daemon.run_dir / f"conn-{number}"
+    size = _fastpath.conn_bytes(config.sizes())
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    stack.callback(os.close, fd)
+    os.fchmod(fd, 0o600)
+    if os.fstat(fd).st_size != size:
+        os.ftruncate(fd, 0)  # of other table sizes: nothing in it can be read
+    try:
+        # NB: reserved now; a file system that is full later would end the worker by SIGBUS
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise Refusal(
+            f"no room in {config.daemon.run_dir} for the connection table of worker {number} ({size >> 20} MiB)",
+            "lower tables.connections_ipv4 and connections_ipv6, or set daemon.run_dir to a larger file system",
+        ) from None
+    return fd
+
+
+def attach(program: _xsk.Program, config: Config, links: Mapping[str, Link]) -> None:
+    """Undone by the caller's close: no other process has the links yet."""
+    for number, interface in enumerate(config.interface):
+        ifindex = links[interface.name].ifindex
+        program.attach(ifindex, interface.name, interface.attach)
+        program.set_iface(ifindex, number)
