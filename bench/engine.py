@@ -32,7 +32,20 @@ def engine(af: int, flows: int, servers: int = 10, lips: int = 1) -> Engine:
         e.apply(shm.neigh_set(1, iface=1, af=af, addr=address, mac=MAC_SERVER))
         e.apply(shm.dest_set(n, 1, af=af, addr=address, port=80, svc=0, fresh=True))
     e.set_table(0, list(range(servers)))
-    e.apply(shm.svc_set(0, 1, af=af, addr=VIP[af], port=80, proto=6, sched=shm.SCHED_SEQ, table_off=0, table_len=servers, fresh=True))
+    e.apply(
+        shm.svc_set(
+            0,
+            1,
+            af=af,
+            addr=VIP[af],
+            port=80,
+            proto=6,
+            sched=shm.SCHED_SEQ,
+            table_off=0,
+            table_len=servers,
+            fresh=True,
+        )
+    )
     for n in range(lips):
         address = bytes([10, 77, 1, n]) if af == 4 else bytes.fromhex("fd77") + bytes(13) + bytes([n])
         e.apply(shm.lip_set(n, 1, af=af, addr=address, port_lo=1025, port_hi=65535, fresh=True))
@@ -42,7 +55,13 @@ def engine(af: int, flows: int, servers: int = 10, lips: int = 1) -> Engine:
 
 def row(case: str, params: dict[str, int], ns: list[float], floor: list[float] | None) -> dict[str, object]:
     median = statistics.median(ns)
-    out: dict[str, object] = {"case": case, **params, "ns": round(median, 1), "min": round(min(ns), 1), "max": round(max(ns), 1)}
+    out: dict[str, object] = {
+        "case": case,
+        **params,
+        "ns": round(median, 1),
+        "min": round(min(ns), 1),
+        "max": round(max(ns), 1),
+    }
     if floor:
         f = statistics.median(floor)
         out |= {"floor_ns": round(f, 1), "ratio": round(median / f, 2)}
@@ -56,7 +75,9 @@ def run(af: int, flows: int, passes: int) -> list[dict[str, object]]:
     opened = b.open(flows)
     made = e.used()[f"conns{af}"]
     if made != flows or e.used()["half_open"]:
-        sys.exit(f"bench: {made} of {flows} connections opened, {e.used()['half_open']} half open: not measured")
+        sys.exit(
+            f"bench: {made} of {flows} connections opened, {e.used()['half_open']} half open: not measured"
+        )
     p = {"family": af, "flows": flows}
     out = []
     for burst in (32, 64):

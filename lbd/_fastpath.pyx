@@ -324,6 +324,15 @@ cdef class Engine:
         self.e.rss_known = 1
         self.e.rss_udp_ports = udp_ports
 
+    def set_owner(self, workers: list, previous: list | None = None) -> None:
+        """Who owns which of the 1024 buckets; previous: the table before this one, asked on a miss too."""
+        if len(workers) != 1024 or (previous is not None and len(previous) != 1024):
+            raise ValueError("an owner table has 1024 buckets")
+        for epoch, table in enumerate((workers, previous or workers)):
+            for i, w in enumerate(table):
+                self.e.owner[epoch * 1024 + i] = w
+        self.e.owner_prev_valid = previous is not None
+
     cdef object result(self, void *pkt):
         cdef Pkt *p = <Pkt *> pkt
         cdef Result r = Result.__new__(Result)
@@ -346,11 +355,14 @@ cdef class Engine:
         if n > BURST_MAX:
             raise ValueError("a burst has at most 64 packets")
         memset(pkt, 0, sizeof(pkt))
+        for data, iface in frames:
+            if type(data) is not bytes or len(data) > 65535 or not 0 <= iface < IFACE_MAX:
+                raise ValueError("a frame that is no bytes or too long, or no such interface")
         for i in range(n):
             data, iface = frames[i]
-            if len(data) > 65535 or not 0 <= iface < IFACE_MAX:
-                raise ValueError("frame too long, or no such interface")
             block[i] = <uint8_t *> malloc(FRAME_SLACK + len(data))
+            if block[i] == NULL:
+                raise MemoryError()
             memcpy(block[i] + FRAME_SLACK, <const uint8_t *> data, len(data))
             pkt[i].data = block[i] + FRAME_SLACK
             pkt[i].len = len(data)
@@ -393,8 +405,9 @@ cdef class Engine:
         return {"conns": s.conns, "in_pkts": s.in_pkts, "out_pkts": s.out_pkts, "in_bytes": s.in_bytes, "out_bytes": s.out_bytes,
                 "active": s.active, "inactive": s.inactive}
 
-    def lip_in_use(self, lip: int) -> int:
-        return self.e.lip_stat[lip].in_use
+    def lip_stats(self, lip: int) -> dict:
+        s = self.e.lip_stat[lip]
+        return {"conns": s.conns, "exhausted": s.exhausted, "in_use": s.in_use}
 
 
 cdef class Worker:

@@ -6,6 +6,7 @@ from lbd.datapath.engine cimport Engine
 from lbd.datapath.command cimport *
 from lbd.datapath.svc cimport (Svc, SvcStat, Dest, Lip, LipStat, SVC_NONE, DEST_NONE, SVC_USED, DEST_USED)
 from lbd.datapath.neigh cimport (Iface, Adj, ADJ_NONE, ADJ_MAX, ADJ_USED, ADJ_VALID, ADJ_LEARNED, IFACE_USED)
+from lbd.datapath.timer cimport TIMEOUT_MAX
 from lbd.datapath.fib cimport Route, FIB_MAX, ROUTE_USED
 from lbd.datapath.pkt cimport IFACE_MAX
 from lbd.datapath.lookup cimport svc_bucket, adj_find, adj_make, adj_unhash, route_bucket, route_find
@@ -31,6 +32,8 @@ cdef inline void svc_hash_in(Engine *e, uint32_t id) noexcept nogil:
 cdef inline bint svc_set(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogil:
     cdef Svc *s
     if c.id >= e.max_svc or (b.af != 4 and b.af != 6) or b.table_len > e.arena_slots or b.table_off > e.arena_slots - b.table_len:
+        return False
+    if b.timeout_established > TIMEOUT_MAX:
         return False
     s = e.svc + c.id
     if s.flags & SVC_USED:
@@ -258,6 +261,8 @@ cdef inline bint setting(Engine *e, uint32_t which, uint64_t value) noexcept nog
     elif which == SET_KERNEL_RATE:
         e.kernel_bucket.rate = value
     elif SET_TIMEOUT_BASE <= which < SET_TIMEOUT_BASE + 16:
+        if value > TIMEOUT_MAX:
+            return False
         e.timeout[which - SET_TIMEOUT_BASE] = <uint32_t> value
     else:
         return which == SET_POLL_MODE           # the adapter's

@@ -3,11 +3,11 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.engine cimport Engine
-from lbd.datapath.conn cimport (Conn4, Conn6, ConnCold, Bucket, ConnTable, ConnCommon, conn_buckets, conn_overflow, conn_clear, conn4, conn6,
+from lbd.datapath.conn cimport (Conn4, Conn6, ConnCold, Bucket, ConnTable, ConnCommon, CONN_NIL, conn_buckets, conn_overflow, conn_clear, conn4, conn6,
                                 conn_common, CONN_IMPORTED, CONN_ACTIVE)
 from lbd.datapath.lifetime cimport table_of, timer_of, rebuild_family, conn_schedule, stat_count
-from lbd.datapath.timer cimport timer_clear
-from lbd.datapath.tcp cimport state_active
+from lbd.datapath.timer cimport Timer, timer_clear, timer_link, timer_unlink, WHEEL_SLOTS
+from lbd.datapath.tcp cimport state_active, state_half_open, STATE_SYN_RECV, STATE_UDP_ONEWAY
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED, DEST_USED
 from lbd.datapath.neigh cimport ADJ_NONE
 from lbd.datapath.lookup cimport lip_lookup
@@ -94,6 +94,29 @@ cdef inline void numbers_check(Engine *e, uint32_t i, ConnCommon *c, int af) noe
     c.fib_gen = e.fib_gen[0] - 1
 
 
+cdef inline void queues_rebuild(Engine *e, int af) noexcept nogil:
+    """Half-open and unanswered ones into their queues, oldest first (to a 1024th of the longer timeout): sorted by age with the
+    wheel's slots, still empty, for buckets."""
+    cdef ConnTable *t = table_of(e, af)
+    cdef Timer *w = timer_of(e, af)
+    cdef ConnCommon *c
+    cdef uint32_t i, age, span = e.timeout[<int> STATE_SYN_RECV]
+    if span < e.timeout[<int> STATE_UDP_ONEWAY]:
+        span = e.timeout[<int> STATE_UDP_ONEWAY]
+    for i in range(t.capacity):
+        c = conn_common(t, i, af)
+        if c.live and state_half_open(c.state):
+            age = e.now_ms - (t.cold[i].created if c.state == STATE_SYN_RECV else c.last_seen)
+            if age > span:
+                age = span
+            timer_link(w, t, i, <uint32_t> (<uint64_t> age * (WHEEL_SLOTS - 1) // (<uint64_t> span + 1)))
+    for age in range(WHEEL_SLOTS - 1, -1, -1):
+        while w.head[age] != CONN_NIL:
+            i = w.head[age]
+            timer_unlink(w, t, i)
+            conn_schedule(e, i, conn_common(t, i, af), af)
+
+
 cdef inline uint32_t conn_recover(Engine *e, bint fresh_tables, int af) noexcept nogil:
     """Index, lists and counts of one family from its live records. fresh_tables: the adjacency numbers mean nothing any more."""
     cdef ConnTable *t = table_of(e, af)
@@ -102,6 +125,7 @@ cdef inline uint32_t conn_recover(Engine *e, bint fresh_tables, int af) noexcept
     conn_clear(t)
     timer_clear(timer_of(e, af), e.now_ms)
     rebuild_family(e, af)
+    queues_rebuild(e, af)
     for i in range(t.capacity):
         c = conn_common(t, i, af)
         if not c.live:
@@ -114,7 +138,8 @@ cdef inline uint32_t conn_recover(Engine *e, bint fresh_tables, int af) noexcept
         else:
             c.flags &= <uint8_t> ~CONN_ACTIVE
         stat_count(e, c, 1)
-        conn_schedule(e, i, c, af)
+        if not state_half_open(c.state):
+            conn_schedule(e, i, c, af)
     return t.used
 
 

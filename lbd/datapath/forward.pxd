@@ -9,6 +9,7 @@ from lbd.datapath.hdr cimport TcpHdr, PROTO_TCP, PROTO_UDP, TCP_SYN, TCP_ACK, TC
 from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
+from lbd.datapath.timer cimport WHEEL_SHIFT
 from lbd.datapath.svc cimport Svc, Dest, SVC_NONE, DEST_NONE, LIP_NONE, DEST_USED, DEST_UP
 from lbd.datapath.neigh cimport Adj, ADJ_NONE, ADJ_USED, ADJ_VALID, IFACE_UP
 from lbd.datapath.lookup cimport nexthop, adj_learn, neigh_want, svc_lookup, lip_lookup
@@ -34,53 +35,88 @@ cdef inline uint32_t *seq_edge(Engine *e, uint32_t i, uint32_t direction, int af
     return &conn6(&e.t6, i).seq_client if direction == 0 else &conn6(&e.t6, i).seq_server
 
 
-cdef inline void tcp_step(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t direction, int af) noexcept nogil:
-    """State by the table of tcp.pxd, and the sequence edges. Nothing is refused here: the ends judge segments themselves; a segment
-    out of the window just leaves the state alone."""
+cdef inline void edge_advance(uint32_t *edge, uint32_t to) noexcept nogil:
+    if <int32_t> (to - edge[0]) > 0:
+        edge[0] = to
+
+
+cdef inline bint shook_hands(Engine *e, const Pkt *p, uint32_t i, const ConnCommon *c, uint32_t event, uint32_t payload,
+                             uint32_t direction, int af) noexcept nogil:
+    """Half open: does this segment prove that the handshake is over? From the client: it acknowledges the real server's SYN, whose
+    number a blind sender can't know. From the real server: data or FIN after its SYN+ACK (with TCP Fast Open it comes first)."""
+    cdef TcpHdr *t = <TcpHdr *> (p.data + p.l4)
+    if not c.flags & CONN_SYNACK:
+        return False
+    if direction == 1:
+        return payload != 0 or event == EVENT_FIN
+    return p.tcp_flags & TCP_ACK and lbd_bswap32(t.ack_seq) == seq_edge(e, i, 1, af)[0]
+
+
+cdef inline bint tcp_syn(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t end, uint32_t direction, int af) noexcept nogil:
+    """SYN and SYN+ACK. False: it proves nothing."""
+    cdef TcpHdr *t = <TcpHdr *> (p.data + p.l4)
+    cdef uint32_t *client = seq_edge(e, i, 0, af)
+    if direction == 0:
+        if p.tcp_flags & TCP_ACK or lbd_tcp_next[0][<int> EVENT_SYN][c.state] != STATE_SYN_RECV:
+            return False
+        if c.state != STATE_SYN_RECV:               # the client starts anew on a connection that was over
+            c.flags &= <uint8_t> ~CONN_SYNACK
+            table_of(e, af).cold[i].created = e.now_ms
+            conn_enter(e, i, c, STATE_SYN_RECV, af)
+        client[0] = end
+    elif p.tcp_flags & TCP_ACK and c.state == STATE_SYN_RECV:
+        if client[0] - lbd_bswap32(t.ack_seq) > 65535:      # not of the SYN, perhaps with data, that was sent
+            return False
+        c.flags |= CONN_SYNACK
+        seq_edge(e, i, 1, af)[0] = end
+    return True
+
+
+cdef inline bint tcp_step(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t direction, int af) noexcept nogil:
+    """State by the table of tcp.pxd, and the sequence edges. Nothing is refused here: the ends judge segments themselves. A SYN, FIN
+    or RST that a blind sender could have made leaves the state alone: False, then it does not prolong the connection either."""
     cdef TcpHdr *t = <TcpHdr *> (p.data + p.l4)
     cdef uint32_t seq = lbd_bswap32(t.seq)
     cdef uint32_t event = tcp_event(p.tcp_flags)
     cdef uint32_t *edge = seq_edge(e, i, direction, af)
-    cdef uint32_t next, end, state = c.state
-    end = seq + (p.l3 + p.l3_len - p.l4 - (t.doff >> 4) * 4)
+    cdef uint32_t payload = p.l3 + p.l3_len - p.l4 - (t.doff >> 4) * 4
+    cdef uint32_t next, end = seq + payload, state = c.state
     if lbd_likely(event == EVENT_ACK and state == STATE_ESTABLISHED):
-        if <int32_t> (end - edge[0]) > 0:
+        if direction == 1:
+            edge_advance(edge, end)
+            edge_advance(seq_edge(e, i, 0, af), lbd_bswap32(t.ack_seq))
+        elif end - edge[0] <= SEQ_AHEAD:
             edge[0] = end
-        return
+        return True
     if p.tcp_flags & (TCP_SYN | TCP_FIN):
         end += 1
     if event == EVENT_SYN:
-        next = lbd_tcp_next[direction][event][state]
-        if direction == 0 and next == STATE_SYN_RECV:
-            if state != STATE_SYN_RECV:              # the client starts anew on a connection that was over
-                c.flags &= <uint8_t> ~(CONN_SYNACK | CONN_FIN_CLIENT | CONN_FIN_SERVER)
-                table_of(e, af).cold[i].created = e.now_ms
-                conn_enter(e, i, c, STATE_SYN_RECV, af)
-            edge[0] = end
-        elif direction == 1 and p.tcp_flags & TCP_ACK and state == STATE_SYN_RECV:
-            c.flags |= CONN_SYNACK
-            edge[0] = end
-        return
-    if not tcp_in_window(seq, edge[0]) and state != STATE_SYN_RECV:
-        return
-    if state == STATE_SYN_RECV:
-        if direction == 0 and event != EVENT_RST:
-            if not (c.flags & CONN_SYNACK and p.tcp_flags & TCP_ACK
-                    and tcp_in_window(lbd_bswap32(t.ack_seq), seq_edge(e, i, 1, af)[0])):
-                return
-            state = STATE_ESTABLISHED
-        elif direction == 1 and event == EVENT_ACK:
-            return
-    next = lbd_tcp_next[direction][event][state]
-    if <int32_t> (end - edge[0]) > 0:
+        return tcp_syn(e, p, i, c, end, direction, af)
+    if state == STATE_SYN_RECV and event != EVENT_RST:
+        if not shook_hands(e, p, i, c, event, payload, direction, af):
+            return True
+        state = STATE_ESTABLISHED
         edge[0] = end
+    elif not tcp_in_window(seq, edge[0]) and (state != STATE_SYN_RECV or direction == 0):
+        return event == EVENT_ACK
+    next = lbd_tcp_next[direction][event][state]
+    edge_advance(edge, end)
+    # the real server's FIN doesn't acknowledge the client's: both closed at once, and both ends keep TIME_WAIT
+    if next == STATE_LAST_ACK and state == STATE_CLOSE_WAIT and <int32_t> (lbd_bswap32(t.ack_seq) - seq_edge(e, i, 0, af)[0]) < 0:
+        next = STATE_TIME_WAIT
     if next != c.state:
         conn_enter(e, i, c, next, af)
+    return True
 
 
 cdef inline void udp_step(Engine *e, uint32_t i, ConnCommon *c, uint32_t direction, int af) noexcept nogil:
-    if direction == 1 and c.state == STATE_UDP_ONEWAY:
+    """Before last_seen is set."""
+    if lbd_likely(c.state != STATE_UDP_ONEWAY):
+        return
+    if direction == 1:
         conn_enter(e, i, c, STATE_UDP, af)
+    elif (e.now_ms ^ c.last_seen) >> WHEEL_SHIFT:           # keeps its queue in order of age
+        conn_enter(e, i, c, STATE_UDP_ONEWAY, af)
 
 
 # --- next hop --------------------------------------------------------------------------------------------------------
@@ -211,11 +247,12 @@ cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept
         p.flags |= PKT_REPLY
     if lbd_unlikely(not way_out(e, p, i, c, direction, af)):
         return
-    c.last_seen = e.now_ms
     if lbd_likely(p.proto == PROTO_TCP):
-        tcp_step(e, p, i, c, direction, af)
+        if lbd_likely(tcp_step(e, p, i, c, direction, af)):
+            c.last_seen = e.now_ms
     else:
         udp_step(e, i, c, direction, af)
+        c.last_seen = e.now_ms
     if af == 4:
         rewrite4(p, conn4(&e.t4, i), direction)
     else:
@@ -231,7 +268,8 @@ cdef inline void forward_icmp(Engine *e, Pkt *p, uint32_t ref, uint8_t proto, in
     cdef uint32_t i = ref >> 1
     cdef uint32_t direction = ref & 1
     cdef ConnCommon *c = conn_common(table_of(e, af), i, af)
-    cdef uint32_t seq
+    cdef uint32_t n, seq
+    cdef Adj *a
     p.svc = c.svc
     p.dest = c.dest
     if proto == PROTO_TCP:
@@ -242,21 +280,29 @@ cdef inline void forward_icmp(Engine *e, Pkt *p, uint32_t ref, uint8_t proto, in
             return
     if c.fib_gen != e.fib_gen[0]:
         adj_resolve(e, i, c, af)
-    if direction == 0 and c.adj_fwd == ADJ_NONE or direction == 1 and c.adj_rev == ADJ_NONE:
+    n = c.adj_fwd if direction == 0 else c.adj_rev
+    if n == ADJ_NONE:
         drop(p, REASON_NO_ROUTE)
         return
-    if not e.adj[c.adj_fwd if direction == 0 else c.adj_rev].flags & ADJ_VALID:
+    a = e.adj + n
+    if not a.flags & ADJ_VALID:
         drop(p, REASON_NO_NEIGHBOR)
         return
-    if p.data[p.l3 + (8 if af == 4 else 7)] <= 1:
+    if not e.iface[a.iface].flags & IFACE_UP:
+        drop(p, REASON_LINK_DOWN)
+        return
+    if p.data[p.l3 + (8 if af == 4 else 7)] <= 1:       # an error about an error is never sent
         drop(p, REASON_TTL_EXPIRED)
+        return
+    if p.l3_len > e.iface[a.iface].mtu:
+        drop(p, REASON_MTU_EXCEEDED)
         return
     if af == 4:
         translate4(p, conn4(&e.t4, i), direction)
     else:
         translate6(p, conn6(&e.t6, i), direction, proto)
-    p.ifout = e.adj[c.adj_fwd if direction == 0 else c.adj_rev].iface
-    link_write(p, e.adj + (c.adj_fwd if direction == 0 else c.adj_rev))
+    p.ifout = a.iface
+    link_write(p, a)
     e.count.icmp_mapped += 1
     p.verdict = VERDICT_FORWARD
     p.reason = REASON_NONE

@@ -17,17 +17,20 @@ cdef enum:
 
 cdef inline bint token_take(TokenBucket *b, uint64_t now_ns) noexcept nogil:
     """One token, if there is one. rate 0 = never."""
-    cdef uint64_t cap
+    cdef uint64_t cap = 100000000            # a tenth of a second, in ns, but at least one token
+    cdef uint64_t cost
     if b.rate == 0:
         return False
-    cap = 100000 * 1000                      # a tenth of a second, in ns
+    cost = 1000000000 // b.rate
+    if cap < cost:
+        cap = cost
     b.credit_ns += now_ns - b.last_ns
     b.last_ns = now_ns
     if b.credit_ns > cap:
         b.credit_ns = cap
-    if b.credit_ns < 1000000000 // b.rate:
+    if b.credit_ns < cost:
         return False
-    b.credit_ns -= 1000000000 // b.rate
+    b.credit_ns -= cost
     return True
 
 
@@ -102,9 +105,9 @@ cdef inline void answer6(Engine *e, Pkt *p, uint8_t type, uint8_t code, uint32_t
 
 
 cdef inline void answer(Engine *e, Pkt *p, uint32_t reason, uint32_t mtu) noexcept nogil:
-    """Answers a packet that can't go on with an ICMP error (verdict CONSUME), or drops it when the rate is used up or it is itself
-    an ICMP error (RFC 1122 §3.2.2). The packet must be as it came."""
-    if p.flags & PKT_ICMP_ERROR or not token_take(&e.icmp_bucket, e.now_ns):
+    """Answers a packet that can't go on with an ICMP error (verdict CONSUME), or drops it when the rate is used up, it is itself
+    an ICMP error or was sent to many (RFC 1122 §3.2.2). The packet must be as it came."""
+    if p.flags & PKT_ICMP_ERROR or p.data[0] & 1 or not token_take(&e.icmp_bucket, e.now_ns):
         p.verdict = VERDICT_DROP
         p.reason = reason
         return

@@ -5,7 +5,7 @@
 # RSS the answer arrives here by itself; elsewhere hand-over brings it here.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
-from lbd.datapath.compiler cimport lbd_bswap16
+from lbd.datapath.compiler cimport lbd_bswap16, lbd_scale
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.conn cimport conn_lookup, REF_NONE
@@ -14,7 +14,8 @@ from lbd.datapath.owner cimport flow_owner
 from lbd.datapath.svc cimport Lip, LIP_NONE
 
 cdef enum:
-    PORT_TRIES = 128            # free ports looked for per LIP and connection, times the number of workers
+    PORT_TRIES = 128            # ports tried per LIP and connection, times the number of workers
+    PORT_RUN = 16               # of them one after another, times workers; then elsewhere in the range
 
 
 cdef inline uint32_t laddr_from(Engine *e, uint32_t n, Tuple *back, uint64_t *hash_out, int af) noexcept nogil:
@@ -22,11 +23,15 @@ cdef inline uint32_t laddr_from(Engine *e, uint32_t n, Tuple *back, uint64_t *ha
     cdef Lip *l = e.lip + n
     cdef uint32_t span = <uint32_t> l.port_hi - l.port_lo + 1
     cdef uint32_t tries = PORT_TRIES * e.workers
-    cdef uint64_t h
+    cdef uint32_t run = PORT_RUN * e.workers
+    cdef uint64_t h = 0
     memcpy(back.daddr, l.addr, 16)
-    if tries > span:
+    if tries >= span:
         tries = span
+        run = span
     while tries:
+        if tries % run == 0 and h:              # long-lived connections may hold whole stretches: leave this one
+            l.cursor = lbd_scale(<uint32_t> h, span)
         tries -= 1
         l.cursor += 1
         if l.cursor >= span:
@@ -34,6 +39,9 @@ cdef inline uint32_t laddr_from(Engine *e, uint32_t n, Tuple *back, uint64_t *ha
         back.dport = lbd_bswap16(<uint16_t> (l.port_lo + l.cursor))
         h = tuple_hash(back, e.hash_key, af)
         if flow_owner(e, back, h, af, 0) != e.worker:
+            continue
+        # what the previous epoch's owner chose lies in its table, not in this one
+        if e.owner_prev_valid and flow_owner(e, back, h, af, 1) != e.worker:
             continue
         if conn_lookup(table_of(e, af), back, h, af) == REF_NONE:
             hash_out[0] = h

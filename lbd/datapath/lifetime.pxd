@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.conn cimport (ConnTable, ConnCommon, CONN_NIL, CONN_ACTIVE, conn4, conn6, conn_common, conn_free, conn_index,
                                 conn_unindex, conn_alloc)
-from lbd.datapath.timer cimport (Timer, timer_link, timer_unlink, timer_start, timer_slot, LIST_HALF_OPEN, LIST_ONEWAY, LIST_NONE,
+from lbd.datapath.timer cimport (Timer, timer_link, timer_unlink, timer_start, LIST_HALF_OPEN, LIST_ONEWAY, LIST_NONE, TICK_MASK,
                                  WHEEL_SLOTS, WHEEL_SHIFT)
 from lbd.datapath.tcp cimport (STATE_NONE, STATE_SYN_RECV, STATE_ESTABLISHED, STATE_CLOSE, STATE_UDP_ONEWAY, STATE_COUNT, state_active)
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED
@@ -97,14 +97,15 @@ cdef inline uint32_t expire_queue(Engine *e, uint32_t where, uint32_t budget, in
     cdef Timer *w = timer_of(e, af)
     cdef ConnTable *t = table_of(e, af)
     cdef ConnCommon *c
-    cdef uint32_t i, n = 0
+    cdef uint32_t i, since, n = 0
     while n < budget:
         i = w.head[where]
         if i == CONN_NIL:
             break
         c = conn_common(t, i, af)
         n += 1
-        if <int32_t> (e.now_ms - t.cold[i].created - conn_timeout(e, c)) < 0:
+        since = t.cold[i].created if where == LIST_HALF_OPEN else c.last_seen
+        if <int32_t> (e.now_ms - since - conn_timeout(e, c)) < 0:
             break
         conn_end(e, i, EXPIRE_TIMEOUT, af)
     return n
@@ -114,17 +115,19 @@ cdef inline void expire_family(Engine *e, uint32_t budget, int af) noexcept nogi
     cdef Timer *w = timer_of(e, af)
     cdef ConnTable *t = table_of(e, af)
     cdef ConnCommon *c
-    cdef uint32_t i, left, slot, now_tick = e.now_ms >> WHEEL_SHIFT
+    cdef uint32_t i, left, now_tick = e.now_ms >> WHEEL_SHIFT
+    cdef uint32_t lag = (now_tick - w.tick) & TICK_MASK
     cdef int32_t idle
     expire_queue(e, LIST_HALF_OPEN, budget, af)
     expire_queue(e, LIST_ONEWAY, budget, af)
-    if now_tick - w.tick > WHEEL_SLOTS:         # slept longer than a turn: one turn sees every slot
-        w.tick = now_tick - WHEEL_SLOTS
-    while budget and <int32_t> (now_tick - w.tick) > 0:
-        slot = w.tick & (WHEEL_SLOTS - 1)
-        i = w.head[slot]
+    if lag > TICK_MASK // 2:                    # the clock went back (packets of a capture may be out of order)
+        w.tick = now_tick
+    elif lag > WHEEL_SLOTS:                     # slept longer than a turn: one turn sees every slot
+        w.tick = (now_tick - WHEEL_SLOTS) & TICK_MASK
+    while budget and w.tick != now_tick:
+        i = w.head[w.tick & (WHEEL_SLOTS - 1)]
         if i == CONN_NIL:
-            w.tick += 1
+            w.tick = (w.tick + 1) & TICK_MASK
             continue
         budget -= 1
         c = conn_common(t, i, af)

@@ -30,7 +30,7 @@ cdef inline void delta_set(ConnTable *t, uint32_t i, int af) noexcept nogil:
 cdef inline void check_update(Pkt *p, uint16_t *check, uint16_t delta) noexcept nogil:
     cdef uint16_t c = check[0]
     if p.proto == PROTO_UDP:
-        if c == 0 and p.af == 4:            # none sent, none made (RFC 768)
+        if c == 0:                          # none sent, none made (RFC 768); over IPv6 the receiver judges (RFC 6936)
             return
         c = csum_apply(c, delta)
         check[0] = c if c else 0xffff
@@ -38,10 +38,17 @@ cdef inline void check_update(Pkt *p, uint16_t *check, uint16_t delta) noexcept 
     check[0] = csum_apply(c, delta)
 
 
+cdef inline uint32_t transport_len(const Pkt *p) noexcept nogil:
+    """Bytes that the transport checksum covers: UDP tells its own length, and IP may carry more (RFC 9868)."""
+    if p.proto == PROTO_UDP:
+        return lbd_bswap16(lbd_ld16(p.data + p.l4 + 4))
+    return p.l3 + p.l3_len - p.l4
+
+
 cdef inline void check_complete(Pkt *p) noexcept nogil:
     """Whole transport checksum of a packet that came with a partial one."""
     cdef uint32_t alen = 4 if p.af == 4 else 16
-    cdef uint32_t l4_len = p.l3 + p.l3_len - p.l4
+    cdef uint32_t l4_len = transport_len(p)
     cdef uint8_t *addrs = p.data + p.l3 + (12 if p.af == 4 else 8)
     cdef uint16_t *check = <uint16_t *> (p.data + p.l4 + (16 if p.proto == PROTO_TCP else 6))
     cdef uint16_t c

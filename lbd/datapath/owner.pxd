@@ -11,17 +11,16 @@ cdef enum:
 
 
 cdef inline uint32_t owner_hash(Engine *e, const Tuple *t, uint64_t h, int af) noexcept nogil:
-    """RSS known: what the NIC computes for this packet. Otherwise the upper half of the keyed tuple hash."""
+    """RSS known: what the NIC computes for this packet. Otherwise the upper half of the keyed tuple hash; so also for UDP on NICs
+    that hash it by addresses alone: there no choice of port could bring an answer to another queue."""
     cdef uint8_t data[36]
     cdef uint32_t alen = 4 if af == 4 else 16
-    if not e.rss_known:
+    if not e.rss_known or (t.proto != PROTO_TCP and not e.rss_udp_ports):
         return <uint32_t> (h >> 32)
     memcpy(data, t.saddr, alen)
     memcpy(data + alen, t.daddr, alen)
     memcpy(data + 2 * alen, &t.sport, 4)
-    if t.proto == PROTO_TCP or e.rss_udp_ports:
-        return toeplitz(e.rss_key, data, 2 * alen + 4)
-    return toeplitz(e.rss_key, data, 2 * alen)
+    return toeplitz(e.rss_key, data, 2 * alen + 4)
 
 
 cdef inline uint32_t flow_owner(Engine *e, const Tuple *t, uint64_t h, int af, uint32_t epoch) noexcept nogil:

@@ -3,7 +3,7 @@
 # the kernel's; what is malformed is dropped.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_st32, lbd_bswap16, lbd_unlikely, lbd_likely, lbd_copy16
+from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_ld64, lbd_st32, lbd_bswap16, lbd_unlikely, lbd_likely, lbd_copy16
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt, PKT_PARTIAL, PKT_ICMP_ERROR, PKT_MULTI
 from lbd.datapath.flow cimport Tuple
@@ -11,6 +11,7 @@ from lbd.datapath.hdr cimport *
 from lbd.datapath.reason cimport *
 from lbd.datapath.csum cimport csum_fold, csum_partial, csum_pseudo
 from lbd.datapath.neigh cimport IFACE_PARTIAL
+from lbd.datapath.conn cimport addr6_is
 from lbd.datapath.lookup cimport lip_lookup
 from lbd.datapath.svc cimport SVC_USED, LIP_NONE
 from libc.string cimport memcmp
@@ -101,6 +102,8 @@ cdef inline bint transport_csum(Engine *e, Pkt *p, const uint8_t *addrs, uint32_
     cdef bint partial_here = (e.iface[p.ifin].flags & IFACE_PARTIAL) != 0
     if not partial_here and not e.verify_csum:
         return True
+    if p.proto == PROTO_UDP:
+        l4_len = lbd_bswap16((<UdpHdr *> (p.data + p.l4)).len)
     check = lbd_ld16(transport_check(p))
     s = csum_pseudo(addrs, addrs + alen, alen, p.proto, l4_len)
     if partial_here and check == csum_fold(s):
@@ -133,6 +136,8 @@ cdef inline uint32_t quoted4(Pkt *p, Tuple *t, uint32_t end) noexcept nogil:
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
     if (q.protocol != PROTO_TCP and q.protocol != PROTO_UDP) or q.frag_off & lbd_bswap16(IP_OFFMASK):
         return settle(p, VERDICT_KERNEL, REASON_ICMP_UNMATCHED)
+    if q.saddr != lbd_ld32(t.daddr):                # about a packet of somebody else than whom it is sent to
+        return settle(p, VERDICT_KERNEL, REASON_ICMP_UNMATCHED)
     if csum_fold(csum_partial(p.data + p.l4, end - p.l4, 0)) != 0xffff:
         return settle(p, VERDICT_DROP, REASON_BAD_CHECKSUM)
     memset(t.saddr, 0, 32)
@@ -162,6 +167,7 @@ cdef inline uint32_t parse4(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
     p.proto = ip.protocol
     p.l4 = p.l3 + n
     p.l3_len = tot
+    memset(t.saddr, 0, 32)                          # the slot may have held an IPv6 tuple
     lbd_st32(t.saddr, ip.saddr)
     lbd_st32(t.daddr, ip.daddr)
     t.af = 4
@@ -185,11 +191,13 @@ cdef inline uint32_t parse4(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
 
 cdef inline int exthdr_walk(const uint8_t *base, uint32_t *off, uint32_t end, uint8_t *proto) noexcept nogil:
     """Walks IPv6 extension headers (RFC 8200 §4) from *off with next header *proto; 0: at the transport header, 1: a fragment,
-    -1: malformed, -2: of a kind that can't be walked, or too many."""
+    -1: malformed, -2: too many, or one that no rewritten packet can keep (AH signs the addresses)."""
     cdef uint32_t k
     for k in range(EXTHDR_MAX + 1):
         if proto[0] == 44:
             return 1
+        if proto[0] == 51:
+            break
         if proto[0] != 0 and proto[0] != 43 and proto[0] != 60 and proto[0] != 135:
             return 0
         if k == EXTHDR_MAX:
@@ -209,13 +217,15 @@ cdef inline uint32_t quoted6(Pkt *p, Tuple *t, uint32_t end) noexcept nogil:
     cdef uint32_t off = p.l4 + 8
     cdef uint32_t l4 = off + sizeof(Ip6Hdr)
     cdef uint8_t proto
+    cdef int walked
     if l4 + 8 > end:
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
     q = <Ip6Hdr *> (p.data + off)
     proto = q.nexthdr
-    if p.data[off] >> 4 != 6 or exthdr_walk(p.data, &l4, end, &proto) < 0:
+    walked = exthdr_walk(p.data, &l4, end, &proto)
+    if p.data[off] >> 4 != 6 or walked == -1:
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
-    if proto != PROTO_TCP and proto != PROTO_UDP:
+    if walked != 0 or (proto != PROTO_TCP and proto != PROTO_UDP) or not addr6_is(q.saddr, t.daddr):
         return settle(p, VERDICT_KERNEL, REASON_ICMP_UNMATCHED)
     if l4 + 8 > end:
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
@@ -256,7 +266,8 @@ cdef inline uint32_t parse6(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
     p.l4 = l4
     if lbd_unlikely(walked == -1):
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
-    if lbd_unlikely(walked != 0 or ip.saddr[0] == 0xff):
+    # no source address: multicast, and all of ::/64, which holds the unspecified and the loopback one (RFC 4291 §2.5)
+    if lbd_unlikely(walked != 0 or ip.saddr[0] == 0xff or lbd_ld64(ip.saddr) == 0):
         if not is_ours(e, t.daddr, 6):
             return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
         if walked == 0:

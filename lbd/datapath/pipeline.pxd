@@ -3,7 +3,7 @@
 # The adapter has filled e's burst (data, len, room, ifin, flags, hops) and afterwards acts on verdict, ifout, data, len.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
-from lbd.datapath.compiler cimport lbd_prefetch, lbd_prefetchw, lbd_likely, lbd_unlikely, lbd_ctz
+from lbd.datapath.compiler cimport lbd_prefetch, lbd_prefetchw, lbd_likely, lbd_unlikely, lbd_ctz, lbd_bswap16
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_ICMP_ERROR, BURST_MAX
 from lbd.datapath.flow cimport Tuple, tuple_hash
@@ -108,13 +108,12 @@ cdef inline void miss(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
         return
     if e.kind[i] == KIND_ICMP:
         drop(p, REASON_ICMP_UNMATCHED)
-        if svc_lookup(e, t.daddr, t.dport, t.proto, af) == SVC_NONE and lip_lookup(e, t.daddr, af) == LIP_NONE:
+        if svc_lookup(e, t.daddr, t.dport, t.proto, af) == SVC_NONE and not lip_port(e, t, af):
             p.verdict = VERDICT_KERNEL
         return
     svc = svc_lookup(e, t.daddr, t.dport, t.proto, af)
     if svc == SVC_NONE:
-        ref = lip_lookup(e, t.daddr, af)
-        if ref == LIP_NONE or not lip_port(e, ref, t.dport):
+        if not lip_port(e, t, af):
             p.verdict = VERDICT_KERNEL
             p.reason = REASON_NOT_FOR_US
             return
@@ -129,9 +128,10 @@ cdef inline void miss(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
         forward_known(e, p, ref, af)
 
 
-cdef inline bint lip_port(Engine *e, uint32_t lip, uint16_t port) noexcept nogil:
-    cdef uint32_t host = ((port & 0xff) << 8) | (port >> 8)
-    return e.lip[lip].port_lo <= host <= e.lip[lip].port_hi
+cdef inline bint lip_port(Engine *e, const Tuple *t, int af) noexcept nogil:
+    """Is its destination a local address and a port of lbd's own range? The address's other ports are the kernel's."""
+    cdef uint32_t lip = lip_lookup(e, t.daddr, af)
+    return lip != LIP_NONE and e.lip[lip].port_lo <= lbd_bswap16(t.dport) <= e.lip[lip].port_hi
 
 
 cdef inline void settle_one(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:

@@ -21,12 +21,18 @@ cdef enum TcpEvent:             # what a segment is, reset and SYN before FIN be
     EVENT_FIN = 2
     EVENT_RST = 3
 
+cdef enum:
+    # How far ahead of the client's edge a segment may move it: more than what is lost at once on the way here, so that the edge
+    # stays true; little enough that a blind ACK seldom carries it off. Beyond it the real server's acknowledgements move it.
+    SEQ_AHEAD = 1048576
+
 cdef extern from * nogil:
     """
     /* next state [direction][event][state]; columns: NONE SYN_RECV ESTABLISHED CLOSE_WAIT LAST_ACK FIN_WAIT TIME_WAIT CLOSE.
-     * Direction 0 is the client's. SYN_RECV leaves for ESTABLISHED only by an ACK of the server's SYN+ACK (checked by the
+     * Direction 0 is the client's. SYN_RECV leaves for ESTABLISHED only by the exact ACK of the server's SYN+ACK (checked by the
      * caller), so a sender who never saw that can't fill the table with established connections. A SYN on a connection that is
-     * over starts it anew with the same real server and port, as it would without a balancer between (RFC 9293, 3.10.7.4). */
+     * over starts it anew with the same real server and port, as it would without a balancer between (RFC 9293, 3.10.7.4).
+     * Both ends closing at once lead to TIME_WAIT instead of LAST_ACK (the caller sees it by the acknowledgement). */
     static const uint8_t lbd_tcp_next[2][4][8] = {
       { /* from the client */
         /* ACK */ { 0, 2, 2, 3, 7, 5, 6, 7 },

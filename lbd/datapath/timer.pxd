@@ -2,7 +2,8 @@
 #
 # A packet writes last_seen and nothing else. A record sits in the wheel slot where its timeout could end at the earliest; when the
 # slot comes up, it is expired or moved on. Half-open TCP and unanswered UDP don't lie in the wheel but in a queue each: their
-# timeout is one constant, so the head is the oldest; from there a full table evicts.
+# timeout is one constant, so the head is the oldest; from there a full table evicts. A half-open connection's time runs from its
+# first SYN; an unanswered UDP flow goes back to the queue's end when it sends (at most once in 128 ms).
 #
 # Eviction policy (documented for users): the oldest half-open TCP connection goes first, then the oldest unanswered UDP one;
 # connections that were answered are never evicted: with nothing else left the new one is refused (conn_table_full).
@@ -12,6 +13,8 @@ from lbd.datapath.conn cimport ConnTable, ConnCold, CONN_NIL
 cdef enum:
     WHEEL_SLOTS = 1024
     WHEEL_SHIFT = 7             # a slot is 128 ms: the wheel turns once in 131 s
+    TICK_MASK = 0x1ffffff       # ticks wrap where the clock's milliseconds do (49 days)
+    TIMEOUT_MAX = 0x3fffffff    # ms (12 days): differences of times stay positive numbers of 32 bits
     LIST_HALF_OPEN = 1024
     LIST_ONEWAY = 1025
     LIST_COUNT = 1026
@@ -20,7 +23,7 @@ cdef enum:
 cdef struct Timer:              # one per connection table, process-private, rebuilt on attach
     uint32_t head[1026]
     uint32_t tail[1026]
-    uint32_t tick               # next wheel position to look at, in 128 ms since the clock's zero
+    uint32_t tick               # next wheel position to look at, in 128 ms since the clock's zero; at most the clock's own
     uint32_t half_open          # records in the two queues
 
 
@@ -58,11 +61,13 @@ cdef inline void timer_unlink(Timer *w, ConnTable *t, uint32_t i) noexcept nogil
 
 
 cdef inline uint32_t timer_slot(Timer *w, uint32_t now_ms, uint32_t left_ms) noexcept nogil:
-    """Wheel slot for a look in left_ms, at the earliest the next one, at the latest one turn from now."""
-    cdef uint32_t ticks = (left_ms >> WHEEL_SHIFT) + 1
-    if ticks >= WHEEL_SLOTS - 1:
-        ticks = WHEEL_SLOTS - 2
-    return ((now_ms >> WHEEL_SHIFT) + ticks) & (WHEEL_SLOTS - 1)
+    """Wheel slot that comes up when left_ms are over, less than a slot late; what is further off gets the wheel's last one, from
+    where it is moved on. NB: counted from the wheel's position, not from the clock, which may be ahead: a record that is moved
+    while its slot is emptied must never land in that slot again."""
+    cdef uint32_t ahead = (((now_ms + left_ms) >> WHEEL_SHIFT) - w.tick) & TICK_MASK
+    if ahead >= WHEEL_SLOTS:
+        ahead = WHEEL_SLOTS - 1
+    return (w.tick + ahead) & (WHEEL_SLOTS - 1)
 
 
 cdef inline void timer_start(Timer *w, ConnTable *t, uint32_t i, uint32_t now_ms, uint32_t left_ms) noexcept nogil:
