@@ -443,7 +443,6 @@ cdef class Worker:
         l.frames_total = c.sizes.frames * c.sizes.workers
         l.area = <uint8_t *> self.map(area_fd, True)
         l.ledger = l.area + area_ledger_off(&c.sizes)
-        l.work = FRAME_WORK
         l.free_list = <uint32_t *> malloc(c.sizes.frames * sizeof(uint32_t))
         if l.free_list == NULL:
             raise MemoryError()
@@ -465,6 +464,7 @@ cdef class Worker:
             p = &l.port[<uint32_t> d["iface"]]
             p.area = l.area
             p.ledger = l.ledger
+            p.work = <uint8_t> (FRAME_WORK | number << 4)
             p.frames_total = l.frames_total
             p.stat = (<QueueStat *> (<uint8_t *> c + c.off_queue)) + <uint32_t> d["iface"]
             p.iface = d["iface"]

@@ -67,9 +67,6 @@ cdef struct Loop:
     uint32_t frames_total
     uint32_t worker
     uint32_t workers
-    uint8_t work                # ledger byte of a frame in this worker's hands
-    uint8_t hand_dirty[16]      # staged for this worker in the current turn
-    uint8_t return_dirty[16]
     lbd_ring_end cmd
     lbd_ring_end evt
     lbd_ring_end capture

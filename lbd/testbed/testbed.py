@@ -100,7 +100,10 @@ class Testbed:
             "workers": {"count": self.workers},
             # A burst of 10,000 queries waits in the rings of two queues, all of it
             "tables": {"frames": 32768, "hugepages": "off"},
-            "interface": [{"name": "eth0", "ring": 8192}, {"name": "eth1", "ring": 8192}],
+            "interface": [
+                {"name": name, "ring": 8192, "zero_copy": "off"}
+                for name in ("eth0", "eth1")  # veth has none
+            ],
             "local_address": [{"address": lip, "interface": "eth1"} for lip in lips],
             "metrics": {"listen": "127.0.0.1:9911"},
             "service": [self._service(name, family) for name in services for family in families],

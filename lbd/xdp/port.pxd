@@ -158,7 +158,7 @@ cdef inline int port_map(Port *p, int fd, uint32_t fill, uint32_t comp,
                          uint32_t rx, uint32_t tx) noexcept nogil:
     """Map the four rings (sizes as the master opened them). 0 or -errno, with nothing mapped.
 
-    Set before: area, ledger, frames_total, stat, iface, work, ifindex, queue, busy_poll. To do after:
+    Set before: area, ledger, work, frames_total, stat, iface, work, ifindex, queue, busy_poll. To do after:
     port_repair, whether the socket is new or a dead predecessor's.
     """
     cdef xdp_mmap_offsets off
