@@ -396,17 +396,17 @@ cdef class Engine:
         return {"conns4": self.e.t4.used, "conns6": self.e.t6.used, "half_open": self.e.w4.half_open + self.e.w6.half_open}
 
     def service_stats(self, svc: int) -> dict:
-        s = self.e.svc_stat[svc]
+        cdef SvcStat *s = self.e.svc_stat + <uint32_t> svc
         return {"conns": s.conns, "in_pkts": s.in_pkts, "out_pkts": s.out_pkts, "in_bytes": s.in_bytes, "out_bytes": s.out_bytes,
                 "active": s.active, "inactive": s.inactive}
 
     def dest_stats(self, dest: int) -> dict:
-        s = self.e.dest_stat[dest]
+        cdef SvcStat *s = self.e.dest_stat + <uint32_t> dest
         return {"conns": s.conns, "in_pkts": s.in_pkts, "out_pkts": s.out_pkts, "in_bytes": s.in_bytes, "out_bytes": s.out_bytes,
                 "active": s.active, "inactive": s.inactive}
 
     def lip_stats(self, lip: int) -> dict:
-        s = self.e.lip_stat[lip]
+        cdef LipStat *s = self.e.lip_stat + <uint32_t> lip
         return {"conns": s.conns, "exhausted": s.exhausted, "in_use": s.in_use}
 
 

@@ -11,6 +11,7 @@ output. The engine is the one that the daemon's workers run, over private memory
   its file in the order of files, or what the caller says.
 - A burst is up to 64 consecutive packets of the same millisecond, the engine's clock. Time never goes back.
   A gap longer than any timeout (8 days) counts as 8 days, or the engine's 32-bit clock would wrap.
+- Everything is held in memory, since files need not be in order.
 - What `lbd capture` took at its points tx and drop is no input and is passed over; what it says of its
   interfaces (MAC, MTU, addresses, partial checksums) is believed, so that replaying what a daemon received
   (with one worker, from its start) gives the bytes that it sent.

@@ -37,7 +37,8 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 CAPABILITY_VERSION_3 = 0x20080522
 MCL_CURRENT_ONFAULT = 1 | 4  # lock pages as they are touched: at once would cost seconds of a large table
 EXIT_REFUSED = 1
-PATIENCE = 5.0  # seconds for a peer of the hand-over socket to say what it wants, and to take it
+PATIENCE = 5.0  # seconds for the master to send the descriptors
+CLIENT_PATIENCE = 1.0  # for a client to say what it wants and to take it; others wait meanwhile
 
 LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3}
 
@@ -212,7 +213,7 @@ class Door:
         except OSError:
             return
         with client:
-            client.settimeout(PATIENCE)
+            client.settimeout(CLIENT_PATIENCE)
             try:
                 if not trusted(client):
                     self.worker.log(

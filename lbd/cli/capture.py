@@ -51,9 +51,8 @@ def run(args: argparse.Namespace) -> int:
     snaplen = min(args.snaplen, SNAPLEN_MAX)
     query: dict[str, object] = {"points": ",".join(points), "snaplen": snaplen}
     query |= {"service": args.service} if args.service else {}
-    query |= {"count": args.count} if args.count else {}
     with api.stream("/v1/capture", **query) as stream, output(args.write) as file:
-        signal.signal(signal.SIGTERM, interrupted)
+        before = signal.signal(signal.SIGTERM, interrupted)
         written = 0
         try:
             pcapng = File(file, interfaces, snaplen)
@@ -71,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
             pass
         except (http.client.HTTPException, ConnectionError) as error:
             print(f"lbd: the daemon ended the capture: {error or type(error).__name__}", file=sys.stderr)
+        finally:
+            signal.signal(signal.SIGTERM, before)
         end = "\r" if sys.stderr.isatty() else ""
         print(f"{end}{count(written, 'packet')} captured", file=sys.stderr)
         flush(file)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from lbd.cli.client import Client
-from lbd.cli.command import Commands, client, print_json, show
+from lbd.cli.command import Commands, Parser, client, print_json, show
 from lbd.cli.outcome import DONE, REFUSED, UNREACHABLE, Failure
 
 DEFAULT_FILE = "/etc/lbd/lbd.toml"
@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
     )
     c.add_argument("--run-dir", default="/run/lbd", metavar="DIR", help="its daemon.run_dir (%(default)s)")
     c = commands.add("demo", "balance real traffic between network namespaces, and show it", demo, asks=False)
-    c.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="see lbd demo -h")
+    c.late = add_demo
     c = commands.add("config", "about the configuration's format", config, asks=False)
     kinds = Commands(c.add_subparsers(metavar="WHAT", required=True))
     kinds.add("schema", "print the JSON Schema of the configuration file", schema, asks=False)
@@ -91,15 +91,16 @@ def cleanup(args: argparse.Namespace) -> int:
     return REFUSED if failed else DONE
 
 
+def add_demo(parser: Parser) -> None:
+    from lbd.cli import demo as testbed
+
+    testbed.add_arguments(parser)
+
+
 def demo(args: argparse.Namespace) -> int:
     from lbd.cli import demo as testbed
-    from lbd.cli.main import Parser
 
-    parser = Parser(
-        prog="lbd demo", description="Balance real traffic between network namespaces, and show it."
-    )
-    testbed.add_arguments(parser)
-    return int(testbed.run(parser.parse_args(args.arguments)))
+    return testbed.run(args)
 
 
 def config(args: argparse.Namespace) -> int:

@@ -185,9 +185,10 @@ def live_view(scenario: "Scenario", running: "Step | None", rates: Rates) -> "Gr
     from rich.console import Group
     from rich.table import Table
 
-    loads = Table(title="Load", title_justify="left")
-    for name in ("", "", "amount", "rate", "latency", "errors"):
-        loads.add_column(name, justify="left" if name in ("", "latency") else "right")
+    # without lines and as narrow as it is, it fits a terminal of 80 columns and 24 lines
+    loads, workers = (Table(box=None, padding=(0, 1, 0, 0), pad_edge=False) for _ in range(2))
+    for name in ("", "load", "amount", "rate", "latency", "errors"):
+        loads.add_column(name, justify="left" if name in ("", "load") else "right", no_wrap=True)
     for step in scenario.steps:
         name = f"{step.title}, IPv{step.family}"
         if step.outcome is None:
@@ -197,15 +198,14 @@ def live_view(scenario: "Scenario", running: "Step | None", rates: Rates) -> "Gr
             o = step.outcome
             mark = "[red]✗[/]" if o.problems else "[green]✓[/]"
             loads.add_row(mark, name, o.amount, o.rate, o.latency, str(o.errors))
-    workers = Table(title="Workers", title_justify="left")
-    for name in ("worker", "received", "sent", "connections", "misplaced"):
-        workers.add_column(name, justify="right")
+    for name in ("worker", "received", "sent", "connections", "owned by another"):
+        workers.add_column(name, justify="right", min_width=10)
     try:
         for row in rates.rows():
             workers.add_row(*row)
     except Exception as e:  # the balancer does not answer at this moment: the loads will tell
         workers.add_row("", str(e), "", "", "")
-    return Group(loads, workers)
+    return Group(loads, "", workers, "")
 
 
 # --- at the end -----------------------------------------------------------------------------------

@@ -5,47 +5,16 @@ Commands may be shortened as far as they stay unambiguous, as in ip(8). Every mo
 `add(commands)`, which tells its name, help and arguments, and imports what is slow where it is used.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 from lbd.cli import capture, control, listing, replay, service, status, top, version
 from lbd.cli.client import default_socket
-from lbd.cli.command import Commands
+from lbd.cli.command import Commands, Parser
 from lbd.cli.outcome import DONE, EXIT_CODES, USAGE, Failure
 
 GROUPS = (control, status, service, listing, top, capture, replay)
-
-
-class Parser(argparse.ArgumentParser):
-    """Takes shortened commands, and says what is wrong in one line."""
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        settings.setdefault("allow_abbrev", False)
-        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(*args, **settings)
-
-    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        # the one place where argparse looks a command up (3.11 to 3.14)
-        if action.nargs == argparse.PARSER and arg_strings and isinstance(action.choices, dict):
-            arg_strings = [self._command(arg_strings[0], list(action.choices)), *arg_strings[1:]]
-        return super()._get_values(action, arg_strings)
-
-    def _command(self, given: str, known: list[str]) -> str:
-        found = [name for name in known if name.startswith(given)]
-        if given in known or len(found) == 1:
-            return given if given in known else found[0]
-        if found:
-            self.error(f'"{given}" may be {", ".join(found)}')
-        import difflib
-
-        near = difflib.get_close_matches(given, known, 1)
-        self.error(f'no command "{given}"' + (f', did you mean "{near[0]}"?' if near else ""))
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"lbd: {message}; see {self.prog} -h\n")
 
 
 def parser() -> Parser:

@@ -68,7 +68,10 @@ def records(stream: http.client.HTTPResponse) -> Iterator[Record | None]:
             if len(pending) - pos - 4 < size:
                 break
             if size >= HEAD.size:  # the first one is empty: capturing is on
-                yield parse(pending[pos + 4 : pos + 4 + size])
+                record = parse(pending[pos + 4 : pos + 4 + size])
+                # handed over: received once more, with its verdict, by the worker that owns its flow
+                if record.verdict != "handover":
+                    yield record
             pos += 4 + size
         pending = pending[pos:]
         yield None

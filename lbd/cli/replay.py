@@ -30,7 +30,8 @@ def add(commands: Commands) -> None:
         run,
         more="Needs no root and no daemon. Every real server counts as up; static [[neighbor]] and\n"
         "[[route]] entries of the configuration stand in for the kernel. An interface of a capture is\n"
-        "the [[interface]] of that name, or else the one at its file's place in the order of files.",
+        "the [[interface]] of that name, or else the one at its file's place in the order of files.\n"
+        "There is one worker, whatever the configuration says.",
     )
     c.add_argument("config", metavar="CONFIG", help="configuration")
     c.add_argument("inputs", nargs="+", metavar="IN", help="pcap or pcapng files with Ethernet headers")

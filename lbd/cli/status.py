@@ -59,5 +59,6 @@ def text(s: dict[str, Any]) -> str:
                 for i in s["interfaces"]
             ),
             *(("problem", problem) for problem in s["problems"]),
+            *(("note", note) for note in s.get("notes", ())),
         ]
     )

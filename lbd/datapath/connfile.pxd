@@ -5,8 +5,8 @@ from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.conn cimport (Conn4, Conn6, ConnCold, Bucket, ConnTable, ConnCommon, CONN_NIL, conn_buckets, conn_overflow, conn_clear, conn4, conn6,
                                 conn_common, CONN_IMPORTED, CONN_ACTIVE)
-from lbd.datapath.lifetime cimport table_of, timer_of, rebuild_family, conn_schedule, stat_count
-from lbd.datapath.timer cimport Timer, timer_clear, timer_link, timer_unlink, WHEEL_SLOTS
+from lbd.datapath.lifetime cimport table_of, timer_of, rebuild_family, conn_schedule, conn_timeout, stat_count
+from lbd.datapath.timer cimport Timer, timer_clear, timer_link, timer_start, timer_unlink, WHEEL_SLOTS
 from lbd.datapath.tcp cimport state_active, state_half_open, STATE_SYN_RECV, STATE_UDP_ONEWAY
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED, DEST_USED
 from lbd.datapath.neigh cimport ADJ_NONE
@@ -121,7 +121,7 @@ cdef inline uint32_t conn_recover(Engine *e, bint fresh_tables, int af) noexcept
     """Index, lists and counts of one family from its live records. fresh_tables: the adjacency numbers mean nothing any more."""
     cdef ConnTable *t = table_of(e, af)
     cdef ConnCommon *c
-    cdef uint32_t i
+    cdef uint32_t i, idle, left
     conn_clear(t)
     timer_clear(timer_of(e, af), e.now_ms)
     rebuild_family(e, af)
@@ -139,7 +139,9 @@ cdef inline uint32_t conn_recover(Engine *e, bint fresh_tables, int af) noexcept
             c.flags &= <uint8_t> ~CONN_ACTIVE
         stat_count(e, c, 1)
         if not state_half_open(c.state):
-            conn_schedule(e, i, c, af)
+            idle = e.now_ms - c.last_seen
+            left = conn_timeout(e, c)
+            timer_start(timer_of(e, af), t, i, e.now_ms, left - idle if idle < left else 0)
     return t.used
 
 

@@ -15,7 +15,7 @@ from lbd.datapath.svc cimport Lip, LIP_NONE
 
 cdef enum:
     PORT_TRIES = 128            # ports tried per LIP and connection, times the number of workers
-    PORT_RUN = 16               # of them one after another, times workers; then elsewhere in the range
+    PORT_RUN = 16               # the first of them one after another, the others anywhere in the range
 
 
 cdef inline uint32_t laddr_from(Engine *e, uint32_t n, Tuple *back, uint64_t *hash_out, int af) noexcept nogil:
@@ -23,15 +23,15 @@ cdef inline uint32_t laddr_from(Engine *e, uint32_t n, Tuple *back, uint64_t *ha
     cdef Lip *l = e.lip + n
     cdef uint32_t span = <uint32_t> l.port_hi - l.port_lo + 1
     cdef uint32_t tries = PORT_TRIES * e.workers
-    cdef uint32_t run = PORT_RUN * e.workers
+    cdef uint32_t scatter = (PORT_TRIES - PORT_RUN) * e.workers
     cdef uint64_t h = 0
     memcpy(back.daddr, l.addr, 16)
     if tries >= span:
         tries = span
-        run = span
+        scatter = 0
     while tries:
-        if tries % run == 0 and h:              # long-lived connections may hold whole stretches: leave this one
-            l.cursor = lbd_scale(<uint32_t> h, span)
+        if tries <= scatter:                    # long-lived connections may hold whole stretches: leave this one
+            l.cursor = lbd_scale(<uint32_t> h + tries * 0x9e3779b9, span)
         tries -= 1
         l.cursor += 1
         if l.cursor >= span:

@@ -2,7 +2,7 @@
 # commands; and how to sleep when there is nothing to do.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from lbd.datapath.compiler cimport lbd_prefetchw, lbd_unlikely, lbd_likely
+from lbd.datapath.compiler cimport lbd_compiler_barrier, lbd_prefetchw, lbd_unlikely, lbd_likely
 from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_MULTI, BURST_MAX
 from lbd.datapath.pipeline cimport engine_burst
 from lbd.datapath.lifetime cimport engine_expire
@@ -14,8 +14,8 @@ from lbd.loop.state cimport *
 from lbd.loop.frames cimport frame_free, frames_collect, frames_publish
 from lbd.loop.dispatch cimport dispatch, send_out
 from lbd.loop.capture cimport capture_before, capture_after
-from lbd.shm.layout cimport (Hand, HAND_PROCESS, HAND_TRANSMIT, Evt, CHUNK, CHUNK_SHIFT, FRAME_HAND, EVT_NEIGH_WANTED, EVT_LIP_EXHAUSTED,
-                             EVT_TABLE_FULL, EVT_BAD_COMMAND, WORKER_RUNNING, WORKER_STOPPING)
+from lbd.shm.layout cimport (Hand, HAND_PROCESS, HAND_TRANSMIT, Evt, CHUNK, CHUNK_SHIFT, FRAME_HAND, FRAME_WORK, EVT_NEIGH_WANTED,
+                             EVT_LIP_EXHAUSTED, EVT_TABLE_FULL, EVT_BAD_COMMAND, WORKER_RUNNING, WORKER_STOPPING)
 from lbd.shm.ring cimport (lbd_ring_end, lbd_ring_ready, lbd_ring_front, lbd_ring_release, lbd_ring_peek, lbd_ring_push,
                            lbd_ring_must_wake, lbd_ring_idle, lbd_sleep_begin, lbd_sleep_end)
 from lbd.xdp.libxdp cimport xdp_desc, xsk_ring_cons__rx_desc
@@ -69,12 +69,16 @@ cdef inline uint32_t turn_receive(Loop *l, Port *port) noexcept nogil:
     return n
 
 
-cdef inline uint32_t hand_accept(Loop *l, const Hand *h) noexcept nogil:
-    """A descriptor from another worker: 1 if it is to be believed. Entries that a killed predecessor had moved on already are known
-    by their ledger byte."""
+cdef inline bint hand_take(Loop *l, const Hand *h) noexcept nogil:
+    """A descriptor from another worker: True if it is to be believed; the frame is in this worker's hands then. From here on the
+    entry is stale, which is how a successor knows what of the ring was in work (repair.pxd)."""
     if h.frame >= l.frames_total or <uint32_t> h.off + h.len > CHUNK or h.ifin >= 16:
-        return 0
-    return l.ledger[h.frame] == <uint8_t> (FRAME_HAND | l.worker << 4)
+        return False
+    if l.ledger[h.frame] != <uint8_t> (FRAME_HAND | l.worker << 4):
+        return False
+    l.ledger[h.frame] = <uint8_t> (FRAME_WORK | l.worker << 4)
+    lbd_compiler_barrier()              # before the frame is changed
+    return True
 
 
 cdef inline uint32_t turn_handed(Loop *l, uint32_t sender) noexcept nogil:
@@ -88,7 +92,7 @@ cdef inline uint32_t turn_handed(Loop *l, uint32_t sender) noexcept nogil:
     n = BURST_MAX if ready > BURST_MAX else <uint32_t> ready
     for i in range(n):
         memcpy(&h, lbd_ring_front(r, i), sizeof(Hand))
-        if not hand_accept(l, &h):
+        if not hand_take(l, &h):
             continue
         if h.kind == HAND_TRANSMIT:
             pkt_init(l, &out, (<uint64_t> h.frame << CHUNK_SHIFT) + h.off, h.len, h.ifin, h.flags, h.hops)
@@ -102,8 +106,10 @@ cdef inline uint32_t turn_handed(Loop *l, uint32_t sender) noexcept nogil:
     l.e.count.handed_in += n
     if k:
         work(l, k)
-    frames_publish(l)               # before the release: a frame is never in no ring and in no hands
+    # Released before these frames go on: one that went home could come back by this very ring, and make its old entry look good to
+    # the successor of a worker killed here. What is staged is not lost by that, its staged word stands (frames.pxd).
     lbd_ring_release(r, n)
+    frames_publish(l)
     return n
 
 

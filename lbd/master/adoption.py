@@ -29,8 +29,6 @@ from lbd.shm import _shm as shm
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 5.0  # seconds for a worker to answer, and for a hung one to die
-
 
 @dataclass(slots=True)
 class Adoption:
@@ -45,20 +43,20 @@ class Adoption:
 class Found:
     given: WorkerSet
     segment: shm.WorkerSegment
-    process: Process | None  # None: it died after its answer
+    process: Process
 
 
-def find(run_dir: Path, result: Adoption) -> Iterator[Found]:
-    """Each worker that can be adopted; the others are noted in `result`."""
+def find(run_dir: Path, result: Adoption, patience: float) -> Iterator[Found]:
+    """Each worker that can be adopted; the others are noted in `result`. `patience`: seconds each."""
     for path in sorted(run_dir.glob(SOCKET_NAME.format("*"))):
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-                sock.settimeout(PATIENCE)
+                sock.settimeout(patience)
                 sock.connect(str(path))
-                yield ask(sock)
+                yield ask(sock, patience)
         except FileNotFoundError:
             pass  # has just ended, and cleaned up
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, Dead):
             path.unlink(missing_ok=True)
         except Hung as hung:
             result.ended[path.name] = str(hung)
@@ -67,21 +65,34 @@ def find(run_dir: Path, result: Adoption) -> Iterator[Found]:
 
 
 class Hung(Exception):
-    pass
+    """Its words go into the report."""
 
 
-def ask(sock: socket.socket) -> Found:
+class Dead(Exception):
+    """It was dying when it was asked."""
+
+
+def ask(sock: socket.socket, patience: float) -> Found:
     if not trusted(sock):
         raise HandoverError("it belongs to another user")
     pid, _ = peer(sock)
-    process = Process(pid, child=False)
+    try:
+        process = Process(pid, child=False)
+    except ProcessLookupError:
+        raise Dead from None
     try:
         given = take(sock)
     except TimeoutError:
-        end(process)
-        raise Hung(f"process {pid} did not answer within {PATIENCE:g} s and was killed") from None
-    except BaseException:
+        process.kill()
+        if not gone(process, patience):
+            log.error("process %d does not die", pid)
         process.close()
+        raise Hung(f"process {pid} did not answer within {patience:g} s and was killed") from None
+    except (OSError, HandoverError):
+        dying = gone(process, min(patience, 1.0))
+        process.close()
+        if dying:
+            raise Dead from None
         raise
     try:
         return Found(given, adopt_segment(given), process)
@@ -104,14 +115,11 @@ def take(sock: socket.socket) -> WorkerSet:
         raise
 
 
-def end(process: Process) -> None:
-    """Kills, and waits until it is gone: what it held (queues above all) is free then."""
-    process.kill()
+def gone(process: Process, patience: float) -> bool:
+    """Has it ended, so that what it held (queues above all) is free, or does it within so many seconds?"""
     poll = select.poll()
     poll.register(process.pidfd, select.POLLIN)
-    if not poll.poll(PATIENCE * 1000):
-        log.error("process %d does not die", process.pid)
-    process.close()
+    return bool(poll.poll(patience * 1000))
 
 
 def adopt_segment(given: WorkerSet) -> shm.WorkerSegment:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -47,6 +48,9 @@ class Problem(Exception):
         self.status = status
         self.body = {"title": title, "status": status, "detail": detail, "remedy": remedy, **more}
 
+    def answer(self) -> web.Response:
+        return answer(self.body, self.status, "application/problem+json")
+
 
 def bad_request(detail: str, remedy: str = "see docs/api.md") -> Problem:
     return Problem(400, "bad_request", detail, remedy)
@@ -57,13 +61,12 @@ def not_found(detail: str, remedy: str = "") -> Problem:
 
 
 class Servers:
-    """Both listeners. `observe(method, route, status)` is called for each request; the exporter sets it."""
+    """Both listeners."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._runners: dict[str, web.AppRunner] = {}
         self._sockets: dict[str, str] = {}
-        self.observe: Callable[[str, str, int], None] = lambda method, route, status: None
         self.streams: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
@@ -85,7 +88,7 @@ class Servers:
                 await runner.cleanup()
             await self._start_metrics(config)
 
-    def _path(self):  # type: ignore[no-untyped-def]
+    def _path(self) -> Path:
         return self._daemon.config.daemon.run_dir / SOCKET
 
     async def _start_control(self) -> None:
@@ -143,16 +146,14 @@ class Servers:
                     self._admit(request, may)
                 response = await handler(request)
             except Problem as problem:
-                response = answer(problem.body, problem.status, "application/problem+json")
+                response = problem.answer()
             except web.HTTPException as error:
                 title = {404: "not_found", 405: "bad_request", 413: "bad_request"}.get(error.status, "refused")
-                problem = Problem(error.status, title, f"{request.method} {request.path}: {error.reason}")
-                response = answer(problem.body, error.status, "application/problem+json")
+                response = Problem(error.status, title, f"{request.method} {request.path}: {error.reason}").answer()
             except Exception:
                 log.exception("%s %s", request.method, request.path)
-                problem = Problem(500, "internal", "the daemon failed to answer; its log says more")
-                response = answer(problem.body, 500, "application/problem+json")
-            self.observe(request.method, route, response.status)
+                response = Problem(500, "internal", "the daemon failed to answer; its log says more").answer()
+            self._daemon.exporter.requested(request.method, route, response.status)
             return response
 
         return guard
@@ -178,9 +179,7 @@ def answer(body: object, status: int = 200, kind: str = "application/json") -> w
 
 def metrics_routes(daemon: Daemon) -> list[web.RouteDef]:
     async def metrics(request: web.Request) -> web.Response:
-        from lbd.master import exporter
-
-        kind, text = exporter.render(daemon)
+        kind, text = daemon.exporter.render(request.headers.get("Accept", ""))
         response = web.Response(body=text, headers={"Content-Type": kind})
         response.enable_compression()
         return response
@@ -303,10 +302,10 @@ class Control:
                 raise bad_request(f"points: there is no {name!r}; there are {', '.join(POINTS)}")
             points |= POINTS[name]
         service = shm.SVC_NONE
-        if (name := request.query.get("service")) is not None:
-            self._service(name)
-            placed = next(p for p in self._daemon.reconciler.placed.values() if p.service.name == name)
-            service = placed.number
+        if (wanted := request.query.get("service")) is not None:
+            self._service(wanted)
+            placed = self._daemon.reconciler.placed.values()
+            service = next((p.number for p in placed if p.service.name == wanted), service)
         return Client(points, number(request, "snaplen", SNAPLEN_MAX, 1, SNAPLEN_MAX), service)
 
 

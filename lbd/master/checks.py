@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 
 from lbd.config import Config
 from lbd.config.service import Service
@@ -35,7 +35,7 @@ class Checks:
 
     def configure(self, config: Config, runtime: Runtime, down: Collection[Where] = ()) -> None:
         """`down`: known to be down from before a restart of the master."""
-        targets: dict[Where, Check] = {}
+        targets: dict[Hashable, Check] = {}
         for service in config.service:
             for real in service.real_server:
                 where = (service.name, str(real.address))
@@ -53,8 +53,9 @@ class Checks:
     def stop(self) -> None:
         self._health.stop()
 
-    def _turned(self, key: object, up: bool, reason: str) -> None:
-        service, real_server = key  # type: ignore[misc]
+    def _turned(self, key: Hashable, up: bool, reason: str) -> None:
+        assert isinstance(key, tuple)
+        service, real_server = key
         if up:
             log.info("service %s: real server %s is up", service, real_server)
         else:

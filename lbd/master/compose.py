@@ -108,7 +108,7 @@ class Composer:
         last = {name: getattr(now, name) for name in PARTS}
         parts = {name: last[name] if last[name] == part else part for name, part in parts.items()}
         services = tuple(service for _, service in self._services.values())
-        self.desired = Desired(services, **{**last, **parts})  # type: ignore[arg-type]
+        self.desired = Desired(services, **{**last, **parts})
 
     def _service(self, s: ConfiguredService) -> Service:
         return Service(

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What workers report, and what they give back to the kernel; and what is wrong with the network they stand on.
+"""What workers report, and what they give back to the kernel.
 
-Scope: reactions to events (at most one log line each in ten seconds), the slow path's rings, and the sentences of the
-status about interfaces.
+Scope: reactions to events (at most one log line each in ten seconds), and the slow path's rings.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class Events:
             self._paced(logging.ERROR, "peer", f"worker {worker} found garbage in ring {event['id']}")
 
     def _want_neighbour(self, event: dict[str, Any]) -> None:
-        places = {place: ifindex for ifindex, place in self._daemon.places.items()}
+        places = {place: ifindex for ifindex, place in self._daemon.applier.places.items()}
         ifindex = places.get((event["iface"], event["id"] & 0xFFF))
         if ifindex is not None:
             self._daemon.network.probe(ifindex, ip_address(event["addr"]))
@@ -86,31 +85,3 @@ class Events:
         return any(
             i.number == iface and i.flags & shm.IFACE_PARTIAL for i in self._daemon.composer.desired.interfaces
         )
-
-    # -- the network -----------------------------------------------------------------------------------------
-
-    def network_problems(self) -> list[str]:
-        daemon = self._daemon
-        found = []
-        snapshot = daemon.network.snapshot()
-        channels = {c.name: c for c in snapshot.channels}
-        attached = daemon.resources.program.attached()
-        for number, interface in enumerate(daemon.config.interface):
-            name, link = interface.name, snapshot.link(interface.name)
-            ports = [p for p in daemon.resources.ports if p.iface == number]
-            if link is None:
-                found.append(f"{name} has gone: bring it back, then restart lbd")
-            elif any(p.ifindex != link.ifindex for p in ports):
-                found.append(f"{name} was made anew: restart lbd to serve it")
-            elif link.ifindex not in attached:
-                found.append(f"the XDP program was taken off {name}: restart lbd")
-            elif not link.up:
-                found.append(f"{name} is down")
-            elif name in channels and channels[name].rx > len(ports):
-                found.append(
-                    f"{name} has {channels[name].rx} queues now, lbd serves {len(ports)}: traffic of the others is "
-                    f"dropped: ethtool -L {name} combined {len(ports)}, or restart lbd with as many workers"
-                )
-        return found
-
-

@@ -13,7 +13,6 @@ import platform
 import time
 from collections.abc import Iterable, Sequence
 from operator import add
-from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
@@ -23,6 +22,7 @@ from lbd.config.service import RealServer
 from lbd.health.target import Status
 from lbd.master import series
 from lbd.master.compose import in_force
+from lbd.master.desired import DestKey
 from lbd.master.exposition import Exposition, Labels, Templates
 from lbd.master.metric import CHECK_BUCKETS, LAG_BUCKETS, METRICS
 from lbd.master.runtime import Override
@@ -199,32 +199,17 @@ class Layout:
         self.states: list[tuple[str, ...]] = []
         self.real_servers: list[tuple[str, ...]] = []
         self.pairs: list[tuple[str, ...]] = []
-        self.keys: list[list[tuple[str, object]]] = []  # by service: each real server's name, and its DestKey
+        self.keys: list[list[tuple[str, DestKey]]] = []  # by service: each real server's name and key
         for s in config.service:
             labels = (s.name, str(s.address), s.protocol)
             self.services.append(labels)
             self.info.append((*labels, s.mode, s.scheduler))
             self.states += [(s.name, state) for state in STATES]
             service = (s.vip.packed, s.port, s.proto)
-            keys: list[tuple[str, object]] = []
+            keys: list[tuple[str, DestKey]] = []
             for real in s.real_server:
                 name = str(real.address)
                 keys.append((name, (service, real.address.addr.packed, real.address.port)))
                 self.real_servers.append((*labels, name))
                 self.pairs.append((s.name, name))
             self.keys.append(keys)
-
-
-_exporters: WeakKeyDictionary[Daemon, Exporter] = WeakKeyDictionary()
-
-
-def exporter(daemon: Daemon) -> Exporter:
-    """The daemon's own, made at its first use."""
-    known = _exporters.get(daemon)
-    if known is None:
-        known = _exporters[daemon] = Exporter(daemon)
-    return known
-
-
-def render(daemon: Daemon, accept: str = "") -> tuple[str, bytes]:
-    return exporter(daemon).render(accept)

@@ -31,7 +31,8 @@ def set_up_logging(level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("asyncio").setLevel(logging.WARNING)
-    logging.getLogger("aiohttp").setLevel(logging.WARNING)
+    for noisy in ("aiohttp", "pyroute2"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 class Pace:

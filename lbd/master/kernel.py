@@ -21,15 +21,15 @@ import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import Callable, Coroutine, Iterable
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lbd.master import reservation, tap
 from lbd.master.managed import Entry, Managed, PortRange, current_scope
 from lbd.master.mirror import Mirror
-from lbd.master.record import Change, Link, Neighbour
+from lbd.master.record import Address4or6, Change, Interface4or6, Link, Neighbour
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Kernel:
         self._lock = asyncio.Lock()  # record and kernel change together
         self._hint = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._probing = False  # the kernel does not manage neighbours: touch them
+        self._manages: bool | None = None  # whether the kernel keeps neighbours resolved; None: not yet tried
         self._complaints: dict[object, str] = {}  # what was alarmed already, so that it is alarmed once
 
     async def start(self) -> None:
@@ -85,30 +85,51 @@ class Kernel:
     # ---- addresses
     # --------------------------------------------------------------------------------------------
 
-    async def add_address(self, interface: str, address: str | IPv4Interface | IPv6Interface) -> bool:
+    async def add_address(self, interface: str, address: str | Interface4or6) -> bool:
         """True: it is lbd's (added now, or recorded before). False: it was there before lbd."""
-        wanted = ip_interface(address)
-        entry = (interface, str(wanted))
-        async with self._lock:
-            ours = entry in self._managed.addresses
-            if self._has_other_length(interface, wanted):
-                return ours
-            if not ours:
-                self._managed.addresses.add(entry)
-                await self._save()
-            try:
-                ifindex = _index(self._link(interface), entry)
-                await self._thread(self._mirror.thread.requests.add_address(ifindex, wanted))
-            except OSError as error:
-                if not ours:
-                    self._managed.addresses.discard(entry)
-                    await self._save()
-                if error.errno != errno.EEXIST:
-                    raise
-                return ours
-            return True
+        entry = (interface, str(ip_interface(address)))
+        outcome = (await self.add_addresses([entry]))[entry]
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
 
-    async def del_address(self, interface: str, address: str | IPv4Interface | IPv6Interface) -> bool:
+    async def add_addresses(self, entries: Collection[Entry]) -> dict[Entry, bool | OSError]:
+        """Many at once, with one record: for each (canonical text) what `add_address` makes of it."""
+        entries = [(interface, str(ip_interface(address))) for interface, address in entries]
+        async with self._lock:
+            new = set(entries) - self._managed.addresses
+            if new:
+                self._managed.addresses |= new
+                await self._save()
+            held = {(held.ifindex, held.address.ip): held.address for held in self._mirror.addresses()}
+            outcomes: dict[Entry, bool | OSError] = {}
+            for entry in entries:
+                try:
+                    outcomes[entry] = await self._add(entry, held) or entry not in new
+                except OSError as error:
+                    outcomes[entry] = error
+            if not_ours := {entry for entry in new if outcomes[entry] is not True}:
+                self._managed.addresses -= not_ours
+                await self._save()
+            self._look_soon()
+            return outcomes
+
+    async def _add(self, entry: Entry, held: Mapping[tuple[int, Address4or6], Interface4or6]) -> bool:
+        """False: it was there."""
+        wanted = ip_interface(entry[1])
+        if (link := self._link(entry[0])) is None:
+            raise OSError(errno.ENODEV, f"address {entry[1]}: there is no interface {entry[0]}")
+        if held.get((link.ifindex, wanted.ip), wanted) != wanted:
+            return False  # 10.0.0.1/24 serves a wish for 10.0.0.1/32; the kernel would add a second one
+        try:
+            await self._thread(self._mirror.thread.requests.add_address(link.ifindex, wanted))
+        except OSError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            return False
+        return True
+
+    async def del_address(self, interface: str, address: str | Interface4or6) -> bool:
         """True: lbd's address is gone. False: it was not lbd's, and stays."""
         wanted = ip_interface(address)
         entry = (interface, str(wanted))
@@ -123,18 +144,11 @@ class Kernel:
                         raise
             self._managed.addresses.discard(entry)
             await self._save()
+            self._look_soon()
             return True
 
     def _link(self, name: str) -> Link | None:
         return next((link for link in self._mirror.links() if link.name == name), None)
-
-    def _has_other_length(self, interface: str, wanted: IPv4Interface | IPv6Interface) -> bool:
-        """10.0.0.1/24 that is there serves a wish for 10.0.0.1/32; the kernel would add a second one."""
-        link = self._link(interface)
-        return link is not None and any(
-            held.ifindex == link.ifindex and held.address.ip == wanted.ip and held.address != wanted
-            for held in self._mirror.addresses()
-        )
 
     # ---- neighbours
     # -------------------------------------------------------------------------------------------
@@ -212,6 +226,10 @@ class Kernel:
                 self._hint.set()
                 return
 
+    def _look_soon(self) -> None:
+        """What comes and goes before the mirror tells of it is no change to the mirror: so look again."""
+        asyncio.get_running_loop().call_later(_TEND_GAP, self._hint.set)
+
     async def _run(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
@@ -255,10 +273,11 @@ class Kernel:
             assert known is None or isinstance(known, Neighbour)
             if known is not None and (known.managed or known.state == "PERMANENT"):
                 continue  # an administrator's static entry is not ours to change
-            if self._probing and known is not None and known.state in _FRESH:
+            if self._manages is False and known is not None and known.state in _FRESH:
                 continue
             try:
                 await self._ensure_neighbour(link.ifindex, entry)
+                self._complaints.pop(entry, None)
             except OSError as error:
                 if error.errno == errno.ENOBUFS:
                     full += 1
@@ -275,24 +294,20 @@ class Kernel:
 
     async def _ensure_neighbour(self, ifindex: int, entry: Entry) -> None:
         requests, address = self._mirror.thread.requests, ip_address(entry[1])
-        if not self._probing:
+        if self._manages is not False:
             try:
-                if await self._thread(requests.manage_neighbour(ifindex, address)):
-                    return
+                await self._thread(requests.manage_neighbour(ifindex, address))
+                if self._manages is None:
+                    self._manages = await self._thread(requests.is_managed(ifindex, address))
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                     raise
-            self._probing = True
+                self._manages = False
+        if self._manages is False:
             self._complain("probing", "this kernel does not manage neighbours (before 5.16): they are probed")
-        await self._thread(requests.probe_neighbour(ifindex, address))
+            await self._thread(requests.probe_neighbour(ifindex, address))
 
     def _complain(self, about: object, text: str) -> None:
         if self._complaints.get(about) != text:
             self._complaints[about] = text
             self._alarm(text)
-
-
-def _index(link: Link | None, entry: Entry) -> int:
-    if link is None:
-        raise OSError(errno.ENODEV, f"address {entry[1]}: there is no interface {entry[0]}")
-    return link.ifindex

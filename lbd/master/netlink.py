@@ -23,14 +23,13 @@ import socket
 import struct
 import threading
 from collections.abc import Coroutine, Iterator
-from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any, TypeVar
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from lbd.master import rtnetlink as rt
-from lbd.master.record import Address4or6
+from lbd.master.record import Address4or6, Interface4or6
 
 T = TypeVar("T")
 
@@ -144,7 +143,7 @@ class Requests:
         except NetlinkError as error:
             raise OSError(error.code, f"{what}: {os.strerror(error.code)}") from None
 
-    async def add_address(self, ifindex: int, address: IPv4Interface | IPv6Interface) -> None:
+    async def add_address(self, ifindex: int, address: Interface4or6) -> None:
         settings: dict[str, Any] = {}
         if address.version == 6:
             # usable at once, without duplicate detection: other directors may hold the same VIP
@@ -155,13 +154,13 @@ class Requests:
         request = self._ipr.addr("add", index=ifindex, address=str(address.ip), prefixlen=plen, **settings)
         await self._ask(f"add address {address}", request)
 
-    async def del_address(self, ifindex: int, address: IPv4Interface | IPv6Interface) -> None:
+    async def del_address(self, ifindex: int, address: Interface4or6) -> None:
         plen = address.network.prefixlen
         request = self._ipr.addr("del", index=ifindex, address=str(address.ip), prefixlen=plen)
         await self._ask(f"remove address {address}", request)
 
-    async def manage_neighbour(self, ifindex: int, address: Address4or6) -> bool:
-        """Have the kernel keep it resolved. False: this kernel ignores the flag (before 5.16).
+    async def manage_neighbour(self, ifindex: int, address: Address4or6) -> None:
+        """Have the kernel keep it resolved. Kernels before 5.16 ignore the flag, without a word.
 
         NTF_EXT_LEARNED exempts it from garbage collection, which would drop an entry that once failed, and
         with it the management; NTF_USE keeps the state of an entry that exists.
@@ -176,9 +175,8 @@ class Requests:
             protocol=PROTOCOL,
         )
         await self._ask(f"manage neighbour {address}", request)
-        return await self._is_managed(ifindex, address)
 
-    async def _is_managed(self, ifindex: int, address: Address4or6) -> bool:
+    async def is_managed(self, ifindex: int, address: Address4or6) -> bool:
         question = self._ipr.neigh("get", dst=str(address), ifindex=ifindex)
         got = await self._ask(f"read neighbour {address}", question)
         return bool(got) and bool((got[0].get("flags_ext") or 0) & rt.NTF_EXT_MANAGED)
@@ -190,7 +188,7 @@ class Requests:
 
     async def release_neighbour(self, ifindex: int, address: Address4or6) -> None:
         """Make a managed entry an ordinary one, which ages and is collected; nobody who uses it notices."""
-        if not await self._is_managed(ifindex, address):
+        if not await self.is_managed(ifindex, address):
             return  # a static one would lose its MAC
         request = self._ipr.neigh("change", dst=str(address), ifindex=ifindex, state=0, flags=_NTF_USE)
         await self._ask(f"release neighbour {address}", request)

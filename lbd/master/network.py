@@ -60,7 +60,7 @@ class Network:
         self._looked = 0.0
         self._probed: dict[tuple[int, bytes], float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._held: set[Held] = set()
+        self.held: set[Held] = set()  # that this daemon, or one before it, has added
         self._lock = asyncio.Lock()
 
     async def start(self) -> None:
@@ -140,23 +140,23 @@ class Network:
     async def hold(self, wanted: set[Held]) -> None:
         """Adds what is not there yet; nothing is removed. OSError, with what was added before it left in place."""
         async with self._lock:
-            for interface, address in sorted(wanted - self._held):
+            for interface, address in sorted(wanted - self.held):
                 await self.kernel.add_address(interface, address)
-                self._held.add((interface, address))
+                self.held.add((interface, address))
 
     async def release(self, keep: set[Held]) -> None:
         """Removes all but those."""
         async with self._lock:
-            for interface, address in sorted(self._held - keep):
+            for interface, address in sorted(self.held - keep):
                 try:
                     await self.kernel.del_address(interface, address)
                 except OSError as error:
                     self._on_alarm(f"address {address} stays on {interface}: {error.strerror or error}")
-                self._held.discard((interface, address))
+                self.held.discard((interface, address))
 
     async def take_over(self, wanted: set[Held]) -> None:
         """What a predecessor of this daemon added: all that it recorded counts as held, so that it can be released."""
-        self._held |= Managed(self._run_dir, current_scope()).addresses
+        self.held |= Managed(self._run_dir, current_scope()).addresses
         await self.hold(wanted)
 
 

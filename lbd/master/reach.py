@@ -103,10 +103,11 @@ class Reach:
     def neighbours(self, wanted: Iterable[tuple[int, Address4or6]] = ()) -> tuple[Neighbour, ...]:
         """`wanted`: (ifindex, address) of real servers and gateways, which come first where places are short."""
         found: dict[tuple[int, bytes, int], Neighbour] = {}
-        for n in self.config.neighbor:
-            number = self._number(n.interface)
+        for static in self.config.neighbor:
+            number = self._number(static.interface)
             if number is not None:
-                found[number, n.address.packed, 0] = Neighbour(number, n.address.packed, n.mac)
+                address = static.address.packed
+                found[number, address, 0] = Neighbour(number, address, static.mac)
         first = set(wanted)
         known = [n for n in self.snapshot.neighbours if n.valid and n.mac is not None and n.ifindex in self.places]
         for n in sorted(known, key=lambda n: (n.ifindex, n.address) not in first) if first else known:

@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from typing import NamedTuple
 
 Address4or6 = IPv4Address | IPv6Address
+Interface4or6 = IPv4Interface | IPv6Interface
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Link:
 @dataclass(frozen=True, slots=True)
 class Address:
     ifindex: int
-    address: IPv4Interface | IPv6Interface
+    address: Interface4or6
     scope: int  # 0 global, 200 site, 253 link, 254 host
 
 

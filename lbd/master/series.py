@@ -9,13 +9,19 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lbd.config import Config
 from lbd.config.service import Service
 from lbd.master.exposition import Exposition
 from lbd.master.metric import BATCH_BUCKETS
 from lbd.shm import _shm as shm
+
+if TYPE_CHECKING:
+    from lbd.master.checks import Checks
+    from lbd.master.reconcile import Placed, Reconciler
+    from lbd.master.resources import Port
+    from lbd.master.runtime import Runtime
 
 QUEUE = {
     "rx_packets_total": "rx_pkts",
@@ -50,38 +56,37 @@ COUNTS = {
 }
 
 
-class Placed(Protocol):
-    """A service as workers know it (lbd/master/reconcile.py)."""
-
-    number: int
-    dests: dict[Any, int]
-
-
-class Port(Protocol):
-    worker: int
-    iface: int
-    queue: int
-    zero_copy: bool
-
-
 class Daemon(Protocol):
-    """What is read of the daemon."""
+    """What is read of the daemon, here and in exporter.py."""
 
-    config: Config
-    segments: Mapping[int, shm.WorkerSegment]  # by worker
-    ports: Sequence[Port]
-    program: Any  # .counters(): {interface number: {action: packets}}
-    health: Any  # .states(): {(service, real server): Status}
-    runtime: Any  # .get(service, real server) -> Override
-    reconciler: Any  # .lips.number(address)
-    netlink_events: Mapping[str, int]  # by kind
-    started: float
-    loaded: float
-    reloads: int
-    rejected: int
-    reload_error: str
-    ready: bool
-
+    @property
+    def config(self) -> Config: ...
+    @property
+    def segments(self) -> Mapping[int, shm.WorkerSegment]: ...  # by worker
+    @property
+    def ports(self) -> Sequence[Port]: ...
+    @property
+    def program(self) -> Any: ...  # lbd.xdp._xsk.Program
+    @property
+    def health(self) -> Checks: ...
+    @property
+    def runtime(self) -> Runtime: ...
+    @property
+    def reconciler(self) -> Reconciler: ...
+    @property
+    def netlink_events(self) -> Mapping[str, int]: ...  # notifications by kind
+    @property
+    def started(self) -> float: ...
+    @property
+    def loaded(self) -> float: ...
+    @property
+    def reloads(self) -> int: ...
+    @property
+    def rejected(self) -> int: ...
+    @property
+    def reload_error(self) -> str: ...
+    @property
+    def ready(self) -> bool: ...
     def placed(self, service: Service) -> Placed | None: ...
     def is_alive(self, worker: int) -> bool: ...
 
@@ -118,8 +123,8 @@ def connections(page: Exposition, daemon: Daemon) -> None:
         (((n, family), head["sizes"][key]) for n, head in heads.items() for family, key in families),
     )
     page.rows("lbd_half_open_connections", (((n,), head["half_open"]) for n, head in heads.items()))
-    used: Counter[int] = Counter()
-    exhausted: Counter[int] = Counter()
+    used: Counter[int | None] = Counter()  # by number; a LIP that no worker knows has none
+    exhausted: Counter[int | None] = Counter()
     for segment in daemon.segments.values():
         for number, _, missed, in_use in segment.lip_stats_all():
             used[number] += in_use

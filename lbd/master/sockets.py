@@ -14,6 +14,7 @@ import errno
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from lbd.config import Config
@@ -59,7 +60,6 @@ class Opener:
         self.area = area
         self.links = links
         self.queues = queues
-        self.note = ""  # what was not as wished, for log and status
 
     def open(self) -> list[Port]:
         demanded = [i.name for i in self.config.interface if i.zero_copy == "require"]
@@ -77,21 +77,17 @@ class Opener:
         except _xsk.XdpError as error:
             if demanded or error.errno not in NOT_ZERO_COPY:
                 raise
-            self._fall_back(str(error))
+            log.warning("copy mode on all interfaces: %s", error)
             return self._open_all("off")
         without = sorted({self.config.interface[p.iface].name for p in ports if not p.zero_copy})
         if without and len(without) < len(self.config.interface):
             # between workers, not within one: the kernel would not have minded, but one mode is one thing to know
             close_ports(ports)
-            self._fall_back(f"{', '.join(without)} can't")
+            log.warning("copy mode on all interfaces: no zero-copy on %s", ", ".join(without))
             return self._open_all("off")
         if without:
-            self.note = f"copy mode: no zero-copy on {', '.join(without)}"
+            log.warning("copy mode: no zero-copy on %s", ", ".join(without))
         return ports
-
-    def _fall_back(self, why: str) -> None:
-        self.note = f"copy mode on all interfaces: {why}"
-        log.warning("%s", self.note)
 
     def _open_all(self, mode: str) -> list[Port]:
         ports: list[Port] = []
@@ -127,12 +123,7 @@ class Opener:
                     zero_copy=mode if not ports else "require" if ports[0].zero_copy else "off",
                     shared_with=ports[0].fd if ports else None,
                 )
-                ports.append(
-                    Port(
-                        worker, number, made.ifindex, made.queue, made.fd, made.fill, made.comp, made.rx, made.tx,
-                        made.zero_copy,
-                    )  # fmt: skip
-                )
+                ports.append(Port(worker=worker, iface=number, **asdict(made)))
         except BaseException:
             close_ports(ports)
             raise

@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from lbd import _fastpath
 from lbd.config import Config
 from lbd.master.record import Channels, Link, Snapshot
 from lbd.master.refusal import Refusal
@@ -105,12 +106,10 @@ def check_interfaces(config: Config, links: Mapping[str, Link], channels: Mappin
 # -- create ----------------------------------------------------------------------------------------------------
 
 
-def create(config: Config, snapshot: Snapshot, links: Mapping[str, Link]) -> tuple[Resources, list[str]]:
-    """New ones, and what was not as wished."""
+def create(config: Config, snapshot: Snapshot, links: Mapping[str, Link]) -> Resources:
     sizes = config.sizes()
     channels = {c.name: c for c in snapshot.channels}
     queues = check_interfaces(config, links, channels)
-    notes: list[str] = []
     with ExitStack() as stack:
         host = stack.enter_context(HostSegment.create(sizes))
         set_owners(host, config, snapshot, queues)
@@ -119,24 +118,21 @@ def create(config: Config, snapshot: Snapshot, links: Mapping[str, Link]) -> tup
         except SegmentError as error:
             raise Refusal(str(error)) from None
         if area.note:
-            notes.append(area.note)
+            log.warning("%s", area.note)
         segments = open_segments(stack, sizes)
         conns = {n: open_connection_file(config, n, stack) for n in range(sizes["workers"])}
         wake = {n: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for n in range(sizes["workers"])}
         for fd in wake.values():
             stack.callback(os.close, fd)
-        opener = Opener(config, area, links, queues)
-        ports = opener.open()
+        ports = Opener(config, area, links, queues).open()
         stack.callback(close_ports, ports)
-        if opener.note:
-            notes.append(opener.note)
         program = _xsk.Program.load(services=sizes["services"], lips=sizes["lips"])
         stack.callback(program.close)
         attach(program, config, links)
         for port in ports:
             program.set_socket(port.iface, port.queue, port.fd)
         stack.pop_all()
-        return Resources(sizes, host, area, program, segments, conns, wake, ports), notes
+        return Resources(sizes, host, area, program, segments, conns, wake, ports)
 
 
 def open_segments(stack: ExitStack, sizes: dict[str, int]) -> dict[int, int]:
@@ -172,8 +168,6 @@ def numa_node(config: Config) -> int | None:
 
 def open_connection_file(config: Config, number: int, stack: ExitStack) -> int:
     """An ordinary file: it outlives every process, so that ports in TIME_WAIT stay known. Its worker checks the content."""
-    from lbd import _fastpath
-
     path = config.daemon.run_dir / f"conn-{number}"
     size = _fastpath.conn_bytes(config.sizes())
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -4,11 +4,15 @@
 Scope: services and local addresses. (Interfaces and sockets are put there once, by `startup.py`, and by the supervisor
 when a socket is opened anew.) Reads the maps back, so that a new master finds what its predecessor steered.
 
-    not steered ──every worker applied it──► steered ──not wanted any more──► not steered ──► workers are told
+    service         not steered ──every worker has applied it──► steered ──not wanted any more──► not steered
+    local address   not steered ──wanted──► steered ──not wanted, and no connection holds a port of it──► not steered
 
-Prohibited: steering a service before every worker knows it (its packets would be dropped as `no_service`), and telling
-workers of its end while packets still come. A local address goes last of all: while connections hold ports of it, their
-answers must not reach the kernel, which would answer RST.
+So of a batch of changes, `prepare` comes before workers are told, and `extend` after all of them have applied it.
+
+Prohibited: steering a service before every worker knows it (its packets would be dropped as `no_service`); telling
+workers of its end while packets still come; letting a worker open connections from a local address that is not steered,
+or unsteering one that is in use: the answers would reach the kernel, which would answer RST.
+NB: for the same reason ports that a local address gives up stay steered until lbd is restarted.
 """
 
 from __future__ import annotations
@@ -28,32 +32,33 @@ Ports = tuple[int, int]
 
 
 class Steering:
-    """`program`: lbd.xdp._xsk.Program. `in_use`: connections that hold a port of a local address."""
+    """`program`: lbd.xdp._xsk.Program. `in_use`: whether connections hold ports of a local address."""
 
-    def __init__(self, program: Any, in_use: Callable[[bytes], int]) -> None:
+    def __init__(self, program: Any, in_use: Callable[[bytes], bool]) -> None:
         self._program = program
         self._in_use = in_use
         self._services: set[ServiceAt] = set(program.services())
         self._lips: dict[LipAt, Ports] = dict(program.lips())
         self._wanted: tuple[Mapping[ServiceAt, int], Mapping[LipAt, Ports]] = ({}, {})
 
-    def withdraw(self, desired: Desired) -> None:
-        """Before workers are told: what is not wanted any more. Local addresses in use stay until they are not."""
+    def prepare(self, desired: Desired) -> None:
+        """Before workers are told."""
         self._wanted = wanted(desired)
-        services, _ = self._wanted
+        services, lips = self._wanted
         for at in self._services - services.keys():
             self._program.del_service(*at)
             self._services.discard(at)
+        for lip, (lo, hi) in lips.items():
+            now = self._lips.get(lip, (lo, hi))
+            ports = (min(lo, now[0]), max(hi, now[1]))
+            if self._lips.get(lip) != ports:
+                self._program.set_lip(*lip, *ports)
+                self._lips[lip] = ports
         self.tend()
 
     def extend(self) -> None:
-        """After every worker has applied what `withdraw` was given last: what is new."""
-        services, lips = self._wanted
-        for at, ports in lips.items():
-            if self._lips.get(at) != ports:
-                self._program.set_lip(*at, *ports)
-                self._lips[at] = ports
-        for service, number in services.items():
+        """After every worker has applied what `prepare` was given last."""
+        for service, number in self._wanted[0].items():
             if service not in self._services:
                 self._program.set_service(*service, number)
                 self._services.add(service)
@@ -61,7 +66,7 @@ class Steering:
     def tend(self) -> None:
         """Now and then: local addresses that were only waiting for their last connection."""
         for at in self._lips.keys() - self._wanted[1].keys():
-            if self._in_use(at[1]) == 0:
+            if not self._in_use(at[1]):
                 self._program.del_lip(*at)
                 del self._lips[at]
 

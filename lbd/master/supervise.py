@@ -113,17 +113,14 @@ class Supervisor:
         """Takes over the workers of a predecessor, which is known to be gone. Blocks until they have
         answered."""
         result = Adoption()
-        for found in find(run_dir, result):
+        for found in find(run_dir, result, self.limits.answer):
             self.add(found.given, found.segment)
             member = self.members[found.given.number]
-            if found.process is not None:
-                self._watch(member, found.process)
-                log.info("worker %d: took over process %d", member.number, found.process.pid)
-                if member.garbage:
-                    log.error("worker %d: its command ring holds garbage: it is reset", member.number)
-                    self._kill(member)
-            else:
-                self._died(member)
+            self._watch(member, found.process)
+            log.info("worker %d: took over process %d", member.number, found.process.pid)
+            if member.garbage:
+                log.error("worker %d: its command ring holds garbage: it is reset", member.number)
+                self._kill(member)
             result.workers.append(member.number)
         return result
 
@@ -173,7 +170,7 @@ class Supervisor:
             "heartbeat_age": max(0.0, now - member.segment.heartbeat_ns / 1e9) if running else None,
             "restarts": member.segment.restarts,
             "deaths": member.restarts.recent(now),
-            "quarantined": member.alarm,
+            "quarantined": member.state == "waiting" and member.restarts.quarantined(now),
             "generation": member.segment.gen_applied,
             "commands_waiting": member.delivery.waiting,
         }
@@ -291,14 +288,16 @@ class Supervisor:
 
     def _died(self, member: Member) -> None:
         now = self.clock()
-        delay = member.restarts.died(now)
+        delay = member.restarts.died(now, ran(member.segment))
         member.due = now + delay
         self._enter(member, "waiting")
+        if member.restarts.quarantined(now):
+            log.error("worker %d: in quarantine, tried again in %g s", member.number, delay)
         if member.restarts.too_many(now) and not member.alarm:
             member.alarm = True
             deaths = member.restarts.recent(now)
             text = f"worker {member.number} died {deaths} times within {self.limits.window:g} s"
-            log.error("%s: in quarantine, tried every %g s", text, delay)
+            log.error("%s", text)
             self._call(self.on_alarm, member.number, text)
         if delay == 0.0:
             self._spawn(member, again=True)
@@ -363,7 +362,7 @@ class Supervisor:
                 self._deliver(member, Delivery.push)
             if member.alarm and member.state == "running" and not member.restarts.too_many(now):
                 member.alarm = False
-                log.info("worker %d: out of quarantine", member.number)
+                log.info("worker %d: has not died so often any more", member.number)
                 self._call(self.on_alarm, member.number, None)
 
     def _look(self, member: Member, now: float) -> None:
@@ -404,3 +403,11 @@ class Supervisor:
         except Exception:
             # whatever the rest of the daemon thinks of it, supervision goes on
             log.exception("worker %s: a callback failed", arguments[0])
+
+
+def ran(segment: shm.WorkerSegment) -> float:
+    """Seconds that a loop has turned, as a dead worker's segment says."""
+    ctl = segment.ctl()
+    if ctl["state"] < shm.WORKER_RUNNING:
+        return 0.0
+    return max(0.0, (ctl["heartbeat_ns"] - ctl["started_ns"]) / 1e9)

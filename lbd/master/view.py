@@ -17,6 +17,7 @@ from lbd.config.address import Endpoint
 from lbd.config.service import RealServer, Service
 from lbd.datapath.reason import REASONS
 from lbd.master.compose import in_force
+from lbd.master.condition import notes, problems
 from lbd.master.reach import ELSEWHERE
 from lbd.master.resources import Port
 from lbd.shm import _shm as shm
@@ -66,13 +67,13 @@ def status(daemon: Daemon) -> Json:
     ctls = {n: segment.ctl() for n, segment in daemon.segments.items()}
     states = {s.name: [real_server_state(daemon, s, r) for r in s.real_server] for s in config.service}
     sizes = config.sizes()
-    problems = daemon.problems()
     return {
         "version": __version__,
         "pid": daemon.pid,
         "state": daemon.state,
         "ready": daemon.ready,
-        "problems": problems,
+        "problems": problems(daemon),
+        "notes": notes(daemon),
         "started": daemon.started,
         "uptime": time.time() - daemon.started,
         "took_over": daemon.took_over,
@@ -329,7 +330,7 @@ def interface_name(daemon: Daemon, number: int) -> str:
 
 def neighbours(daemon: Daemon) -> Json:
     kernel = {(n.ifindex, n.address.packed): n for n in daemon.network.snapshot().neighbours}
-    ifindexes = {place: ifindex for ifindex, place in daemon.places.items()}
+    ifindexes = {place: ifindex for ifindex, place in daemon.applier.places.items()}
     rows = []
     for segment in list(daemon.segments.values())[:1]:
         for _, adj in segment.neighbours():

@@ -196,6 +196,7 @@ cdef inline int segment_init(void *base, uint64_t bytes, const Sizes *sizes, uin
     if bytes < ctl.bytes:
         return ATTACH_SHORT
     ctl.worker = worker
+    ctl.poll_mode = 1           # adaptive, until a command says otherwise
     for name in range(RING_NAMES):
         ring_shape(&ctl, name, &off, &entry, &capacity)
         if lbd_ring_init(<uint8_t *>base + off, entry, capacity) != 0:

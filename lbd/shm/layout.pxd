@@ -185,5 +185,5 @@ cdef enum Owner:                    # ledger: who holds a frame
     FRAME_FILL = 1                  # in a fill ring, the kernel, or an rx ring
     FRAME_WORK = 2                  # in this worker's hands
     FRAME_TX = 3                    # in a tx ring, the kernel or a completion ring
-    FRAME_HAND = 4                  # in a ring to this worker, or taken from it and not yet moved on
+    FRAME_HAND = 4                  # in a ring to this worker; WORK from the moment that it takes it
     FRAME_HOME = 5                  # in a return ring, on its way home

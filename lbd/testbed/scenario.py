@@ -78,7 +78,7 @@ class Scenario:
         if names != {server.name for server in self.testbed.servers}:
             problems.append(f"answers came from {', '.join(sorted(names)) or 'nobody'} only")
         longest = max(a.seconds for a in answers)
-        return Outcome(f"{CURLS} requests", "", f"longest {milliseconds(longest)}", len(failed), problems)
+        return Outcome(f"{CURLS} requests", "", f"max {milliseconds(longest)}", len(failed), problems)
 
     def _wrk(self, family: int, close: bool) -> Outcome:
         before = self.testbed.counts()
@@ -95,8 +95,13 @@ class Scenario:
         # Only where each request is a connection do shares of connections mean something: rr deals out these
         if close and (share := spread({name: c.connections for name, c in counts.items()})) > SPREAD_LIMIT:
             problems.append(f"connections differ by {share:.1%} between real servers")
-        latency = f"p50 {milliseconds(seen.p50)}, p99 {milliseconds(seen.p99)}"
-        return Outcome(f"{seen.requests:,} requests", f"{seen.rate:,.0f} /s", latency, seen.errors, problems)
+        return Outcome(
+            f"{seen.requests:,} requests",
+            f"{seen.rate:,.0f} /s",
+            f"p99 {milliseconds(seen.p99)}",
+            seen.errors,
+            problems,
+        )
 
     def _dnsperf(self, family: int) -> Outcome:
         queries = 2 * DNS_OUTSTANDING * self.seconds
@@ -116,7 +121,7 @@ class Scenario:
         return Outcome(
             f"{amount:,.0f} MB",
             f"{seen.bits_per_second / 1e9:.2f} Gbit/s",
-            f"{seen.retransmits} retransmissions" if seen.retransmits else "",
+            f"{seen.retransmits} retrans." if seen.retransmits else "",
             0,
             problems,
         )

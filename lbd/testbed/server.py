@@ -42,6 +42,7 @@ http {
     keepalive_requests 100000000;
     keepalive_timeout 300s;
     default_type text/plain;
+    client_max_body_size 0;
     server {
         listen %(address4)s:%(port)d backlog=4096;
         listen [%(address6)s]:%(port)d backlog=4096;
@@ -77,7 +78,7 @@ class RealServer:
         self.directory.mkdir(parents=True, exist_ok=True)
         for service in services or SERVICES:
             if not self.running(service):
-                with open(self.directory / f"{service}.out", "ab") as log:
+                with open(self.directory / f"{service}.out", "wb") as log:
                     self._running[service] = self.ns.popen(
                         self._argv(service), stdout=log, stderr=subprocess.STDOUT
                     )
@@ -107,6 +108,12 @@ class RealServer:
         if not match:
             raise TestbedError(f"{self.name}: nginx does not count: {text!r}")
         return Counts(connections=int(match[2]), requests=int(match[3]))
+
+    def iperf3_idle(self) -> bool:
+        """Whether iperf3 can take a test. NB: it closes its listener after each and opens another, so that a
+        test that follows at once is refused, reset or told "busy"."""
+        said = (self.directory / "iperf3.out").read_text()
+        return said.count("Server listening") > said.count("Accepted connection")
 
     def _argv(self, service: str) -> list[str]:
         d, h = self.directory, self.host
@@ -139,7 +146,7 @@ class RealServer:
                 f"--txt-record=server.lbd.test,{self.name}",
             ]
         if service == "iperf3":
-            return ["iperf3", "--server", "--port", str(IPERF_PORT)]
+            return ["iperf3", "--server", "--port", str(IPERF_PORT), "--forceflush"]
         raise ValueError(f"no such service: {service} (there are {', '.join(SERVICES)})")
 
     def _listens(self, service: str) -> bool:

@@ -22,7 +22,7 @@ import tomlkit
 
 from lbd.testbed import load
 from lbd.testbed.daemon import Daemon
-from lbd.testbed.netns import Argv, Namespace
+from lbd.testbed.netns import Argv, Namespace, wait_until
 from lbd.testbed.server import DNS_NAME, DNS_PORT, HTTP_PORT, IPERF_PORT, Counts, RealServer
 from lbd.testbed.topology import VIP4, VIP6, Topology
 
@@ -43,7 +43,7 @@ class Testbed:
     def __init__(
         self, prefix: str, workers: int = 2, servers: int = 3, directory: Path | None = None, **topology: Any
     ) -> None:
-        """`topology`: see Topology (lips, clients, mtu, server_mtu, routing)."""
+        """`topology`: see Topology (lips, clients, client_mtu, server_mtu, routing)."""
         self.prefix, self.workers = prefix, workers
         self.directory = directory or Path("/run") / prefix
         self.topology = Topology(prefix, queues=workers, servers=servers, **topology)
@@ -176,6 +176,7 @@ class Testbed:
         return load.dnsperf(self.client, self.vip(family), DNS_NAME, self.directory, **options)
 
     def iperf3(self, family: int = 4, **options: Any) -> load.Iperf:
+        wait_until("iperf3 is idle", lambda: all(server.iperf3_idle() for server in self.servers), 10)
         return load.iperf3(self.client, self.vip(family), **options)
 
     def counts(self) -> dict[str, Counts]:

@@ -33,11 +33,12 @@ from functools import cached_property
 
 from lbd.testbed.netns import NAMESPACES, Namespace
 
+MTU = 1500
 VIP4, VIP6 = "192.0.2.10", "2001:db8:1::10"
-CLIENT_NET4, CLIENT_NET6 = "192.0.2.0/24", "2001:db8:1::/64"
-SERVER_NET4, SERVER_NET6 = "10.77.0.0/24", "fd77::/64"
-LB_CLIENT4, LB_CLIENT6 = "192.0.2.1", "2001:db8:1::1"
-LB_SERVER4, LB_SERVER6 = "10.77.0.1", "fd77::1"
+CLIENT_NET = ("192.0.2.0/24", "2001:db8:1::/64")
+SERVER_NET = ("10.77.0.0/24", "fd77::/64")
+LB_CLIENT = ("192.0.2.1", "2001:db8:1::1")
+LB_SERVER = ("10.77.0.1", "fd77::1")
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,15 @@ class Topology:
         servers: int = 3,
         lips: int = 4,
         clients: int = 1,
-        mtu: int = 1500,
-        server_mtu: int | None = None,
+        client_mtu: int = MTU,
+        server_mtu: int = MTU,
         routing: bool = False,
     ) -> None:
-        """`clients`: addresses of the client; `server_mtu`: of the servers' ends and lb's eth1, when it is
-        another one; `routing`: lb's kernel forwards too, and the other side is reached by plain routing (to
-        compare with)."""
+        """`clients`: addresses of the client; `client_mtu`, `server_mtu`: of the balancer's links on that
+        side; `routing`: the balancer's kernel routes between both sides, to compare with."""
         assert 1 <= servers <= 90 and 1 <= clients <= 100 and 1 <= lips <= 50
         self.prefix, self.queues, self.routing = prefix, queues, routing
-        self.mtu, self.server_mtu = mtu, server_mtu or mtu
+        self.client_mtu, self.server_mtu = client_mtu, server_mtu
         self.client_addresses4 = [f"192.0.2.{100 + n}" for n in range(clients)]
         self.client_addresses6 = [f"2001:db8:1::{100 + n}" for n in range(clients)]
         self.client = Host(
@@ -102,7 +102,7 @@ class Topology:
         return [self.lb, self.client.ns, *(s.ns for s in self.servers), self.switch]
 
     def up(self) -> None:
-        queues, mtu, server_mtu = self.queues, self.mtu, self.server_mtu
+        queues, client_mtu, server_mtu = self.queues, self.client_mtu, self.server_mtu
         for ns in self.namespaces:
             ns.add()
             ns.sysctl(
@@ -113,7 +113,7 @@ class Topology:
                 net__ipv4__ip_local_port_range="10000 65535",  # 20,000 connections from one address, and more
             )
         self._wire(
-            self.lb, "eth0", self.lb_macs["eth0"], self.client.ns, "eth0", self.client.mac, mtu, queues
+            self.lb, "eth0", self.lb_macs["eth0"], self.client.ns, "eth0", self.client.mac, client_mtu, queues
         )
         self._wire(self.lb, "eth1", self.lb_macs["eth1"], self.switch, "lb", None, server_mtu, queues)
         for server in self.servers:
@@ -123,14 +123,17 @@ class Topology:
             *(f"link set {port} master br0" for port in ("lb", *(s.name for s in self.servers))),
             "link set br0 up",
         )
-        self._address(self.lb, "eth0", f"{LB_CLIENT4}/24", f"{LB_CLIENT6}/64")
-        self._address(self.lb, "eth1", f"{LB_SERVER4}/24", f"{LB_SERVER6}/64")
+        self._address(self.lb, "eth0", f"{LB_CLIENT[0]}/24", f"{LB_CLIENT[1]}/64")
+        self._address(self.lb, "eth1", f"{LB_SERVER[0]}/24", f"{LB_SERVER[1]}/64")
         for four, six in zip(self.client_addresses4, self.client_addresses6, strict=True):
             self._address(self.client.ns, "eth0", f"{four}/24", f"{six}/64")
         for server in self.servers:
             self._address(server.ns, "eth0", f"{server.address4}/24", f"{server.address6}/64")
+        self._routes(self.client.ns, client_mtu, CLIENT_NET, SERVER_NET, LB_CLIENT)
+        for server in self.servers:
+            self._routes(server.ns, server_mtu, SERVER_NET, CLIENT_NET, LB_SERVER)
         if self.routing:
-            self._route()
+            self.lb.sysctl(net__ipv4__ip_forward=1, net__ipv6__conf__all__forwarding=1)
 
     def _wire(
         self,
@@ -169,14 +172,23 @@ class Topology:
     def _address(ns: Namespace, device: str, *addresses: str) -> None:
         ns.ip(*(f"address add {a} dev {device}{' nodad' if ':' in a else ''}" for a in addresses))
 
-    def _route(self) -> None:
-        self.lb.sysctl(net__ipv4__ip_forward=1, net__ipv6__conf__all__forwarding=1)
-        self.client.ns.ip(
-            f"route add {SERVER_NET4} via {LB_CLIENT4}", f"route add {SERVER_NET6} via {LB_CLIENT6}"
-        )
-        for server in self.servers:
-            server.ns.ip(
-                f"route add {CLIENT_NET4} via {LB_SERVER4}", f"route add {CLIENT_NET6} via {LB_SERVER6}"
+    def _routes(
+        self, ns: Namespace, mtu: int, own: tuple[str, str], far: tuple[str, str], gateway: tuple[str, str]
+    ) -> None:
+        """To its own networks and, if the balancer routes, to those beyond it.
+
+        Behind a small MTU, hosts announce a large MSS all the same, as if the small hop were further away:
+        otherwise TCP would never send what does not fit, and path MTU discovery would not be needed."""
+        advmss4, advmss6 = (f" advmss {MTU - 40}", f" advmss {MTU - 60}") if mtu < MTU else ("", "")
+        if mtu < MTU:
+            ns.ip(
+                f"route replace {own[0]} dev eth0{advmss4}",
+                f"route add {own[1]} dev eth0 metric 100{advmss6}",
+            )
+        if self.routing:
+            ns.ip(
+                f"route add {far[0]} via {gateway[0]}{advmss4}",
+                f"route add {far[1]} via {gateway[1]}{advmss6}",
             )
 
     def down(self) -> None:

@@ -20,14 +20,16 @@ from lbd.xdp cimport steer
 from lbd.xdp.libbpf cimport (
     BPF_ANY, BPF_XDP, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, bpf_link_create, bpf_link_create_opts,
     bpf_link_detach, bpf_link_info, bpf_map__fd, bpf_map__set_max_entries, bpf_map_delete_elem,
-    bpf_map_get_next_key, bpf_map_lookup_elem, bpf_map_update_elem, bpf_obj_get_info_by_fd, bpf_object, bpf_object__close,
+    bpf_map_get_next_key, bpf_map_lookup_elem, bpf_map_update_elem, bpf_obj_get_info_by_fd, bpf_object,
+    bpf_object__close,
     bpf_object__find_map_by_name, bpf_object__find_program_by_name, bpf_object__load, bpf_object__open_mem,
     bpf_prog_get_fd_by_id, bpf_prog_info, bpf_program__fd, bpf_xdp_query_id, libbpf_num_possible_cpus,
 )
 from lbd.xdp.libxdp cimport (
     XDP_COPY, XDP_MMAP_OFFSETS, XDP_OPTIONS, XDP_OPTIONS_ZEROCOPY, XDP_RX_RING, XDP_SHARED_UMEM,
     XDP_STATISTICS, XDP_TX_RING, XDP_UMEM_COMPLETION_RING, XDP_UMEM_FILL_RING, XDP_UMEM_PGOFF_FILL_RING,
-    XDP_UMEM_REG, XDP_USE_NEED_WAKEUP, XDP_ZEROCOPY, sockaddr_xdp, xdp_mmap_offsets, xdp_options, xdp_statistics,
+    XDP_UMEM_REG, XDP_USE_NEED_WAKEUP, XDP_ZEROCOPY, sockaddr_xdp, xdp_mmap_offsets, xdp_options,
+    xdp_statistics,
     xdp_umem_reg,
 )
 from lbd.xdp.port cimport (

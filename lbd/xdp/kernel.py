@@ -86,7 +86,8 @@ def driver_zero_copy(ifindex: int) -> bool | None:
 
 
 def queue_holder(ifindex: int, queue: int) -> str | None:
-    """Who has an AF_XDP socket on this queue: 'name (process id)'. None: nobody, or it can't be seen."""
+    """Who has an AF_XDP socket on this queue: 'name (process id)'. None: nobody, or the kernel can't tell
+    (CONFIG_XDP_SOCKETS_DIAG)."""
     request = struct.pack("=BBHIIII", AF_XDP, 0, 0, 0, XDP_SHOW_INFO, 0, 0)
     try:
         for body in ask(NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, request):

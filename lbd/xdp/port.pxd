@@ -293,7 +293,7 @@ cdef inline uint32_t port_repair(Port *p, uint32_t *scratch) noexcept nogil:
     cdef uint32_t i, n, back = 0
     n = port_ring_frames(p, RING_FILL_STAGED, scratch, p.fill.size)
     for i in range(n):
-        p.ledger[scratch[i]] = p.work
+        p.ledger[scratch[i]] = FRAME_FREE       # which it was before: nothing is lost with it
     back += n
     n = port_ring_frames(p, RING_TX_STAGED, scratch, p.tx.size)
     for i in range(n):

@@ -18,7 +18,7 @@ cdef bytes get_addr(const uint8_t *addr, int af):
 cdef class Program:
     """The loaded program, its maps and attachments; each a descriptor, owned by this object until `close`.
 
-    An attachment is a bpf_link: it lives as long as any process has a copy of its descriptor, so a daemon that
+    An attachment is a bpf_link, alive as long as any process has a copy of its descriptor: a daemon that
     dies with all its workers leaves nothing attached. `fds` and `adopt` pass everything to a successor.
     """
     cdef dict _fds              # "prog", "map:NAME", "link:IFINDEX" -> descriptor
@@ -55,8 +55,8 @@ cdef class Program:
 
     @staticmethod
     def adopt(dict fds not None):
-        """Take over the descriptors that a predecessor's `fds` named. XdpError if they are incomplete or another
-        version's; they stay the caller's then."""
+        """Take over the descriptors that a predecessor's `fds` named. XdpError if they are incomplete or of
+        another version; they stay the caller's then."""
         cdef Program self = Program.__new__(Program)
         cdef uint32_t key = steer.STEER_SETTING_VERSION, version = 0
         missing = [name for name in ("prog", *(f"map:{m}" for m in MAPS)) if name not in fds]
@@ -97,8 +97,8 @@ cdef class Program:
         return fd
 
     def attached(self):
-        """{ifindex: link descriptor} of what is attached in fact: not where the interface has gone, or somebody
-        detached the link."""
+        """{ifindex: link descriptor} of what is attached in fact: not where the interface has gone, or where
+        somebody detached the link."""
         cdef bpf_link_info info
         cdef uint32_t length
         found = {}

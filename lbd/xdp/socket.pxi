@@ -80,7 +80,7 @@ def bind_error(int code, int ifindex, str ifname, int queue, bint demanded, bint
     """The refusal of bind(), in words."""
     what = f"{ifname} queue {queue}"
     if code == E.EBUSY:
-        holder = queue_holder(ifindex, queue) or "see: ss --xdp -ap"
+        holder = queue_holder(ifindex, queue) or "this kernel can't tell which"
         return XdpError(code, f"{what} busy", f"another AF_XDP program uses it, stop it first: {holder}")
     if code == E.EINVAL and not demanded and not shared:
         return XdpError(code, f"binding {what}", f"has {ifname} so many queues? (ethtool -l {ifname})")
@@ -105,7 +105,7 @@ def open_socket(*, int ifindex, str ifname, int queue, int iface, uintptr_t area
     area, area_bytes: where the frames are mapped here, all of them; the ledger follows, and the bytes of
     `prefill_frames` (numbers of free frames) are set in it. iface: lbd's number of the interface.
     zero_copy: auto (what the driver offers) | require | off; it must be "off" with a generic attachment,
-    where a driver may bind zero-copy and receive nothing. shared_with: descriptor of the worker's first socket,
+    where a driver may bind zero-copy and receive nothing. shared_with: fd of the worker's first socket,
     whose UMEM and mode are used: the kernel wants all sockets of one UMEM zero-copy, or all copy.
     Waits up to a second for a queue that was closed just now.
     """
@@ -194,7 +194,7 @@ def statistics(int fd):
 
 
 def busy_poll(int fd, int usec, int budget):
-    """The worker's own calls drive the NIC from now on. False: they don't, the driver has no NAPI ids (veth)."""
+    """The worker's calls drive the NIC from now on. False: they don't, the driver (veth) has no NAPI ids."""
     cdef int napi = 0
     cdef uint32_t length = sizeof(napi)
     for option, value in ((SO_PREFER_BUSY_POLL, 1), (SO_BUSY_POLL, usec), (SO_BUSY_POLL_BUDGET, budget)):

@@ -2,7 +2,7 @@
 /*
  * steer: which packets are lbd's, and which stay the kernel's.
  *
- * A redirected packet can't be given back to the kernel, so as little as possible is decided here. Redirected:
+ * A redirected packet can't be given back to the kernel, so little is decided here. Redirected are
  *   - TCP and UDP to address and port of a service;
  *   - TCP and UDP to a local address (LIP), destination port within lbd's own range: health checks, SSH and
  *     BGP from or to the same address use other ports and stay the kernel's;
@@ -78,9 +78,9 @@ struct flow {                   /* of the packet, or of the one that an ICMP err
 };
 
 /*
- * `len` bytes from offset `at` on, or NULL if the frame ends before. Offsets instead of pointers, and functions
- * that are not static, since the verifier then proves each function once: 2,583 steps. Inlined, by pointers, it
- * gives up after a million, most of them in combinations of extension headers.
+ * `len` bytes from offset `at` on, or NULL if the frame ends before. Offsets, not pointers, and functions
+ * that are not static, since the verifier then proves each function once: 2,583 steps. Inlined, by pointers,
+ * it gives up after a million, most of them in combinations of extension headers.
  */
 static __always_inline void *bytes(struct xdp_md *ctx, __u32 at, __u32 len)
 {

@@ -1,7 +1,7 @@
-"""A bare forwarder of two ports over lbd/xdp/io.pxd, for test_xdp.py: what comes in by one leaves by the other.
+"""A bare forwarder over lbd/xdp/io.pxd, for test_xdp.py: what comes in by one port leaves by the other.
 
-No engine, no master: an area (a memfd: frames | ledger | a page of QueueStat), two sockets' descriptors. Its turn is
-the worker's (see io.pxd), its repair the worker's too, so that a kill -9 of a process in `run` tests both.
+No engine, no master: an area (a memfd: frames | ledger | a page of QueueStat), two sockets' descriptors. Its
+turn is the worker's (see io.pxd), its repair too, so that a kill -9 of a process in `run` tests both.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -9,8 +9,8 @@ from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, mun
 
 from lbd.shm.layout cimport CHUNK, FRAME_FILL, FRAME_FREE, FRAME_TX, FRAME_WORK, QueueStat
 from lbd.xdp.io cimport (
-    port_fill, port_kick, port_publish, port_reclaim, port_rx_peek, port_rx_release, port_statistics, port_tx_put,
-    port_tx_submit, port_wake_rx,
+    port_fill, port_kick, port_publish, port_reclaim, port_rx_peek, port_rx_release, port_statistics,
+    port_tx_put, port_tx_submit, port_wake_rx,
 )
 from lbd.xdp.libxdp cimport xdp_desc, xsk_ring_cons__rx_desc
 from lbd.xdp.port cimport (
@@ -80,7 +80,7 @@ cdef class Forwarder:
             self.base = NULL
 
     def repair(self):
-        """What a successor does: frames that the predecessor had staged are taken back, the free list is made anew."""
+        """What a successor does: staged frames are taken back, the free list is made anew."""
         cdef uint32_t i, back = 0
         cdef uint8_t *ledger = self.port[0].ledger
         for i in range(2):
@@ -167,8 +167,9 @@ cdef class Forwarder:
         return [frames[k] for k in range(n)]
 
     def ring(self, uint32_t i, int which):
-        """Frame numbers in one ring, by PortRing."""
-        cdef uint32_t n = port_ring_frames(&self.port[i], <PortRing>which, self.scratch, self.port[i].fill.size)
+        """Frame numbers in one ring (PortRing)."""
+        cdef Port *p = &self.port[i]
+        cdef uint32_t n = port_ring_frames(p, <PortRing>which, self.scratch, p.fill.size)
         return [self.scratch[k] for k in range(n)]
 
     def held(self):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lbd.testbed import Testbed
+from lbd.testbed.daemon import Daemon
 
 TOOLS = ("ip", "tc", "ethtool", "sysctl", "nginx", "dnsmasq", "iperf3", "curl", "wrk", "dnsperf")
 NUMBERS = itertools.count(1)
@@ -40,3 +41,10 @@ def routed() -> Iterator[Testbed]:
     """A testbed that is up, without lbd: the balancer's kernel routes between client and servers."""
     with make(routing=True) as testbed:
         yield testbed
+
+
+@pytest.fixture(scope="module")
+def balanced() -> Iterator[tuple[Testbed, Daemon]]:
+    """A testbed with lbd and two workers in it, its services web, dns and iperf up."""
+    with make(workers=2) as testbed:
+        yield testbed, testbed.lbd()

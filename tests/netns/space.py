@@ -10,6 +10,7 @@ import asyncio
 import ctypes
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,19 @@ class Space:
         process.stdin.write("\n".join(lines) + "\n")
         process.stdin.close()
         return process
+
+    def listen(self, address: str, port: int) -> socket.socket:
+        """A socket of the other namespace: it stays there, whoever uses it."""
+        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        other = os.open(Path("/run/netns") / self.there, os.O_RDONLY)
+        try:
+            enter(other)
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            return socket.create_server((address, port), family=family, backlog=64)
+        finally:
+            enter(own)
+            os.close(own)
+            os.close(other)
 
     def add_pair(self, queues: int = 1) -> None:
         ends = f"numtxqueues {queues} numrxqueues {queues}"

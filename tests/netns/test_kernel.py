@@ -100,6 +100,17 @@ async def test_an_address_that_was_there_is_left_alone(net: Space, tmp_path: Pat
     assert cleanup(tmp_path) == [] and set(held(net)) == before
 
 
+async def test_many_addresses_at_once(net: Space, tmp_path: Path) -> None:
+    new = [("h0", f"192.0.2.{last}/32") for last in range(1, 51)]
+    async with rigged(tmp_path) as rig:
+        outcomes = await rig.kernel.add_addresses([*new, ("h0", "10.99.0.1/24"), ("nix0", "192.0.2.99/32")])
+        assert all(outcomes[entry] is True for entry in new)
+        assert outcomes["h0", "10.99.0.1/24"] is False
+        assert isinstance(outcomes["nix0", "192.0.2.99/32"], OSError)
+        assert recorded(tmp_path, "addresses") == sorted([name, address] for name, address in new)
+        assert {address for _, address in new} <= set(held(net))
+
+
 async def test_no_such_interface(net: Space, tmp_path: Path) -> None:
     async with rigged(tmp_path) as rig:
         with pytest.raises(OSError, match="there is no interface nix0"):
@@ -172,7 +183,13 @@ async def test_managed_neighbours(net: Space, tmp_path: Path) -> None:
         net.ip("link set h0 up")
         await until(lambda: rig.resolved("10.99.0.2"), RESOLVED, "resolved again")
         net.ip("neigh del 10.99.0.2 dev h0")
-        await until(lambda: rig.resolved("10.99.0.2"), RESOLVED, "again")
+
+        def in_the_kernel() -> bool:
+            return any(
+                "managed" in entry and "lladdr" in entry for entry in net.ip_json("neigh show 10.99.0.2")
+            )
+
+        await until(in_the_kernel, RESOLVED, "deleted by hand, and back")
         await rig.kernel.set_neighbours([("h0", "10.99.0.99")])
 
         def released() -> bool:
@@ -202,6 +219,7 @@ async def test_kernels_without_managed_neighbours(
             return False
 
         monkeypatch.setattr(rig.mirror.thread.requests, "manage_neighbour", ignore)
+        monkeypatch.setattr(rig.mirror.thread.requests, "is_managed", ignore)
         await rig.kernel.set_neighbours([("h0", "10.99.0.2"), ("h0", "2001:db8:99::2")])
         for address in ("10.99.0.2", "2001:db8:99::2"):
 

@@ -302,6 +302,7 @@ async def test_lost_messages_are_made_good(net: Space) -> None:
     async with mirroring(receive_buffer=4096) as seen:
         net.batch(routes(300, 2)).wait()
         await agrees_with_kernel(net, seen, 5)
+        await until(lambda: not seen.mirror._state.due, SECOND, "rest")
         before = seen.mirror.resyncs["overrun"]
         seen.changes.clear()
         # hold the thread, so that messages get lost for certain

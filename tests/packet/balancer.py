@@ -55,10 +55,13 @@ class Balancer:
     partial: bool = False
     sched: int = shm.SCHED_SEQ
     neighbours: bool = True
+    start_ms: int = 1_000
+    packets: int = field(default=0, init=False)  # given to the engine so far
 
     def __post_init__(self) -> None:
         self.engine = Engine({**SIZES, "workers": self.workers, **self.sizes}, self.worker)
-        self.now = 1_000 * MS
+        self.now = self.start_ms * MS
+        self.engine.expire(self.now)
         up = shm.IFACE_UP | (shm.IFACE_PARTIAL if self.partial else 0)
         for i, m in enumerate((MAC_LB0, MAC_LB1)):
             a4, a6 = OWN[i]
@@ -83,7 +86,31 @@ class Balancer:
         assert self.engine.apply(command), "the engine refused a command of the test's set-up"
 
     def send(self, packet: Packet | bytes, iface: int = 0, **more: int) -> Result:
+        self.packets += 1
         return self.engine.process([(bytes(packet), iface)], self.now, **more)[0]
+
+    def burst(self, packets: list[bytes], iface: int = 0) -> list[Result]:
+        self.packets += len(packets)
+        return self.engine.process([(p, iface) for p in packets], self.now)
+
+    def audit(self) -> None:
+        """What must add up at any time: each packet has one verdict, each connection is counted once wherever it counts."""
+        counters, conns, used = self.engine.counters(), self.engine.conns(), self.engine.used()
+        assert sum(counters["verdicts"].values()) == self.packets
+        assert sum(counters["drops"].values()) == counters["verdicts"]["drop"]
+        assert sum(counters["consumed"].values()) == counters["verdicts"]["consume"]
+        assert used["conns4"] + used["conns6"] == len(conns)
+        assert used["half_open"] >= sum(c["state"] == "SYN_RECV" for c in conns)
+        for svc in range(4):
+            stat, mine = self.engine.service_stats(svc), [c for c in conns if c["svc"] == svc]
+            assert stat["active"] == sum(c["state"] == "ESTABLISHED" for c in mine)
+            assert stat["active"] + stat["inactive"] == len(mine)
+        for dest in range(4 * self.servers):
+            stat = self.engine.dest_stats(dest)
+            assert stat["active"] + stat["inactive"] == sum(c["dest"] == dest for c in conns)
+        for lip, af in enumerate((4, 6)):
+            held = sum(len(c["local"][0]) == (4 if af == 4 else 16) for c in conns)
+            assert self.engine.lip_stats(lip)["in_use"] == held
 
     def later(self, seconds: float) -> None:
         self.now += int(seconds * 1e9)

@@ -277,6 +277,20 @@ def test_garbage_in_every_kind_of_message(kind: int, body: bytes) -> None:
     decode_or_refuse(rt.NLMSG.pack(16 + len(body), kind, 0, 0, 0) + body)
 
 
+@pytest.mark.parametrize("length", [0, 3, 200])
+def test_lengths_that_lead_nowhere(length: int) -> None:
+    """A length of zero would be read for ever."""
+    bad = length.to_bytes(2, "little")
+    hop = bad + bytes(10)
+    multipath = (4 + len(hop)).to_bytes(2, "little") + b"\x09\0" + hop
+    for attrs in (bad + bytes(6), multipath):
+        body = bytes([2, 24, 0, 0, rt.RT_TABLE_MAIN, 0, 0, 1]) + bytes(4) + attrs
+        with pytest.raises(rt.DecodeError):
+            decode(rt.NLMSG.pack(16 + len(body), rt.RTM_NEWROUTE, 0, 0, 0) + body)
+    with pytest.raises(rt.DecodeError):
+        decode(rt.NLMSG.pack(length, rt.RTM_NEWROUTE, 0, 0, 0))
+
+
 def test_several_messages_in_one_datagram() -> None:
     both = SAMPLES[1] + SAMPLES[3]
     assert [event.kind for event in decode(both) if event is not None] == ["route", "neighbour"]

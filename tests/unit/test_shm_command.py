@@ -31,8 +31,8 @@ def test_head():
 
 def test_svc_set():
     cmd = shm.svc_set(
-        3, 5, af=4, addr=VIP, port=80, proto=6, sched=shm.SCHED_LEAST, flags=shm.SVC_LEAST_WEIGHTED, table_off=1000,
-        table_len=12, timeout_established=900_000, fresh=True,
+        3, 5, af=4, addr=VIP, port=80, proto=6, sched=shm.SCHED_LEAST, flags=shm.SVC_LEAST_WEIGHTED,
+        table_off=1000, table_len=12, timeout_established=900_000, fresh=True,
     )  # fmt: skip
     assert shm.command_head(cmd) == (shm.CMD_SVC_SET, shm.CMD_FRESH, 3, 5)
     want = (VIP.ljust(16, b"\0"), b"\0\x50", 4, 6, 2, 0, 4, 1000, 12, 900_000)

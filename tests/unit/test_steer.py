@@ -1,7 +1,7 @@
 """Which packets the XDP program takes, by BPF_PROG_TEST_RUN: no interface, no socket, no traffic.
 
-The socket map is empty, so a packet of lbd's is dropped for want of a socket, and all others pass: the verdicts
-XDP_DROP and XDP_PASS tell the decision. A table of packets, then truncation, damage, and the maps themselves.
+The socket map is empty, so a packet of lbd's is dropped for want of a socket, and all others pass: XDP_DROP
+and XDP_PASS tell the decision. A table of packets, then truncation, damage, and the maps themselves.
 """
 
 import ctypes
@@ -201,7 +201,8 @@ TABLE: list[tuple[str, Packet, str]] = [
     ("unreachable, of a health check from a LIP",
      ROUTER4 / ICMP(type=3) / IP(src=LIP, dst=SERVER) / TCP(sport=LO - 1, dport=8080), PASS),
     ("unreachable, of an echo request", ROUTER4 / ICMP(type=3) / IP(src=VIP, dst=CLIENT) / ICMP(), PASS),
-    ("unreachable, of a later fragment", ROUTER4 / ICMP(type=3) / IP(src=VIP, proto=6, frag=9) / Raw(b"x" * 8), OURS),
+    ("unreachable, of a later fragment",
+     ROUTER4 / ICMP(type=3) / IP(src=VIP, proto=6, frag=9) / Raw(b"x" * 8), OURS),
     ("unreachable in fragments", IP(src="10.9.9.9", dst=VIP, flags="MF") / ICMP(type=3) / SENT4, PASS),
     ("unreachable, IPv6", ROUTER6 / ICMPv6DestUnreach() / SENT6, OURS),
     ("packet too big", ROUTER6 / ICMPv6PacketTooBig() / SENT6, OURS),
@@ -269,7 +270,7 @@ def test_frames_that_are_never_ours(steer: Steer, frame: Packet) -> None:
     ids=["TCP", "TCP IPv6", "extension headers", "authentication header", "fragment", "ICMP", "ICMPv6"],
 )
 def test_truncated_at_every_byte(steer: Steer, packet: Packet, needed: int) -> None:
-    """Ours as soon as the ports are there, the kernel's before; never an error. (A test run takes no runts.)"""
+    """Ours as soon as the ports are there, the kernel's before; no error. (A test run takes no runts.)"""
     for frame in frames_of(packet).values():
         ends = len(frame) - len(packet) + needed
         for size in range(14, len(frame) + 1):

@@ -25,7 +25,9 @@ spec = importlib.util.spec_from_file_location("fake_master", Path(__file__).with
 fake = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fake)
 
-PATIENT = Limits(heartbeat=30, start=60, stop=20)  # where a test is not about time: a loaded machine is slow
+PATIENT = Limits(
+    heartbeat=30, start=60, stop=20, answer=20
+)  # where a test is not about time: a loaded machine is slow
 
 
 async def until(condition: Callable[[], object], limit: float = 30.0) -> None:
@@ -54,8 +56,15 @@ def inode(path: Path) -> int:
     return path.stat().st_ino
 
 
-def files(pid: int) -> str:
-    return " ".join(str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir())
+def files(pid: int) -> list[str]:
+    """What a process has open."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(str(link.readlink()))
+        except FileNotFoundError:  # that of the listing itself
+            continue
+    return found
 
 
 class Master:
@@ -228,8 +237,28 @@ async def test_restart_with_another_set_of_descriptors(make_master):
     given = replace(old, ports=[port])
     await master.supervisor.restart(0, given)
     await master.running()
-    assert "new-port" in files(os.getpid()) and "port-0" not in files(os.getpid())
-    assert "new-port" in files(master.pid()) and "port-0" not in files(master.pid())
+    for pid in (os.getpid(), master.pid()):
+        names = " ".join(files(pid))
+        assert "new-port" in names and "port-0" not in names
+
+
+async def test_no_descriptor_is_left_behind(make_master):
+    before = len(files(os.getpid()))
+    master = make_master()
+    master.add()
+    await master.running()
+    held = len(files(os.getpid()))
+    workers = []
+    for deaths in range(1, 4):
+        os.kill(master.pid(), signal.SIGKILL)
+        await until(lambda: len(master.restarted) == deaths)  # noqa: B023 (called at once)
+        await master.running()
+        await until(lambda: len(files(master.pid())) > 8)
+        workers.append(len(files(master.pid())))
+    assert len(files(os.getpid())) == held and len(set(workers)) == 1
+    await master.supervisor.stop()
+    await master.supervisor.leave()
+    assert len(files(os.getpid())) == before
 
 
 async def test_failing_callback_does_not_end_supervision(make_master, caplog):
@@ -483,11 +512,10 @@ async def test_adoption_takes_over_commands_under_way(make_master, other_master,
 async def test_adoption_of_the_dead_the_hung_and_the_strange(
     make_master, other_master, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("lbd.master.adoption.PATIENCE", 0.5)
     other = other_master(3)
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
-    master = make_master()
+    master = make_master(replace(PATIENT, answer=3.0))
     found = [worker_pid(tmp_path, number) for number in range(3)]
     os.kill(found[0], signal.SIGKILL)
     os.kill(found[1], signal.SIGSTOP)
@@ -506,3 +534,28 @@ def strange(given):
     raise shm.SegmentError(
         "worker segment 5 can't be used: it was made by another version of lbd: stop that one first"
     )
+
+
+# -- the daemon's loop ---------------------------------------------------------------------------------------
+
+
+def test_on_uvloop(tmp_path):
+    uvloop = pytest.importorskip("uvloop", reason="needs the package uvloop")
+
+    async def life() -> None:
+        master = Master(tmp_path, PATIENT)
+        master.supervisor.begin()
+        master.add()
+        await master.running()
+        os.kill(master.pid(), signal.SIGKILL)
+        master.supervisor.send(0, shm.nop(1))
+        assert await master.supervisor.wait_applied(1, 20)
+        assert master.restarted == [0]
+        await master.supervisor.leave()
+        heir = Master(tmp_path, PATIENT)
+        heir.supervisor.begin()
+        assert heir.supervisor.adopt(tmp_path).workers == [0]
+        await heir.supervisor.stop()
+        await heir.supervisor.leave()
+
+    uvloop.run(life())

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to do about each reason of a drop: what docs/drops.md says besides lbd/datapath/reason.py."""
+
+ADVICE = {
+    "malformed": (
+        "Somebody sends broken or cut packets. A few are normal on the internet. Many from one side: look "
+        "at the driver's offloads, and at what `lbd capture --point drop` shows."
+    ),
+    "bad_checksum": (
+        "A bad cable or NIC on the way, or a sender on this host whose checksums nobody completes. With "
+        "`packet.verify_checksums = false` only the IPv4 header's counts."
+    ),
+    "not_for_us": (
+        "Normal for a moment after a service or local address was removed. Lasting: report it, with the "
+        "output of `lbd service` and `lbd lip`."
+    ),
+    "no_service": "Clients ask for a port that no [[service]] has: add it, or ignore scanners.",
+    "no_backend": (
+        "Every real server of the service is down, drained or in maintenance: `lbd real-server list`."
+    ),
+    "no_route": (
+        "`lbd route` shows what workers know. Add a route to the real server's network on the host; a "
+        "route that leads out of an interface without an [[interface]] counts as none."
+    ),
+    "no_neighbor": (
+        "The first packets to a host that was silent, while the kernel asks for its address. Lasting: it "
+        "does not answer ARP or ND; see `lbd neigh` and `ip neigh`."
+    ),
+    "link_down": "The interface has no carrier or is switched off: `ip link`, cable, switch port.",
+    "conn_table_full": (
+        "Raise `tables.connections_ipv4` or `connections_ipv6` (a restart), or lower [timeouts]. "
+        "Half-open connections are evicted first, so a SYN flood alone does not lead here."
+    ),
+    "local_port_exhausted": (
+        "`lbd lip` shows which address is used up. Add a [[local_address]] or real servers: each local "
+        "port serves one connection per real server."
+    ),
+    "no_state": (
+        "Packets of connections that were forgotten (silent for longer than `timeouts.tcp_established`) "
+        "or that began while lbd was not there; scans, too. TCP keepalive on either end prevents the "
+        "first."
+    ),
+    "invalid_state": (
+        "A segment that the connection's state forbids, such as a SYN within an established connection."
+    ),
+    "ttl_expired": "A routing loop, or somebody runs traceroute.",
+    "mtu_exceeded": (
+        "The way to the real server has a smaller MTU. The sender is told; if it keeps sending, something "
+        "on its way filters ICMP."
+    ),
+    "frag_unsupported": (
+        "Have senders keep below the path's MTU: over UDP, EDNS buffer size of 1232 or smaller packets."
+    ),
+    "exthdr_unsupported": "An attack, or an exotic sender.",
+    "icmp_unmatched": "Errors about connections that are over, or forged ones.",
+    "icmp_unsupported": "An ICMP message that is neither an error nor an echo request.",
+    "proto_unsupported": "Something other than TCP, UDP and ICMP for a virtual address.",
+    "martian": "Forged source addresses. Filter them at the edge of your network (BCP 38).",
+    "tx_ring_full": (
+        "The link is saturated, or its other end does not take more. See `lbd worker` (TX FULL), raise "
+        "`interface.ring`."
+    ),
+    "no_tx_port": (
+        "The interface has fewer queues than there are workers, and none of those that have one runs: "
+        "`lbd worker`."
+    ),
+    "ring_full": "The worker that owns these flows is overloaded or stopped: `lbd top` shows its load.",
+    "hop_limit": "Only while the number of workers or the NIC's RSS changes. Lasting: report it.",
+    "worker_restart": "A worker was killed or hung; see the log and `lbd worker`.",
+    "kernel_limited": (
+        "More packets for the host's own stack came than the exception path carries, which is for a few."
+    ),
+    "too_big_frame": (
+        "A packet would outgrow its buffer of 2048 bytes: use an MTU of 1500 on lbd's interfaces."
+    ),
+    "multi_buffer": "A packet larger than a buffer: switch off LRO and jumbo frames on lbd's interfaces.",
+}

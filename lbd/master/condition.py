@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the daemon is: ready or not, what is wrong, in sentences for people.
+
+Scope: judging; numbers are `view.py`'s. A problem is something that an operator should see to; what is merely not as fast
+as it might be is a note (`Daemon.notes`, `notes` below).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from lbd.master.rss import ownership
+
+if TYPE_CHECKING:
+    from lbd.master.daemon import Daemon
+
+ALARM_SHOWN = 60.0  # seconds
+
+
+def problems(d: Daemon) -> list[str]:
+    found = list(d.applier.failures.values())
+    found += [f"worker {n} is {d.supervisor.members[n].state}" for n in d.segments if not d.is_alive(n)]
+    found += interface_problems(d)
+    for s in d.config.service:
+        if not any(r.up and r.weight for r in d.composer.service(s.name).real_servers):
+            found.append(f"service {s.name} has no real server that can take a connection")
+    if d.reload_error:
+        found.append(f"the last reload was refused: {d.reload_error.splitlines()[0]}")
+    now = time.monotonic()
+    return found + [text for at, text in d.alarms if now - at < ALARM_SHOWN and text not in found]
+
+
+def notes(d: Daemon) -> list[str]:
+    found = [d.resources.area.note] if d.resources.area.note else []
+    copies = [i.name for n, i in enumerate(d.config.interface) if i.zero_copy != "off" and is_copied(d, n)]
+    if copies:
+        found.append(f"copy mode on {', '.join(copies)}: zero-copy is not to be had")
+    return found + d.notes
+
+
+def is_copied(d: Daemon, iface: int) -> bool:
+    return any(p.iface == iface and not p.zero_copy for p in d.resources.ports)
+
+
+def interface_problems(d: Daemon) -> list[str]:
+    found = []
+    snapshot = d.network.snapshot()
+    channels = {c.name: c for c in snapshot.channels}
+    attached = d.resources.program.attached()
+    for number, interface in enumerate(d.config.interface):
+        name, link = interface.name, snapshot.link(interface.name)
+        ports = [p for p in d.resources.ports if p.iface == number]
+        if link is None:
+            found.append(f"{name} has gone: bring it back, then restart lbd")
+        elif any(p.ifindex != link.ifindex for p in ports):
+            found.append(f"{name} was made anew: restart lbd to serve it")
+        elif link.ifindex not in attached:
+            found.append(f"the XDP program was taken off {name}: restart lbd")
+        elif not link.up:
+            found.append(f"{name} is down")
+        elif name in channels and channels[name].rx > len(ports):
+            found.append(
+                f"{name} has {channels[name].rx} queues now, lbd serves {len(ports)}, and drops what comes by the "
+                f"others: ethtool -L {name} combined {len(ports)}, or restart lbd with as many workers"
+            )
+    host = d.resources.host
+    if host.ctl()["rss_known"] and not found:
+        names = [i.name for i in d.config.interface]
+        queues = {n: sum(p.iface == k for p in d.resources.ports) for k, n in enumerate(names)}
+        now = ownership(names, snapshot.rss, len(d.segments), queues)
+        if not now.known or now.key != host.ctl()["rss_key"][: len(now.key)] or list(now.table) != host.owners()[0]:
+            found.append("RSS was changed, answers arrive at other workers than planned, slower: restart lbd")
+    return found
+
+
+def summary(d: Daemon) -> str:
+    alive = sum(map(d.is_alive, d.segments))
+    down = sum(not s.up for s in d.health.states().values())
+    text = f"{alive} workers, {len(d.config.service)} services"
+    return f"{text}, {down} real servers down" if down else text

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real load through lbd with two workers: HTTP, DNS and bulk TCP, IPv4 and IPv6, judged at both ends."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lbd.testbed import Testbed
+from lbd.testbed.daemon import Daemon
+from lbd.testbed.scenario import received, spread
+
+pytestmark = [pytest.mark.root, pytest.mark.netns]
+
+families = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
+Balanced = tuple[Testbed, Daemon]
+BIG = 4 << 20
+
+
+def workers(lbd: Daemon) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = lbd.get("/v1/workers")["workers"]
+    return found
+
+
+@families
+def test_every_real_server_answers(balanced: Balanced, family: int) -> None:
+    testbed, _ = balanced
+    answers = [testbed.curl(family) for _ in range(12)]
+    assert {a.status for a in answers} == {200}
+    assert {a.body.strip() for a in answers} == {s.name for s in testbed.servers}
+
+
+@families
+def test_real_servers_see_a_local_address(balanced: Balanced, family: int) -> None:
+    """FULLNAT: both addresses are rewritten."""
+    testbed, _ = balanced
+    seen = {testbed.curl(family, "/address").body.split()[0] for _ in range(6)}
+    assert seen <= set(testbed.topology.lips4 if family == 4 else testbed.topology.lips6)
+
+
+@families
+def test_no_error_in_twenty_thousand_requests_over_kept_connections(balanced: Balanced, family: int) -> None:
+    testbed, _ = balanced
+    result = testbed.wrk(family, connections=64, seconds=3)
+    assert result.requests >= 20_000
+    assert result.errors == 0
+
+
+@families
+def test_rr_deals_connections_out_evenly(balanced: Balanced, family: int) -> None:
+    testbed, _ = balanced
+    before = testbed.counts()
+    requests, errors = 0, 0
+    while requests < 20_000:
+        result = testbed.wrk(family, connections=64, seconds=2, close=True)
+        assert result.requests
+        requests, errors = requests + result.requests, errors + result.errors
+    assert errors == 0
+    counts = {name: (after - before[name]).connections for name, after in testbed.counts().items()}
+    assert spread(counts) <= 0.01, counts
+
+
+@families
+def test_no_query_of_ten_thousand_at_once_is_lost(balanced: Balanced, family: int) -> None:
+    testbed, _ = balanced
+    result = testbed.dnsperf(family, queries=30_000, outstanding=10_000, clients=100)
+    assert (result.completed, result.lost, result.failed) == (30_000, 0, 0)
+
+
+@families
+@pytest.mark.parametrize("reverse", [False, True], ids=["up", "down"])
+def test_bulk_data_flows_in_both_directions(balanced: Balanced, family: int, reverse: bool) -> None:
+    testbed, _ = balanced
+    assert testbed.iperf3(family, seconds=1, reverse=reverse).bits_per_second > 50e6
+
+
+def test_every_worker_serves_and_hands_over_what_another_one_owns(balanced: Balanced) -> None:
+    """veth's queues have nothing to do with lbd's owners: half of what arrives is the other worker's."""
+    testbed, lbd = balanced
+    before = workers(lbd)
+    assert testbed.wrk(4, connections=64, seconds=1).errors == 0
+    for old, new in zip(before, workers(lbd), strict=True):
+        packets, misplaced = received(new) - received(old), new["misplaced"] - old["misplaced"]
+        assert packets > 1000
+        assert misplaced >= 0.3 * packets, (new["number"], packets, misplaced)
+
+
+def test_nothing_was_dropped_without_a_reason_and_no_worker_restarted(balanced: Balanced) -> None:
+    """After all of the above."""
+    _, lbd = balanced
+    assert [w["restarts"] for w in workers(lbd)] == [0, 0]
+    assert lbd.get("/v1/status")["problems"] == []
+
+
+@pytest.mark.parametrize("side", ["server_mtu", "client_mtu"])
+def test_path_mtu_is_discovered(make_testbed: Callable[..., Testbed], side: str) -> None:
+    """Hosts announce an MSS for 1500 bytes, but the balancer's link on that side takes 1400: who sends must
+    be told, the client for its VIP, real servers for the LIPs."""
+    with make_testbed(workers=2, servers=2, lips=1, **{side: 1400}) as testbed:
+        testbed.lbd()
+        body = testbed.directory / "body"
+        body.write_bytes(bytes(BIG))
+        for family in (4, 6):
+            for _ in range(2 * len(testbed.servers)):  # each worker deals out on its own
+                down = testbed.curl(family, "/big")
+                assert (down.status, len(down.body), down.error) == (200, BIG, "")
+                up = testbed.curl(family, "/", "--data-binary", f"@{body}")
+                assert (up.status, up.error) == (200, "")
+            lip = (testbed.topology.lips4 if family == 4 else testbed.topology.lips6)[0]
+            if side == "server_mtu":
+                seen = [testbed.client.run(["ip", "route", "get", testbed.vip(family)])]
+            else:
+                seen = [server.ns.run(["ip", "route", "get", lip]) for server in testbed.servers]
+            assert any("mtu 1400" in route for route in seen), seen

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Echo traffic through lbd in the testbed, and a look at what lbd then holds: frames and connections, counted exactly.
+
+Used by test_crash.py and tests/chaos. Frames and records are read where they lie, in the area's ledger and the connection
+files, by descriptors that a worker hands over as it does to a new master; nothing of lbd is asked to judge itself.
+"""
+
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+from lbd import _fastpath
+from lbd.master.adoption import take
+from lbd.shm import _shm as shm
+from lbd.testbed import Testbed
+from lbd.testbed.daemon import Daemon
+from lbd.testbed.netns import wait_until
+from lbd.testbed.testbed import FAMILIES, config_text, endpoint
+
+PORT = 7  # of the service
+SERVER_PORT = 7007
+NUMBERS = itertools.count(1)
+Frames = dict[str, int]
+
+
+def config(testbed: Testbed, **changes: Any) -> str:
+    """The testbed's web service, and the echo service by TCP and UDP."""
+    settings = testbed.settings(services=("web",))
+    for family in FAMILIES:
+        hosts = [server.host for server in testbed.servers]
+        for protocol in ("tcp", "udp"):
+            servers = [endpoint(h.address4 if family == 4 else h.address6, SERVER_PORT) for h in hosts]
+            settings["service"].append(
+                {
+                    "name": f"echo-{protocol}{family}",
+                    "address": endpoint(testbed.vip(family), PORT),
+                    "protocol": protocol,
+                    "scheduler": "rr",
+                    "interface": "eth0",
+                    "real_server": [{"address": address} for address in servers],
+                }
+            )
+    for name, change in changes.items():
+        settings[name] = settings[name] | change if isinstance(change, dict) else change
+    return config_text(settings)
+
+
+class Traffic:
+    """A client that talks to the echo service; servers are started with the first one of a testbed."""
+
+    def __init__(self, testbed: Testbed, **settings: Any) -> None:
+        """`settings`: of lbd.testbed.talk.Settings."""
+        self.testbed = testbed
+        for server in testbed.servers:
+            if not server.ns.run(["ss", "-Hltn", f"sport = :{SERVER_PORT}"]):
+                log = open(testbed.directory / f"echo-{server.name}.log", "ab")
+                testbed.popen(
+                    server.ns,
+                    [sys.executable, "-m", "lbd.testbed.echo", str(SERVER_PORT)],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+                wait_until("the echo server listens", lambda s=server: self._listens(s), 10)
+        self.settings = {"targets": [(testbed.vip(f), PORT) for f in FAMILIES]} | settings
+        self.log = testbed.directory / f"talk-{next(NUMBERS)}.log"
+        control = self.log.with_suffix(".sock")
+        argv = [sys.executable, "-m", "lbd.testbed.talk", str(control), json.dumps(self.settings)]
+        with open(self.log, "wb") as log:
+            self.process = testbed.popen(testbed.client, argv, stdout=log, stderr=subprocess.STDOUT)
+        wait_until("the client is there", lambda: control.exists() or self.process.poll() is not None, 10)
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(10)
+        self.sock.connect(str(control))
+        self.lines = self.sock.makefile()
+
+    @staticmethod
+    def _listens(server: Any) -> bool:
+        return bool(server.ns.run(["ss", "-Hltn6", f"sport = :{SERVER_PORT}"]))
+
+    def ask(self, word: str) -> dict[str, Any]:
+        self.sock.sendall(f"{word}\n".encode())
+        line = self.lines.readline()
+        assert line, f"the client has ended: {self.log.read_text()}"
+        return json.loads(line)
+
+    def report(self) -> dict[str, Any]:
+        return self.ask("report")
+
+    def wait_open(self, seconds: float = 20) -> None:
+        wanted = self.settings["streams"]
+
+        def opened() -> bool:
+            seen = self.report()
+            assert not seen["error_count"], seen["errors"]
+            return seen["open"] == wanted
+
+        wait_until(f"{wanted} connections are open", opened, seconds)
+
+    def wait_quiet(self, seconds: float = 20) -> None:
+        """After a pause: every request is answered, and every probe that still will be."""
+        wait_until("every request is answered", lambda: self.report()["waiting"] == 0, seconds)
+
+    def stop(self) -> None:
+        self.sock.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class Inside:
+    """What lbd's processes share, by descriptors of one running worker. Good until all of them have ended."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.settimeout(5)
+            sock.connect(str(daemon.run_dir / "worker-0.sock"))
+            given = take(sock)
+        self.sizes: dict[str, int] = given.extra["sizes"]
+        workers = range(self.sizes["workers"])
+        self.area = shm.Area.adopt(os.dup(given.area), self.sizes)
+        self.segments = [
+            shm.WorkerSegment.adopt(os.dup(given.maps[f"segment:{n}"]), read_only=True) for n in workers
+        ]
+        self.ports = given.extra["ports"]
+        given.close()
+
+    def close(self) -> None:
+        self.area.close()
+        for segment in self.segments:
+            segment.close()
+
+    def frames(self, worker: int) -> Frames:
+        """By holder: free fill work tx hand home, of the frames that are this worker's at home."""
+        counts: Frames = dict.fromkeys(shm.FRAME_OWNERS, 0)
+        for (owner, _), n in self.area.ledger(worker).items():
+            counts[shm.FRAME_OWNERS[owner]] += n
+        return counts
+
+    def in_fill_rings(self, worker: int) -> int:
+        return sum(self.segments[worker].queue(p["iface"])["fill_level"] for p in self.ports if p["worker"] == worker)
+
+    def frame_faults(self) -> list[str]:
+        """Sentences; none when every frame is where it belongs while nothing moves: free, or waiting in a fill ring."""
+        found = []
+        for worker in range(self.sizes["workers"]):
+            counts, filled = self.frames(worker), self.in_fill_rings(worker)
+            ctl = self.segments[worker].ctl()
+            if sum(counts.values()) != self.sizes["frames"]:
+                found.append(f"worker {worker}: {counts} are not {self.sizes['frames']} frames")
+            held = {name: n for name, n in counts.items() if n and name not in ("free", "fill")}
+            if held:
+                found.append(f"worker {worker}: frames that nobody needs any more are held: {held}")
+            if counts["fill"] != filled:
+                found.append(f"worker {worker}: {counts['fill']} frames given to the kernel, {filled} in fill rings")
+            if counts["free"] != ctl["free_frames"]:
+                found.append(f"worker {worker}: {counts['free']} frames free, {ctl['free_frames']} on the list")
+        return found
+
+    def connections(self) -> list[dict[str, Any]]:
+        """Live records of all workers."""
+        found = []
+        for worker in range(self.sizes["workers"]):
+            with open(self.daemon.run_dir / f"conn-{worker}", "rb") as file:
+                found += [c | {"worker": worker} for c in _fastpath.connections(file.fileno(), self.sizes, 1 << 20)]
+        return found
+
+    def table_faults(self, streams: int, flows: int) -> list[str]:
+        """Sentences; none when the table holds just these connections, each once and whole, and all counts agree."""
+        found = []
+        records = self.connections()
+        kinds = Counter((c["proto"], c["state"]) for c in records)
+        if kinds != Counter({(6, "ESTABLISHED"): streams, (17, "UDP"): flows}):
+            found.append(f"records: {dict(kinds)}")
+        for name, ends in (
+            ("client", Counter((c["proto"], c["client"]) for c in records)),
+            ("local", Counter((c["proto"], c["local"], c["real_server"]) for c in records)),
+        ):
+            if twice := [end for end, n in ends.items() if n > 1]:
+                found.append(f"{len(twice)} {name} ends are there twice, such as {twice[0]}")
+        if lost := sum(c["svc"] is None or c["dest"] is None for c in records):
+            found.append(f"{lost} records belong to no service or real server")
+        for worker, segment in enumerate(self.segments):
+            own = [c for c in records if c["worker"] == worker]
+            ctl = segment.ctl()
+            counts = {
+                "in the table": len(own),
+                "counted by the worker": ctl["conns4"] + ctl["conns6"],
+                "counted by local addresses": sum(lip[-1] for _, *lip in segment.lip_stats_all()),
+                "counted by services": sum(sum(svc[-2:]) for svc in segment.service_stats_all()),
+                "counted by real servers": sum(sum(dest[-2:]) for dest in segment.dest_stats_all()),
+            }
+            if len(set(counts.values())) > 1:
+                found.append(f"worker {worker}: connections {counts}")
+        return found
+
+    def settle(self, streams: int, flows: int, seconds: float = 5) -> None:
+        """With the traffic paused: until all is sound. AssertionError that says what is not."""
+        faults: list[str] = []
+
+        def sound() -> bool:
+            faults[:] = self.frame_faults() + self.table_faults(streams, flows)
+            return not faults
+
+        try:
+            wait_until("frames and connections are sound", sound, seconds)
+        except Exception as e:
+            raise AssertionError(f"{e}: {'; '.join(faults)}") from None
+
+
+def worker_pids(daemon: Daemon) -> list[int]:
+    """By worker number; of those that run."""
+    return [w["pid"] for w in daemon.get("/v1/workers")["workers"]]

@@ -1,0 +1,89 @@
+"""Several engines as the workers of one host: one secret, one owner table; what is handed over goes to the worker it names."""
+
+import random
+from typing import Any
+
+from lbd._fastpath import Result
+from tests.packet.balancer import Balancer
+from tests.unit import _engine
+
+BUCKETS = 1024
+HOPS_MAX = 3
+
+
+def spread(workers: int) -> list[int]:
+    return [i % workers for i in range(BUCKETS)]
+
+
+class Cluster(Balancer):
+    """Looks like one Balancer; each packet arrives at a worker of `where`'s choice (random unless told)."""
+
+    def __init__(self, workers: int = 2, seed: int = 1, **more: Any):
+        self.members = [Balancer(workers=workers, worker=w, **more) for w in range(workers)]
+        self.rng = random.Random(seed)
+        self.hops: list[int] = []  # of every packet
+        self.rss: tuple[bytes, bool] | None = None
+        self.table = spread(workers)
+        self.now = self.members[0].now
+        self.worker_of_last = 0
+
+    # --- what Balancer has, over all members ---
+    @property
+    def engine(self) -> "Cluster":  # type: ignore[override]
+        return self
+
+    def do(self, command: bytes) -> None:
+        for m in self.members:
+            m.do(command)
+
+    def conns(self) -> list[dict]:
+        return [c | {"worker": w} for w, m in enumerate(self.members) for c in m.engine.conns()]
+
+    def expire(self, now: int) -> None:
+        for m in self.members:
+            m.now = now
+            m.engine.expire(now)
+
+    def set_owner(self, table: list[int], previous: list[int] | None = None) -> None:
+        self.table = table
+        for m in self.members:
+            m.engine.set_owner(table, previous)
+
+    def set_rss(self, key: bytes, udp_ports: bool) -> None:
+        """From now on the NIC is known, and packets arrive where it puts them."""
+        self.rss = (key, udp_ports)
+        for m in self.members:
+            m.engine.set_rss(key, udp_ports)
+
+    def arrives_at(self, frame: bytes) -> int:
+        if self.rss is None:
+            return self.rng.randrange(len(self.members))
+        key, udp_ports = self.rss
+        ip = frame[14:]
+        addresses, at, proto = (ip[12:20], 20, ip[9]) if ip[0] >> 4 == 4 else (ip[8:40], 40, ip[6])
+        data = addresses + (ip[at : at + 4] if proto == 6 or udp_ports else b"")
+        return self.table[_engine.toeplitz(key, data) % BUCKETS]
+
+    def send(self, packet: bytes, iface: int = 0, **more: int) -> Result:
+        frame = bytes(packet)
+        worker, hops = self.arrives_at(frame), 0
+        while True:
+            m = self.members[worker]
+            m.now = self.now
+            r = m.send(frame, iface, handed=hops > 0, hops=hops)
+            if r.verdict != "handover":
+                break
+            assert r.owner != worker, "handed to itself"
+            assert not r.out
+            worker, hops = r.owner, hops + 1
+            assert hops <= HOPS_MAX, "goes round in circles"
+        self.hops.append(hops)
+        self.worker_of_last = worker
+        return r
+
+    def audit(self) -> None:
+        for m in self.members:
+            m.audit()
+
+    def totals(self, counter: str) -> int:
+        return sum(m.engine.counters()[counter] for m in self.members)

@@ -1,0 +1,238 @@
+"""When connections end: after their state's timeout since the last packet, never before, at most one wheel slot (128 ms) later.
+
+The clock is the test's; nothing sleeps. Every test also runs across the wrap of the 32-bit millisecond clock (49 days).
+"""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from lbd.shm import _shm as shm
+from tests.packet.balancer import MS, Balancer
+from tests.packet.flow import Flow, Tcp, Udp
+
+FAMILIES = pytest.mark.parametrize("af", [4, 6])
+CLOCKS = pytest.mark.parametrize("start_ms", [1_000, 2**32 - 1_500, 2**32 + 77], ids=["early", "wraps", "wrapped"])
+SLOT = 128
+STATES = "NONE SYN_RECV ESTABLISHED CLOSE_WAIT LAST_ACK FIN_WAIT TIME_WAIT CLOSE UDP UDP_ONEWAY".split()
+TIMEOUT = {  # ms; the engine's defaults, IPVS's but for TIME_WAIT
+    "SYN_RECV": 60_000, "ESTABLISHED": 900_000, "CLOSE_WAIT": 60_000, "LAST_ACK": 30_000, "FIN_WAIT": 120_000,
+    "TIME_WAIT": 60_000, "CLOSE": 10_000, "UDP": 300_000, "UDP_ONEWAY": 300_000,
+}  # fmt: skip
+
+
+def bring(b: Balancer, state: str, af: int, sport: int = 40000) -> Flow:
+    """A flow in this state, its last packet now."""
+    if state.startswith("UDP"):
+        u = Udp(b, af, sport)
+        u.ask()
+        if state == "UDP":
+            u.answer()
+        return u
+    f = Tcp(b, af, sport)
+    if state == "SYN_RECV":
+        f.client("S")
+        return f
+    f.open()
+    if state in ("CLOSE_WAIT", "LAST_ACK"):
+        f.client("FA")
+        if state == "LAST_ACK":
+            f.real("FA")
+    elif state in ("FIN_WAIT", "TIME_WAIT"):
+        f.real("FA")
+        if state == "TIME_WAIT":
+            f.client("FA")
+    elif state == "CLOSE":
+        f.client("RA")
+    assert f.state == state
+    return f
+
+
+def at(b: Balancer, ms: float) -> None:
+    b.now = int(ms * MS)
+    b.engine.expire(b.now)
+
+
+@FAMILIES
+@CLOCKS
+@pytest.mark.parametrize("state", TIMEOUT)
+def test_each_state_ends_in_time(state: str, start_ms: int, af: int) -> None:
+    b = Balancer(start_ms=start_ms)
+    f = bring(b, state, af)
+    due = start_ms + TIMEOUT[state]
+    for ms in range(start_ms, due, TIMEOUT[state] // 7):
+        at(b, ms)
+    at(b, due - 1)
+    assert f.state, "ended early"
+    at(b, due + SLOT)
+    assert not f.state, "still there"
+    b.audit()
+    index = 1 if state == "CLOSE" else 0
+    assert b.engine.counters()["conns_expired"][index] == 1
+
+
+@CLOCKS
+@pytest.mark.parametrize("state", ["ESTABLISHED", "UDP", "UDP_ONEWAY", "TIME_WAIT"])
+def test_a_packet_gives_the_whole_time_again(state: str, start_ms: int) -> None:
+    b = Balancer(start_ms=start_ms)
+    f = bring(b, state, 4)
+    last = start_ms + TIMEOUT[state] - 50
+    at(b, last)
+    if isinstance(f, Udp):
+        f.ask()
+    else:
+        f.client("A")
+    at(b, last + TIMEOUT[state] - 1)
+    assert f.state
+    at(b, last + TIMEOUT[state] + SLOT)
+    assert not f.state
+
+
+def test_a_client_that_only_repeats_its_syn_gets_no_more_time() -> None:
+    b = Balancer()
+    f = bring(b, "SYN_RECV", 4)
+    for s in (1, 3, 7, 15, 31, 59):
+        at(b, 1_000 + s * 1000)
+        f.client("S", seq=f.cseq - 1)
+    at(b, 1_000 + TIMEOUT["SYN_RECV"] + SLOT)
+    assert not f.state
+
+
+def test_one_way_udp_keeps_its_real_server() -> None:
+    """Syslog, telemetry: never answered, for hours; not moved to another server every five minutes."""
+    b = Balancer()
+    u = Udp(b)
+    u.ask()
+    first = (u.server, u.lport)
+    for s in range(0, 7200, 10):
+        at(b, 1_000 + s * 1000)
+        assert u.ask().verdict == "forward"
+    assert (u.server, u.lport) == first and b.engine.counters()["conns_made"] == 1
+    b.audit()
+
+
+@FAMILIES
+def test_timeouts_are_settings(af: int) -> None:
+    b = Balancer()
+    b.do(shm.setting(16 + STATES.index("ESTABLISHED"), 5000, 1))
+    short, long = Tcp(b, af, 1).open(), Tcp(b, af, 2).open()
+    at(b, 1_000 + 4999)
+    assert short.state
+    long.client("A")
+    at(b, 1_000 + 5000 + SLOT)
+    assert (short.state, long.state) == ("", "ESTABLISHED")
+
+
+def test_a_services_own_timeout() -> None:
+    b = Balancer()
+    record = dict(af=4, addr=bytes([192, 0, 2, 10]), port=80, proto=6, sched=shm.SCHED_SEQ, table_off=0, table_len=2)
+    b.do(shm.svc_set(0, 2, timeout_established=3_000_000, **record))
+    f, other = Tcp(b, 4).open(), Tcp(b, 6).open()
+    at(b, 1_000 + 900_000 + SLOT)
+    assert (f.state, other.state) == ("ESTABLISHED", "")
+    at(b, 1_000 + 3_000_000 + SLOT)
+    assert not f.state
+
+
+def test_timeouts_beyond_the_clocks_reach_are_refused() -> None:
+    b = Balancer()
+    for ms in (2**30, 2**31, 2**32, 2**63):
+        assert not b.engine.apply(shm.setting(18, ms, 1))
+    f = Tcp(b).open()
+    at(b, 2_000)
+    assert f.state
+
+
+@pytest.mark.parametrize("behind_ms", [1, 128, 256, 300, 512, 1_000, 130_000, 131_072, 140_000, 10**6])
+def test_a_look_after_any_pause_costs_what_is_there(behind_ms: int) -> None:
+    """Nobody has looked for a while, and nothing is due: a record is looked at twice at most, and the wheel catches up."""
+    b = Balancer()
+    b.do(shm.setting(18, 10**8, 1))
+    for i in range(50):
+        Tcp(b, 4, 1000 + i).open()
+    b.now += behind_ms * MS
+    b.engine.expire(b.now, budget=120)
+    looked_again = b.now
+    b.engine.expire(looked_again, budget=120)
+    f = Tcp(b, 4, 5000)
+    f.client("S")
+    f.client("R")
+    assert f.state == "CLOSE"
+    b.now += (TIMEOUT["CLOSE"] + SLOT) * MS
+    b.engine.expire(b.now, budget=120)
+    assert not f.state, "the wheel is stuck behind"
+    assert len(b.engine.conns()) == 50
+
+
+def test_a_clock_that_goes_back_ends_nothing() -> None:
+    """Packets of a capture may be out of order."""
+    b = Balancer(start_ms=10_000_000)
+    f = Tcp(b).open()
+    at(b, 9_990_000)
+    at(b, 5_000_000)
+    assert f.state
+    at(b, 10_000_000 + TIMEOUT["ESTABLISHED"] - 1)
+    assert f.state
+    at(b, 10_000_000 + TIMEOUT["ESTABLISHED"] + 132_000)  # one turn: the wheel had been set back
+    assert not f.state
+
+
+class Clockwork(RuleBasedStateMachine):
+    """Many flows, packets and looks at random times: at every look, exactly those that are due are gone."""
+
+    flows = Bundle("flows")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = Balancer(start_ms=2**32 - 200_000)
+        self.ports = iter(range(1024, 60000))
+        self.seen: dict[int, tuple[Flow, str, int]] = {}  # port → flow, state, time of the packet that counts
+
+    @property
+    def ms(self) -> int:
+        return self.b.now // MS
+
+    @rule(target=flows, state=st.sampled_from(sorted(TIMEOUT)), af=st.sampled_from([4, 6]))
+    def start(self, state: str, af: int) -> int:
+        port = next(self.ports)
+        self.seen[port] = (bring(self.b, state, af, port), state, self.ms)
+        return port
+
+    @rule(port=flows)
+    def touch(self, port: int) -> None:
+        """A packet from the client that leaves the state alone."""
+        f, state, since = self.seen.get(port, (None, "", 0))
+        if f is None or self.ms >= since + TIMEOUT[state]:
+            return
+        if isinstance(f, Udp):
+            f.ask()
+        elif isinstance(f, Tcp):
+            f.client("S" if state == "SYN_RECV" else "A", seq=f.cseq - 1)
+        if state in ("SYN_RECV", "LAST_ACK"):
+            assert f.state in ("SYN_RECV", "LAST_ACK", "CLOSE")
+            if state == "LAST_ACK":
+                self.seen[port] = (f, "CLOSE", self.ms)
+            return
+        self.seen[port] = (f, state, self.ms)
+
+    @rule(ms=st.integers(1, 200) | st.sampled_from([127, 128, 129, 9_999, 29_999, 60_000, 131_072, 299_999, 900_000]))
+    def wait(self, ms: int) -> None:
+        self.b.now += ms * MS
+        self.b.engine.expire(self.b.now)
+
+    @invariant()
+    def those_that_are_due_are_gone(self) -> None:
+        there = {c["client"][1] for c in self.b.engine.conns()}
+        for port, (_, state, since) in list(self.seen.items()):
+            idle = self.ms - since
+            if idle < TIMEOUT[state]:
+                assert port in there, f"{state} ended {TIMEOUT[state] - idle} ms early"
+            elif idle >= TIMEOUT[state] + SLOT:
+                assert port not in there, f"{state} is {idle - TIMEOUT[state]} ms late"
+            if port not in there:
+                del self.seen[port]
+        self.b.audit()
+
+
+TestClockwork = Clockwork.TestCase
+TestClockwork.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Prometheus exposition over real segments, and what parsers and promtool make of it."""
+
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import parser
+from prometheus_client.openmetrics import parser as openmetrics
+
+from lbd.config import Config, loads
+from lbd.health.target import Status
+from lbd.master.exporter import CHECK_BUCKETS, Exporter, totals
+from lbd.master.exposition import Exposition, Templates
+from lbd.master.metric import COUNTER, METRICS
+from lbd.master.runtime import PLAIN, Override
+from lbd.master.series import CpuTime
+from lbd.shm import _shm as shm
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+def config(services: int = 1, real_servers: int = 2, workers: int = 2) -> Config:
+    lines = [
+        f"workers = {{ count = {workers} }}",
+        "[tables]",
+        "connections_ipv4 = 64",
+        "connections_ipv6 = 64",
+    ]
+    lines += ["frames = 256", "services = 1024", "real_servers = 8192"]
+    lines += [
+        "[[interface]]",
+        'name = "eth0"',
+        "[[local_address]]",
+        'address = "10.0.0.10"',
+        "manage = false",
+    ]
+    for s in range(services):
+        lines += ["[[service]]", f'name = "web{s}"', f'address = "192.0.2.{s // 250}:{s % 250 + 1}"']
+        for r in range(real_servers):
+            lines += ["[[service.real_server]]", f'address = "10.1.{s // 250}.{s % 250}:{r + 1}"']
+    return loads("\n".join(lines))
+
+
+class Segment:
+    """A real one, but for statistics that only a worker can write."""
+
+    def __init__(self, real: shm.WorkerSegment) -> None:
+        self._real = real
+        self.services: dict[int, tuple[int, ...]] = {}
+        self.dests: dict[int, tuple[int, ...]] = {}
+        self.lips: list[tuple[int, ...]] = []
+        self.counts: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def service_stats_all(self) -> list[tuple[int, ...]]:
+        return [(n, *counts) for n, counts in self.services.items()]
+
+    def dest_stats_all(self) -> list[tuple[int, ...]]:
+        return [(n, *counts) for n, counts in self.dests.items()]
+
+    def lip_stats_all(self) -> list[tuple[int, ...]]:
+        return self.lips
+
+    def counters(self) -> dict[str, Any]:
+        return {**self._real.counters(), **self.counts}
+
+
+@dataclass(eq=False)
+class Daemon:
+    config: Config
+    segments: dict[int, Any]
+    ports: list[Any] = field(default_factory=list)
+    program: Any = None
+    statuses: dict[tuple[str, str], Status] = field(default_factory=dict)
+    overrides: dict[tuple[str, str], Override] = field(default_factory=dict)
+    netlink_events: Counter[str] = field(default_factory=Counter)
+    started: float = 1_700_000_000.5
+    loaded: float = 1_700_000_001.0
+    reloads: int = 3
+    rejected: int = 1
+    reload_error: str = ""
+    ready: bool = True
+    alive: set[int] = field(default_factory=lambda: {0})
+
+    def __post_init__(self) -> None:
+        self.program = SimpleNamespace(
+            counters=lambda: {0: {"pass": 1, "redirect": 2, "drop": 3}, 9: {"pass": 1}}
+        )
+        self.health = SimpleNamespace(states=lambda: self.statuses)
+        self.runtime = SimpleNamespace(get=lambda *where: self.overrides.get(where, PLAIN))
+        self.reconciler = SimpleNamespace(lips=SimpleNamespace(number=lambda address: 0))
+        self._placed: dict[str, Any] = {}
+        self.place()
+        self.exporter = Exporter(self)
+
+    def place(self) -> None:
+        """Numbers as the reconciler gives them, in order."""
+        dest = 0
+        for n, s in enumerate(self.config.service):
+            key = (s.vip.packed, s.port, s.proto)
+            dests = {}
+            for real in s.real_server:
+                dests[key, real.address.addr.packed, real.address.port] = dest
+                dest += 1
+            self._placed[s.name] = SimpleNamespace(number=n, dests=dests)
+
+    def placed(self, service: Any) -> Any:
+        return self._placed.get(service.name)
+
+    def is_alive(self, worker: int) -> bool:
+        return worker in self.alive
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    yield from daemons(config())
+
+
+def daemons(wanted: Config) -> Iterator[Daemon]:
+    sizes = {
+        **wanted.sizes(),
+        "arena": 1024,
+        "cmd_ring": 64,
+        "evt_ring": 64,
+        "capture_ring": 4,
+        "hand_ring": 64,
+    }
+    segments = {n: shm.WorkerSegment.create(sizes, n) for n in range(sizes["workers"])}
+    d = Daemon(wanted, {n: Segment(s) for n, s in segments.items()})
+    d.ports = [SimpleNamespace(worker=n, iface=0, queue=n, zero_copy=n == 0) for n in segments]
+    yield d
+    for segment in segments.values():
+        segment.close()
+
+
+def fill(d: Daemon) -> None:
+    """Something in everything that may be empty."""
+    for n, segment in d.segments.items():
+        segment.services = {0: (10, 20, 30, 40, 50, 6, 7)}
+        segment.dests = {0: (1, 2, 3, 4, 5, 6, 7 + n)}
+        segment.lips = [(0, 9, 2, 5)]
+    d.statuses = {("web0", "10.1.0.0:1"): Status(), ("web0", "10.1.0.0:2"): Status()}
+    d.statuses["web0", "10.1.0.0:2"].turn(False, time.monotonic() - 5, 1_700_000_002.0)
+    d.netlink_events = Counter(route=4)
+    d.exporter.checked("web0", 0.003)
+    d.exporter.lagged(0.0002)
+    d.exporter.requested("GET", "/v1/status", 200)
+
+
+def scrape(d: Daemon) -> dict[str, float]:
+    """By name with labels in order, as in the text."""
+    _, page = d.exporter.render()
+    found = {}
+    for family in parser.text_string_to_metric_families(page.decode()):
+        for s in family.samples:
+            labels = ",".join(f'{k}="{v}"' for k, v in s.labels.items())
+            key = f"{s.name}{{{labels}}}" if labels else s.name
+            assert key not in found, f"{key} stands twice"
+            found[key] = s.value
+    return found
+
+
+# -- values --------------------------------------------------------------------------------------------------
+
+
+def test_counters_are_sums_over_workers(daemon: Daemon) -> None:
+    fill(daemon)
+    got = scrape(daemon)
+    service = '{service="web0",vip="192.0.2.0:1",proto="tcp"}'
+    real = '{service="web0",vip="192.0.2.0:1",proto="tcp",real_server="10.1.0.0:1"}'
+    assert got[f"lbd_service_connections_total{service}"] == 20
+    assert got[f"lbd_service_outgoing_bytes_total{service}"] == 100
+    assert got[f"lbd_real_server_incoming_packets_total{real}"] == 4
+    assert got[f"lbd_real_server_active_connections{real}"] == 12
+    assert got[f"lbd_real_server_inactive_connections{real}"] == 15
+    assert got["lbd_real_server_connections_total" + real.replace(':1"}', ':2"}')] == 0  # no worker knows it
+    assert got['lbd_local_ports_in_use{local_address="10.0.0.10"}'] == 10
+    assert got['lbd_local_ports_capacity{local_address="10.0.0.10"}'] == 32767 - 10240 + 1
+    assert got['lbd_local_port_exhausted_total{local_address="10.0.0.10"}'] == 4
+    assert got["lbd_start_time_seconds"] == daemon.started
+    assert got['lbd_worker_up{worker="0"}'] == 1
+    assert got['lbd_worker_up{worker="1"}'] == 0
+    assert got['lbd_xsk_zero_copy{interface="eth0",queue="0"}'] == 1
+    assert got['lbd_xdp_actions_total{interface="eth0",action="redirect"}'] == 2
+    assert got['lbd_connection_table_capacity{worker="1",family="ipv6"}'] == 64
+    assert got['lbd_config_reloads_total{result="rejected"}'] == 1
+
+
+def test_states_weights_and_health(daemon: Daemon) -> None:
+    fill(daemon)
+    one = '{service="web0",real_server="10.1.0.0:1"}'
+    two = '{service="web0",real_server="10.1.0.0:2"}'
+    got = scrape(daemon)
+    assert (got[f"lbd_real_server_up{one}"], got[f"lbd_real_server_up{two}"]) == (1, 0)
+    assert got['lbd_service_real_servers{service="web0",state="down"}'] == 1
+    assert got['lbd_real_server_transitions_total{service="web0",real_server="10.1.0.0:2",to="down"}'] == 1
+    assert got[f"lbd_real_server_last_transition_timestamp_seconds{two}"] == 1_700_000_002
+    assert 5 <= got[f"lbd_real_server_downtime_seconds_total{two}"] < 60
+    daemon.overrides["web0", "10.1.0.0:1"] = Override(state="drain")
+    got = scrape(daemon)
+    assert (got[f"lbd_real_server_up{one}"], got[f"lbd_real_server_weight{one}"]) == (0, 0)
+    daemon.overrides["web0", "10.1.0.0:1"] = Override(weight=7)
+    got = scrape(daemon)
+    assert (got[f"lbd_real_server_up{one}"], got[f"lbd_real_server_weight{one}"]) == (1, 7)
+
+
+def test_histograms(daemon: Daemon) -> None:
+    fill(daemon)
+    daemon.segments[0].counts = {"burst_size": [1, 2, 0, 0, 0, 0, 0, 4], "handed_in": 11}
+    got = scrape(daemon)
+    assert got['lbd_worker_batch_packets_bucket{worker="0",le="2.0"}'] == 3
+    assert got['lbd_worker_batch_packets_bucket{worker="0",le="64.0"}'] == 3
+    assert got['lbd_worker_batch_packets_bucket{worker="0",le="+Inf"}'] == 7
+    assert got['lbd_worker_batch_packets_count{worker="0"}'] == 7
+    assert got['lbd_worker_batch_packets_sum{worker="0"}'] == 11
+    checks = "lbd_health_check_duration_seconds_bucket"
+    assert got[f'{checks}{{le="0.005",service="web0"}}'] == 1
+    assert got[f'{checks}{{le="0.0025",service="web0"}}'] == 0
+    assert len([key for key in got if key.startswith(checks)]) == len(CHECK_BUCKETS) + 1
+
+
+def test_series_end_with_their_service(daemon: Daemon) -> None:
+    fill(daemon)
+    assert any("web0" in key for key in scrape(daemon))
+    daemon.config = config(services=0)
+    daemon.statuses = {}
+    assert not [key for key in scrape(daemon) if "web0" in key]
+
+
+def test_process_time_goes_on_over_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = {1: 5.0, 2: 1.0}
+    monkeypatch.setattr("lbd.master.series.cpu_seconds", lambda pid: used.get(pid, 0.0))
+    cpu = CpuTime()
+    assert cpu.of(1) == 5
+    used.pop(1)  # killed: its time is not told any more
+    assert cpu.of(1) == 5
+    assert cpu.of(2) == 6
+    used[2] = 2.0
+    assert cpu.of(2) == 7
+
+
+@given(st.lists(st.dictionaries(st.integers(0, 9), st.tuples(*[st.integers(0, 1 << 60)] * 7)), max_size=4))
+def test_totals(workers: list[dict[int, tuple[int, ...]]]) -> None:
+    got = totals([(n, *counts) for n, counts in worker.items()] for worker in workers)
+    for n in range(10):
+        rows = [worker[n] for worker in workers if n in worker]
+        assert (n in got) == bool(rows)
+        if rows:
+            assert got[n][1:] == tuple(map(sum, zip(*rows, strict=True)))
+
+
+# -- format --------------------------------------------------------------------------------------------------
+
+
+def test_every_metric_is_in_the_table_and_the_table_in_the_page(daemon: Daemon) -> None:
+    fill(daemon)
+    _, page = daemon.exporter.render()
+    families = {f.name: f for f in parser.text_string_to_metric_families(page.decode())}
+    suffix = {COUNTER: "_total"}
+    exported = {n + suffix.get(f.type, ""): f for n, f in families.items() if n.startswith("lbd_")}
+    assert set(exported) == set(METRICS)
+    for name, family in exported.items():
+        metric = METRICS[name]
+        assert (family.type, family.documentation) == (metric.kind, metric.help), name
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} == set(metric.labels), sample
+    assert "process_cpu_seconds" in families
+
+
+def test_openmetrics(daemon: Daemon) -> None:
+    fill(daemon)
+    content_type, page = daemon.exporter.render(OPENMETRICS)
+    assert content_type.startswith("application/openmetrics-text")
+    strict = {f.name: f for f in openmetrics.text_string_to_metric_families(page.decode())}
+    assert strict["lbd_service_connections"].type == "counter"
+    assert strict["lbd_worker_batch_packets"].type == "histogram"
+    content_type, page = daemon.exporter.render()
+    assert content_type.startswith("text/plain; version=0.0.4")
+    assert b"# EOF" not in page
+
+
+def test_promtool_finds_nothing(daemon: Daemon) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("needs promtool (Debian package prometheus)")
+    fill(daemon)
+    _, page = daemon.exporter.render()
+    done = subprocess.run([promtool, "check", "metrics"], input=page, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    assert not done.stdout + done.stderr
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_label_values_are_escaped(a: str, b: str) -> None:
+    page = Exposition(Templates(), False)
+    page.family("lbd_real_server_up", [(a, b)], [1])
+    page.rows("lbd_xdp_actions_total", [((b, a), 2)])
+    page.histogram("lbd_worker_batch_packets", [((a,), [1, 2], 9)], [1])
+    families = list(parser.text_string_to_metric_families(page.text()))
+    assert families[0].samples[0].labels == {"service": a, "real_server": b}
+    assert families[1].samples[0].labels == {"interface": b, "action": a}
+    assert families[2].samples[0].labels == {"worker": a, "le": "1.0"}
+
+
+# -- speed ---------------------------------------------------------------------------------------------------
+
+
+def test_forty_thousand_series_take_fifty_milliseconds() -> None:
+    for d in daemons(config(500, 10)):
+        for segment in d.segments.values():
+            segment.services = dict.fromkeys(range(500), (1 << 40, 2, 3, 4, 5, 6, 7))
+            segment.dests = dict.fromkeys(range(5000), (1 << 40, 2, 3, 4, 5, 6, 7))
+        _, page = d.exporter.render()  # the first one makes the templates
+        assert sum(not line.startswith(b"#") for line in page.splitlines()) > 40_000
+        took = []
+        for _ in range(7):
+            start = time.process_time()
+            d.exporter.render()
+            took.append(time.process_time() - start)
+        assert min(took) < 0.05, took
