@@ -36,6 +36,7 @@ EXTENSIONS = {
 }
 TEST_EXTENSIONS = {
     "tests.unit._engine": [],
+    "tests.netns._port": ["xdp", "bpf"],
     "bench._engine": [],
 }
 BPF_PROGRAM = "lbd/xdp/steer.bpf.c"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine in memory: ns per packet of the shipped pipeline, from parse to transmit descriptor, and the floor of its table.
 
-`Bench` opens n TCP connections through the engine itself (SYN, SYN+ACK, ACK), then times bursts of established packets that visit the
-flows in random order. Frames are written before the clock starts, as a NIC would; each burst is timed as a whole pass over a batch
-larger than L2, and every packet's verdict is counted, a sample's bytes compared by the caller.
+`Bench` opens n TCP connections through the engine itself (SYN, SYN+ACK, ACK), then times bursts of established packets that
+visit the flows in random order. Frames are written before the clock starts, as a NIC would; each burst is timed as a whole pass
+over a batch larger than L2, and every packet's verdict is counted, a sample's bytes compared by the caller.
 
 The floor is what no balancer with two cache lines per connection can beat: hash known, bucket line, connection line written, in the
 same two prefetched stages over the same table.
@@ -13,12 +13,12 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_ctz, lbd_prefetch, lbd_prefetchw
-from lbd.datapath.conn cimport Bucket, conn4, conn6, conn_bucket, conn_common, conn_is, conn_tag, conn_tuple, lbd_tag_match
+from lbd.datapath.conn cimport Bucket, conn4, conn6, conn_bucket, conn_common, conn_tag, conn_tuple, lbd_tag_match
 from lbd.datapath.csum cimport csum_fold, csum_partial, csum_pseudo
 from lbd.datapath.engine cimport Engine as CEngine
 from lbd.datapath.flow cimport Tuple, tuple_hash
-from lbd.datapath.hdr cimport ETH_P_IP, ETH_P_IPV6, Ip6Hdr, IpHdr, TcpHdr, UdpHdr
-from lbd.datapath.lifetime cimport engine_expire, table_of
+from lbd.datapath.hdr cimport ETH_P_IP, ETH_P_IPV6, Ip6Hdr, IpHdr, TcpHdr
+from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.pipeline cimport engine_burst
 from lbd.datapath.pkt cimport Pkt
 from lbd.datapath.reason cimport VERDICT_FORWARD
@@ -35,7 +35,8 @@ cdef struct Desc:               # as struct xdp_desc
 
 
 cdef class Bench:
-    """engine: a configured lbd._fastpath.Engine with one service of this family at `vip`:80 and `clients` addresses to come from."""
+    """engine: a configured lbd._fastpath.Engine with one service of this family at `vip`:80 and `clients` addresses to come
+    from."""
     cdef Engine engine
     cdef CEngine *e
     cdef uint8_t *frames
@@ -239,7 +240,7 @@ cdef class Bench:
         cdef uint64_t *hashes = <uint64_t *> malloc(self.batch * sizeof(uint64_t))
         cdef uint32_t *ref = <uint32_t *> malloc(64 * sizeof(uint32_t))
         cdef uint32_t i, k, m, r, b = burst, n = flows
-        cdef uint64_t t0, t1, missed = 0
+        cdef uint64_t t0, t1
         cdef Tuple t
         cdef Bucket *bucket
         out = []

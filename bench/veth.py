@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import signal
 import statistics
 import subprocess
@@ -127,6 +128,7 @@ class Wire:
     def down(self) -> None:
         for ns in (self.lb, self.gen, self.sink):
             ns.remove()
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def config(self, args: argparse.Namespace, core: int) -> str:
         return config_text(

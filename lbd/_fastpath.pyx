@@ -16,26 +16,25 @@ from lbd.datapath.conn cimport (BUCKET_FILL_X100, BUCKET_SPARE, Bucket, Conn4, C
                                 conn_common)
 from lbd.datapath.connfile cimport conn_file_attach, conn_file_bytes, conn_map
 from lbd.datapath.engine cimport Engine as CEngine
-from lbd.datapath.lifetime cimport conn_timeout, engine_expire
+from lbd.datapath.lifetime cimport engine_expire
 from lbd.datapath.count cimport Counters
 from lbd.datapath.fib cimport FIB_MAX, ROUTE_USED, Route
 from lbd.datapath.neigh cimport Adj, Iface
 from lbd.datapath.pipeline cimport engine_burst
 from lbd.datapath.pkt cimport BURST_MAX, FRAME_SLACK, IFACE_MAX, Pkt
-from lbd.datapath.reason cimport (REASON_WORKER_RESTART, VERDICT_CONSUME, VERDICT_DROP, VERDICT_FORWARD)
+from lbd.datapath.reason cimport VERDICT_CONSUME, VERDICT_FORWARD
 from lbd.datapath.svc cimport DEST_NONE, SVC_NONE, Dest, Lip, LipStat, Svc, SvcStat
 from lbd.datapath.tcp cimport (STATE_CLOSE, STATE_CLOSE_WAIT, STATE_COUNT, STATE_ESTABLISHED, STATE_FIN_WAIT, STATE_LAST_ACK,
                                STATE_NONE, STATE_SYN_RECV, STATE_TIME_WAIT, STATE_UDP, STATE_UDP_ONEWAY)
 from lbd.loop.repair cimport repair
 from lbd.loop.state cimport (Loop, NO_WORKER, POLL_ADAPTIVE, lbd_monotonic, lbd_store32_release)
 from lbd.loop.turn cimport tell, owner_refresh, turn_publish, worker_loop as c_worker_loop
-from lbd.shm.attach cimport (RETURN_ENTRY, area_bytes, area_ledger_off, hand_ring_off, host_check, host_init, host_layout_compute,
+from lbd.shm.attach cimport (RETURN_ENTRY, area_ledger_off, hand_ring_off, host_check, host_init, host_layout_compute,
                              layout_compute, return_ring_off, segment_check, segment_init, sizes_fault, svc_hash_buckets)
-from lbd.shm.layout cimport (CAPTURE_SLOT, CHUNK, CHUNK_SHIFT, EVT_RUNNING, FRAME_FREE, FRAME_HAND, FRAME_HOME, FRAME_WORK, Ctl, Evt, Hand,
-                             HostCtl, QueueStat, Sizes, WORKER_ATTACHING, WORKER_RUNNING, WORKER_STOPPED)
-from lbd.shm.ring cimport (lbd_ring_attach, lbd_ring_bytes, lbd_ring_end, lbd_ring_front, lbd_ring_must_wake, lbd_ring_publish,
-                           lbd_ring_ready, lbd_ring_release, lbd_ring_slot, lbd_ring_wake_word)
-from lbd.xdp.port cimport Port, port_map, port_repair, port_unmap
+from lbd.shm.layout cimport (CAPTURE_SLOT, EVT_RUNNING, FRAME_WORK, Ctl, Evt, Hand, HostCtl, QueueStat, Sizes, WORKER_ATTACHING,
+                             WORKER_RUNNING, WORKER_STOPPED)
+from lbd.shm.ring cimport lbd_ring_attach, lbd_ring_bytes, lbd_ring_end, lbd_ring_wake_word
+from lbd.xdp.port cimport Port, port_map, port_unmap
 
 import os
 
@@ -62,6 +61,7 @@ cdef inline void layout_promises() noexcept nogil:
     lbd_static_assert(sizeof(Conn6) == 128)
     lbd_static_assert(sizeof(Bucket) == 64)
     lbd_static_assert(sizeof(Pkt) == 64)
+    lbd_static_assert(sizeof(Svc) == 64)
     lbd_static_assert(sizeof(Cmd) == 128)
     lbd_static_assert(sizeof(Evt) == 64)
     lbd_static_assert(sizeof(Hand) == 16)
@@ -265,7 +265,8 @@ cdef class Result:
 
 
 cdef class Engine:
-    """The engine over private memory. Frames are copied to blocks of exactly their size plus the slack that AF_XDP guarantees too, so
+    """The engine over private memory. Frames are copied to blocks of exactly their size plus the slack that AF_XDP guarantees too,
+    so
     that a sanitizer sees every byte read beyond a packet."""
     def __cinit__(self, sizes: dict, worker: int = 0, hash_key: bytes = b"lbd offline engine: a fixed key."):
         cdef Sizes s = sizes_of(sizes)
@@ -412,7 +413,7 @@ cdef class Engine:
 
 cdef class Worker:
     """One worker process's packet loop over descriptors that the master opened; see the module's documentation of `run`."""
-    cdef Loop *l
+    cdef Loop *loop
     cdef readonly int number
     cdef list maps              # (address, length) to unmap
 
@@ -426,46 +427,46 @@ cdef class Worker:
         cdef Port *p
         self.number = number
         self.maps = []
-        self.l = <Loop *> aligned_alloc(64, (sizeof(Loop) + 63) & ~63)
-        if self.l == NULL:
+        self.loop = <Loop *> aligned_alloc(64, (sizeof(Loop) + 63) & ~63)
+        if self.loop == NULL:
             raise MemoryError()
-        memset(self.l, 0, sizeof(Loop))
-        l = self.l
-        c = l.ctl = <Ctl *> self.map(segment_fd, True)
+        memset(self.loop, 0, sizeof(Loop))
+        loop = self.loop
+        c = loop.ctl = <Ctl *> self.map(segment_fd, True)
         if segment_check(c, os.fstat(segment_fd).st_size, 0) != 0 or c.worker != number:
             raise ValueError("worker segment: not laid out by this version of lbd")
-        h = l.host = <HostCtl *> self.map(host_fd, True)
+        h = loop.host = <HostCtl *> self.map(host_fd, True)
         if host_check(h, os.fstat(host_fd).st_size, c.layout_hash) != 0:
             raise ValueError("host segment: not laid out by this version of lbd")
-        l.worker = number
-        l.workers = c.sizes.workers
-        l.frames = c.sizes.frames
-        l.frames_total = c.sizes.frames * c.sizes.workers
-        l.area = <uint8_t *> self.map(area_fd, True)
-        l.ledger = l.area + area_ledger_off(&c.sizes)
-        l.free_list = <uint32_t *> malloc(c.sizes.frames * sizeof(uint32_t))
-        if l.free_list == NULL:
+        loop.worker = number
+        loop.workers = c.sizes.workers
+        loop.frames = c.sizes.frames
+        loop.frames_total = c.sizes.frames * c.sizes.workers
+        loop.area = <uint8_t *> self.map(area_fd, True)
+        loop.ledger = loop.area + area_ledger_off(&c.sizes)
+        loop.free_list = <uint32_t *> malloc(c.sizes.frames * sizeof(uint32_t))
+        if loop.free_list == NULL:
             raise MemoryError()
-        engine_over(&l.e, <uint8_t *> c, <uint8_t *> h, number)
+        engine_over(&loop.e, <uint8_t *> c, <uint8_t *> h, number)
         for w, fd in peers.items():
             if w != number:
                 self.peer(w, fd)
         for i in range(16):
-            l.port[i].fd = -1
-            l.via[i] = NO_WORKER
-            l.wake_fd[i] = -1
+            loop.port[i].fd = -1
+            loop.via[i] = NO_WORKER
+            loop.wake_fd[i] = -1
         for iface, to in (via or {}).items():
-            l.via[<uint32_t> iface] = to
+            loop.via[<uint32_t> iface] = to
         for w, fd in wake.items():
             os.set_blocking(fd, False)
-            l.wake_fd[w] = fd
+            loop.wake_fd[w] = fd
         self.rings(conn_fd)
         for d in ports:
-            p = &l.port[<uint32_t> d["iface"]]
-            p.area = l.area
-            p.ledger = l.ledger
+            p = &loop.port[<uint32_t> d["iface"]]
+            p.area = loop.area
+            p.ledger = loop.ledger
             p.work = <uint8_t> (FRAME_WORK | number << 4)
-            p.frames_total = l.frames_total
+            p.frames_total = loop.frames_total
             p.stat = (<QueueStat *> (<uint8_t *> c + c.off_queue)) + <uint32_t> d["iface"]
             p.iface = d["iface"]
             p.ifindex = d["ifindex"]
@@ -474,9 +475,9 @@ cdef class Worker:
             if rc != 0:
                 p.fd = -1
                 raise OSError(-rc, f"mapping the rings of interface {d['ifindex']} queue {d['queue']}: {os.strerror(-rc)}")
-            l.port_list[l.port_n] = d["iface"]
-            l.port_n += 1
-        l.poll_mode = c.poll_mode if c.poll_mode <= 2 else POLL_ADAPTIVE
+            loop.port_list[loop.port_n] = d["iface"]
+            loop.port_n += 1
+        loop.poll_mode = c.poll_mode if c.poll_mode <= 2 else POLL_ADAPTIVE
 
     cdef void *map(self, int fd, bint write) except NULL:
         cdef uint64_t n = os.fstat(fd).st_size
@@ -489,9 +490,9 @@ cdef class Worker:
     cdef int peer(self, uint32_t w, int fd) except -1:
         """Another worker's real-server statistics, for least-connection schedulers."""
         cdef Ctl *c = <Ctl *> self.map(fd, False)
-        if w >= 16 or segment_check(c, os.fstat(fd).st_size, self.l.ctl.layout_hash) != 0:
+        if w >= 16 or segment_check(c, os.fstat(fd).st_size, self.loop.ctl.layout_hash) != 0:
             raise ValueError("a peer's segment is not laid out by this version of lbd")
-        self.l.e.peer_dest_stat[w] = <SvcStat *> (<uint8_t *> c + c.off_dest_stat)
+        self.loop.e.peer_dest_stat[w] = <SvcStat *> (<uint8_t *> c + c.off_dest_stat)
         return 0
 
     cdef int ring(self, lbd_ring_end *end, void *at, uint64_t n, uint32_t entry, bint producer, str name) except -1:
@@ -501,93 +502,98 @@ cdef class Worker:
         return 0
 
     cdef int rings(self, int conn_fd) except -1:
-        cdef Loop *l = self.l
-        cdef Ctl *c = l.ctl
-        cdef HostCtl *h = l.host
+        cdef Loop *loop = self.loop
+        cdef Ctl *c = loop.ctl
+        cdef HostCtl *h = loop.host
         cdef uint8_t *seg = <uint8_t *> c
         cdef uint8_t *host = <uint8_t *> h
         cdef uint32_t w
-        self.ring(&l.cmd, seg + c.off_cmd, lbd_ring_bytes(sizeof(Cmd), c.sizes.cmd_ring), sizeof(Cmd), False, "command")
-        self.ring(&l.evt, seg + c.off_evt, lbd_ring_bytes(sizeof(Evt), c.sizes.evt_ring), sizeof(Evt), True, "event")
-        self.ring(&l.capture, seg + c.off_capture, lbd_ring_bytes(CAPTURE_SLOT, c.sizes.capture_ring), CAPTURE_SLOT, True, "capture")
-        self.ring(&l.slow, seg + c.off_slow, lbd_ring_bytes(CAPTURE_SLOT, c.sizes.capture_ring), CAPTURE_SLOT, True, "slow path")
-        lbd_ring_wake_word(&l.cmd, &c.sleeping)
-        for w in range(l.workers):
-            if w == l.worker:
+        self.ring(&loop.cmd, seg + c.off_cmd, lbd_ring_bytes(sizeof(Cmd), c.sizes.cmd_ring), sizeof(Cmd), False, "command")
+        self.ring(&loop.evt, seg + c.off_evt, lbd_ring_bytes(sizeof(Evt), c.sizes.evt_ring), sizeof(Evt), True, "event")
+        self.ring(&loop.capture, seg + c.off_capture, lbd_ring_bytes(CAPTURE_SLOT, c.sizes.capture_ring), CAPTURE_SLOT, True,
+                  "capture")
+        self.ring(&loop.slow, seg + c.off_slow, lbd_ring_bytes(CAPTURE_SLOT, c.sizes.capture_ring), CAPTURE_SLOT, True, "slow path")
+        lbd_ring_wake_word(&loop.cmd, &c.sleeping)
+        for w in range(loop.workers):
+            if w == loop.worker:
                 continue
-            self.ring(&l.hand_out[w], host + hand_ring_off(h, l.worker, w), h.hand_bytes, sizeof(Hand), True, f"to worker {w}")
-            self.ring(&l.hand_in[w], host + hand_ring_off(h, w, l.worker), h.hand_bytes, sizeof(Hand), False, f"from worker {w}")
-            self.ring(&l.return_out[w], host + return_ring_off(h, l.worker, w), h.return_bytes, RETURN_ENTRY, True, f"frames to {w}")
-            self.ring(&l.return_in[w], host + return_ring_off(h, w, l.worker), h.return_bytes, RETURN_ENTRY, False, f"frames from {w}")
-            lbd_ring_wake_word(&l.hand_out[w], &h.sleeping[w])
-            lbd_ring_wake_word(&l.return_out[w], &h.sleeping[w])
-            lbd_ring_wake_word(&l.hand_in[w], &h.sleeping[l.worker])
-            lbd_ring_wake_word(&l.return_in[w], &h.sleeping[l.worker])
-        self.conn_map(conn_fd)
+            self.ring(&loop.hand_out[w], host + hand_ring_off(h, loop.worker, w), h.hand_bytes, sizeof(Hand), True,
+                      f"to worker {w}")
+            self.ring(&loop.hand_in[w], host + hand_ring_off(h, w, loop.worker), h.hand_bytes, sizeof(Hand), False,
+                      f"from worker {w}")
+            self.ring(&loop.return_out[w], host + return_ring_off(h, loop.worker, w), h.return_bytes, RETURN_ENTRY, True,
+                      f"frames to {w}")
+            self.ring(&loop.return_in[w], host + return_ring_off(h, w, loop.worker), h.return_bytes, RETURN_ENTRY, False,
+                      f"frames from {w}")
+            lbd_ring_wake_word(&loop.hand_out[w], &h.sleeping[w])
+            lbd_ring_wake_word(&loop.return_out[w], &h.sleeping[w])
+            lbd_ring_wake_word(&loop.hand_in[w], &h.sleeping[loop.worker])
+            lbd_ring_wake_word(&loop.return_in[w], &h.sleeping[loop.worker])
+        self.map_connections(conn_fd)
         return 0
 
-    cdef int conn_map(self, int fd) except -1:
-        cdef uint64_t need = conn_file_bytes(self.l.ctl.sizes.conns4, self.l.ctl.sizes.conns6)
+    cdef int map_connections(self, int fd) except -1:
+        cdef uint64_t need = conn_file_bytes(self.loop.ctl.sizes.conns4, self.loop.ctl.sizes.conns6)
         if os.fstat(fd).st_size < need:
             raise ValueError("connection file is shorter than its tables")
-        self.l.e.t4.hot = <uint8_t *> self.map(fd, True)        # laid out by attach()
-        madvise(self.l.e.t4.hot, os.fstat(fd).st_size, MADV_HUGEPAGE)   # where shmem_enabled is advise; else no effect
+        self.loop.e.t4.hot = <uint8_t *> self.map(fd, True)        # laid out by attach()
+        madvise(self.loop.e.t4.hot, os.fstat(fd).st_size, MADV_HUGEPAGE)   # where shmem_enabled is advise; else no effect
         return 0
 
     def attach(self) -> int:
         """Repairs what a predecessor may have left half done: connection index, frames. Returns the connections recovered."""
-        cdef Loop *l = self.l
-        cdef void *conn = l.e.t4.hot
+        cdef Loop *loop = self.loop
+        cdef void *conn = loop.e.t4.hot
         cdef bytes boot = boot_id()
         cdef const uint8_t *boot_bytes = boot
         cdef uint32_t n
         cdef bint fresh
-        l.ctl.state = WORKER_ATTACHING
-        l.ctl.pid = getpid()
-        l.now = lbd_monotonic()
-        l.ctl.heartbeat_ns = l.now
-        l.e.now_ns = l.now
-        l.e.now_ms = <uint32_t> (l.now // 1000000)
-        fresh = l.ctl.started_ns == 0
+        loop.ctl.state = WORKER_ATTACHING
+        loop.ctl.pid = getpid()
+        loop.now = lbd_monotonic()
+        loop.ctl.heartbeat_ns = loop.now
+        loop.e.now_ns = loop.now
+        loop.e.now_ms = <uint32_t> (loop.now // 1000000)
+        fresh = loop.ctl.started_ns == 0
         with nogil:
-            n = conn_file_attach(&l.e, conn, boot_bytes, l.ctl.sizes.conns4, l.ctl.sizes.conns6, fresh)
-            l.ctl.heartbeat_ns = lbd_monotonic()
-        if repair(l) != 0:
+            n = conn_file_attach(&loop.e, conn, boot_bytes, loop.ctl.sizes.conns4, loop.ctl.sizes.conns6, fresh)
+            loop.ctl.heartbeat_ns = lbd_monotonic()
+        if repair(loop) != 0:
             raise MemoryError()
-        l.ctl.started_ns = l.now
-        owner_refresh(l)
-        tell(l, EVT_RUNNING, 0, n, NULL, 0, 0)
+        loop.ctl.started_ns = loop.now
+        owner_refresh(loop)
+        tell(loop, EVT_RUNNING, 0, n, NULL, 0, 0)
         return n
 
     def run(self) -> int:
         """Polls until CMD_STOP or stop(); the GIL is free meanwhile. Returns 0."""
-        cdef Loop *l = self.l
+        cdef Loop *loop = self.loop
         cdef int rc
-        lbd_store32_release(&l.ctl.state, WORKER_RUNNING)
+        lbd_store32_release(&loop.ctl.state, WORKER_RUNNING)
         with nogil:
-            rc = worker_loop_run(l)
-            turn_publish(l)
-        lbd_store32_release(&l.ctl.state, WORKER_STOPPED)
+            rc = worker_loop_run(loop)
+            turn_publish(loop)
+        lbd_store32_release(&loop.ctl.state, WORKER_STOPPED)
         return rc
 
     def stop(self) -> None:
         """From another thread: leave the loop."""
-        lbd_store32_release(&self.l.quit, 1)
+        lbd_store32_release(&self.loop.quit, 1)
 
     def frames(self) -> dict:
         """Ledger of this worker's partition: how many frames each kind of holder has. For tests and `lbd worker`."""
         out = [0] * 6
-        for i in range(self.l.worker * self.l.frames, (self.l.worker + 1) * self.l.frames):
-            out[self.l.ledger[i] & 15] += 1
+        for i in range(self.loop.worker * self.loop.frames, (self.loop.worker + 1) * self.loop.frames):
+            out[self.loop.ledger[i] & 15] += 1
         return dict(zip(("free", "fill", "work", "tx", "hand", "home"), out))
 
     def __dealloc__(self):
         cdef uint32_t i
-        if self.l == NULL:
+        if self.loop == NULL:
             return
-        for i in range(self.l.port_n):
-            port_unmap(&self.l.port[self.l.port_list[i]])
+        for i in range(self.loop.port_n):
+            port_unmap(&self.loop.port[self.loop.port_list[i]])
         for address, length in self.maps or ():
             munmap(<void *> <uint64_t> address, length)
-        free(self.l.free_list)
-        free(self.l)
+        free(self.loop.free_list)
+        free(self.loop)

@@ -37,6 +37,7 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 CAPABILITY_VERSION_3 = 0x20080522
 MCL_CURRENT_ONFAULT = 1 | 4  # lock pages as they are touched: at once would cost seconds of a large table
 EXIT_REFUSED = 1
+HURRY = -20  # nice value
 PATIENCE = 5.0  # seconds for the master to send the descriptors
 CLIENT_PATIENCE = 1.0  # for a client to say what it wants and to take it; others wait meanwhile
 
@@ -88,10 +89,14 @@ class Worker:
     def run(self, make_loop: Callable[[WorkerSet], Loop] = fastpath) -> int:
         self.settle()
         door = Door(self)
+        usual = os.getpriority(os.PRIO_PROCESS, 0)
         try:
+            # until it forwards, a successor is what everything else waits for
+            self.attempt("debug", "priority for the start", os.setpriority, os.PRIO_PROCESS, 0, HURRY)
             loop = make_loop(self.given)
             door.control(loop)
             recovered = loop.attach()
+            os.setpriority(os.PRIO_PROCESS, 0, usual)
             drop_capabilities()
             self.log("info", f"runs, process {os.getpid()}, {recovered} connections recovered")
             return loop.run()
@@ -108,20 +113,20 @@ class Worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if given.core is not None:
-            self.attempt(f"pin to core {given.core}", os.sched_setaffinity, 0, {given.core})
+            self.attempt("warning", f"pin to core {given.core}", os.sched_setaffinity, 0, {given.core})
         if given.fifo_priority:
             # not inherited by the serving thread
             policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
             priority = os.sched_param(given.fifo_priority)
-            self.attempt(f"SCHED_FIFO {given.fifo_priority}", os.sched_setscheduler, 0, policy, priority)
+            self.attempt("warning", f"SCHED_FIFO {given.fifo_priority}", os.sched_setscheduler, 0, policy, priority)
         if libc.mlockall(MCL_CURRENT_ONFAULT) != 0:
             self.log("info", f"memory is not locked: {os.strerror(ctypes.get_errno())}")
 
-    def attempt(self, what: str, call: Callable[..., object], *arguments: object) -> None:
+    def attempt(self, level: str, what: str, call: Callable[..., object], *arguments: object) -> None:
         try:
             call(*arguments)
         except (OSError, ValueError) as error:
-            self.log("warning", f"{what}: {error}; goes on without")
+            self.log(level, f"{what}: {error}; goes on without")
 
 
 def drop_capabilities() -> None:
@@ -235,11 +240,16 @@ class Door:
 
 
 def main(arguments: list[str], make_loop: Callable[[WorkerSet], Loop] = fastpath) -> int:
+    stand_by = arguments[:1] == ["--stand-by"]
+    if stand_by:
+        del arguments[0]
     if len(arguments) != 2 or arguments[0] != "--socket-fd" or not arguments[1].isdecimal():
         sys.stderr.write("usage: python -m lbd.worker --socket-fd N   (started by lbd run, not by hand)\n")
         return 2
     try:
         with socket.socket(fileno=int(arguments[1])) as sock:
+            if stand_by and not wait_for_set(sock):
+                return 0
             sock.settimeout(PATIENCE)
             given = WorkerSet.from_words(*receive(sock))
     except (OSError, HandoverError) as error:
@@ -251,6 +261,14 @@ def main(arguments: list[str], make_loop: Callable[[WorkerSet], Loop] = fastpath
     except (OSError, ValueError) as error:
         worker.log("error", f"can't run: {error}")
         return EXIT_REFUSED
+
+
+def wait_for_set(sock: socket.socket) -> bool:
+    """False: the master has gone, or needs nobody any more."""
+    import lbd._fastpath  # noqa: F401 (loaded now, so that it need not be then)
+
+    libc.prctl(PR_SET_NAME, b"lbd-stand-by", 0, 0, 0)
+    return bool(sock.recv(1, socket.MSG_PEEK))
 
 
 if __name__ == "__main__":

@@ -97,20 +97,20 @@ cdef inline void lip_refresh(Engine *e) noexcept nogil:
 
 
 cdef inline bint lip_set(Engine *e, const Cmd *c, const CmdLip *b) noexcept nogil:
-    cdef Lip *l
+    cdef Lip *lip
     if c.id >= e.max_lip or b.port_hi < b.port_lo or b.port_lo == 0 or (b.af != 4 and b.af != 6):
         return False
-    l = e.lip + c.id
+    lip = e.lip + c.id
     if c.flags & CMD_FRESH:
         memset(e.lip_stat + c.id, 0, sizeof(LipStat))
         # a restart begins elsewhere in the range, far from the ports that were used last
-        l.cursor = <uint32_t> (e.hash_key[0] ^ e.now_ns) & 0xffff
-    memcpy(l.addr, b.addr, 16)
-    l.af = b.af
-    l.port_lo = b.port_lo
-    l.port_hi = b.port_hi
-    l.gen = c.gen
-    l.flags = 1
+        lip.cursor = <uint32_t> (e.hash_key[0] ^ e.now_ns) & 0xffff
+    memcpy(lip.addr, b.addr, 16)
+    lip.af = b.af
+    lip.port_lo = b.port_lo
+    lip.port_hi = b.port_hi
+    lip.gen = c.gen
+    lip.flags = 1
     lip_refresh(e)
     return True
 

@@ -3,7 +3,8 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.engine cimport Engine
-from lbd.datapath.conn cimport (Conn4, Conn6, ConnCold, Bucket, ConnTable, ConnCommon, CONN_NIL, conn_buckets, conn_overflow, conn_clear, conn4, conn6,
+from lbd.datapath.conn cimport (Conn4, Conn6, ConnCold, Bucket, ConnTable, ConnCommon, CONN_NIL, conn_buckets, conn_overflow,
+                                conn_clear, conn4, conn6,
                                 conn_common, CONN_IMPORTED, CONN_ACTIVE)
 from lbd.datapath.lifetime cimport table_of, timer_of, rebuild_family, conn_schedule, conn_timeout, stat_count
 from lbd.datapath.timer cimport Timer, timer_clear, timer_link, timer_start, timer_unlink, WHEEL_SLOTS
@@ -35,7 +36,8 @@ cdef inline uint64_t conn_family_bytes(uint32_t n, uint32_t record) noexcept nog
 
 
 cdef inline uint64_t conn_file_bytes(uint32_t conns4, uint32_t conns6) noexcept nogil:
-    return (CONN_PAGE + conn_family_bytes(conns4, sizeof(Conn4)) + conn_family_bytes(conns6, sizeof(Conn6)) + CONN_PAGE - 1) & ~<uint64_t> (CONN_PAGE - 1)
+    cdef uint64_t n = CONN_PAGE + conn_family_bytes(conns4, sizeof(Conn4)) + conn_family_bytes(conns6, sizeof(Conn6))
+    return (n + CONN_PAGE - 1) & ~<uint64_t> (CONN_PAGE - 1)
 
 
 cdef inline uint8_t *line_up(uint8_t *p) noexcept nogil:

@@ -55,7 +55,8 @@ cdef inline uint16_t csum_reverse(uint16_t delta) noexcept nogil:
     return <uint16_t> ~delta
 
 
-cdef inline uint64_t csum_pseudo(const void *saddr, const void *daddr, uint32_t alen, uint8_t proto, uint32_t l4_len) noexcept nogil:
+cdef inline uint64_t csum_pseudo(const void *saddr, const void *daddr, uint32_t alen, uint8_t proto,
+                                 uint32_t l4_len) noexcept nogil:
     """Pseudo-header sum (RFC 793, RFC 8200 §8.1); alen 4 or 16."""
     cdef uint64_t s = csum_partial(<const uint8_t *> saddr, alen, 0)
     s = csum_partial(<const uint8_t *> daddr, alen, s)

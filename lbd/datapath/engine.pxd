@@ -33,7 +33,7 @@ cdef struct Engine:
     uint8_t *owner              # [2][OWNER_BUCKETS] (host segment, read only here)
     uint64_t *hash_key          # 4 words (host segment)
     uint8_t *rss_key
-    SvcStat *peer_dest_stat[16] # other workers' dest statistics, for least-connection schedulers; NULL = none
+    SvcStat *peer_dest_stat[16]     # other workers' dest statistics, for least-connection schedulers; NULL = none
     Counters *count
     uint32_t *fib_gen           # in the worker's head, shared with the master's eyes
     uint32_t max_svc

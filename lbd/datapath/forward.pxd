@@ -73,8 +73,8 @@ cdef inline bint tcp_syn(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t 
 
 
 cdef inline bint tcp_step(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t direction, int af) noexcept nogil:
-    """State by the table of tcp.pxd, and the sequence edges. Nothing is refused here: the ends judge segments themselves. A SYN, FIN
-    or RST that a blind sender could have made leaves the state alone: False, then it does not prolong the connection either."""
+    """State by the table of tcp.pxd, and the sequence edges. Nothing is refused here: the ends judge segments themselves. A SYN,
+    FIN or RST that a blind sender could have made leaves the state alone: False, then it does not prolong the connection either."""
     cdef TcpHdr *t = <TcpHdr *> (p.data + p.l4)
     cdef uint32_t seq = lbd_bswap32(t.seq)
     cdef uint32_t event = tcp_event(p.tcp_flags)
@@ -310,7 +310,8 @@ cdef inline void forward_icmp(Engine *e, Pkt *p, uint32_t ref, uint8_t proto, in
 
 # --- a new connection ------------------------------------------------------------------------------------------------
 
-cdef inline void conn_fill(Engine *e, uint32_t i, const Tuple *t, const Tuple *back, uint32_t svc, uint32_t dest, uint32_t lip, int af) noexcept nogil:
+cdef inline void conn_fill(Engine *e, uint32_t i, const Tuple *t, const Tuple *back, uint32_t svc, uint32_t dest, uint32_t lip,
+                           int af) noexcept nogil:
     """The record, but for `live`."""
     cdef ConnTable *tab = table_of(e, af)
     cdef Conn4 *c

@@ -126,7 +126,8 @@ cdef inline void answer(Engine *e, Pkt *p, uint32_t reason, uint32_t mtu) noexce
     p.ifout = p.ifin
 
 
-cdef inline void inner_ports(uint8_t *l4, uint32_t left, uint8_t proto, uint16_t sport, uint16_t dport, uint64_t addr_diff) noexcept nogil:
+cdef inline void inner_ports(uint8_t *l4, uint32_t left, uint8_t proto, uint16_t sport, uint16_t dport,
+                             uint64_t addr_diff) noexcept nogil:
     """New ports in the quoted transport header, and its checksum as far as it was quoted (UDP: unless none)."""
     cdef uint16_t old[2]
     cdef uint16_t new[2]

@@ -20,23 +20,23 @@ cdef enum:
 
 cdef inline uint32_t laddr_from(Engine *e, uint32_t n, Tuple *back, uint64_t *hash_out, int af) noexcept nogil:
     """Tries one LIP: fills back.daddr and back.dport (network order) with a free pair and returns True, or False."""
-    cdef Lip *l = e.lip + n
-    cdef uint32_t span = <uint32_t> l.port_hi - l.port_lo + 1
+    cdef Lip *lip = e.lip + n
+    cdef uint32_t span = <uint32_t> lip.port_hi - lip.port_lo + 1
     cdef uint32_t tries = PORT_TRIES * e.workers
     cdef uint32_t scatter = (PORT_TRIES - PORT_RUN) * e.workers
     cdef uint64_t h = 0
-    memcpy(back.daddr, l.addr, 16)
+    memcpy(back.daddr, lip.addr, 16)
     if tries >= span:
         tries = span
         scatter = 0
     while tries:
         if tries <= scatter:                    # long-lived connections may hold whole stretches: leave this one
-            l.cursor = lbd_scale(<uint32_t> h + tries * 0x9e3779b9, span)
+            lip.cursor = lbd_scale(<uint32_t> (h + tries * 0x9e3779b97f4a7c15ULL), span)
         tries -= 1
-        l.cursor += 1
-        if l.cursor >= span:
-            l.cursor = 0
-        back.dport = lbd_bswap16(<uint16_t> (l.port_lo + l.cursor))
+        lip.cursor += 1
+        if lip.cursor >= span:
+            lip.cursor = 0
+        back.dport = lbd_bswap16(<uint16_t> (lip.port_lo + lip.cursor))
         h = tuple_hash(back, e.hash_key, af)
         if flow_owner(e, back, h, af, 0) != e.worker:
             continue
@@ -53,8 +53,8 @@ cdef inline uint32_t laddr_pick(Engine *e, Tuple *back, uint64_t *hash_out, int 
     """back: the answer's tuple with source (real server) and proto set. Fills in a free local address and port; returns the LIP's
     number or LIP_NONE (exhausted: counted per LIP)."""
     cdef uint32_t count = e.lip4_n if af == 4 else e.lip6_n
-    cdef uint32_t k, n
-    for k in range(count):
+    cdef uint32_t _k, n
+    for _k in range(count):
         e.lip_cursor += 1
         n = e.lip4[e.lip_cursor % count] if af == 4 else e.lip6[e.lip_cursor % count]
         if laddr_from(e, n, back, hash_out, af):

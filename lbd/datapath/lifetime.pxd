@@ -6,7 +6,8 @@ from lbd.datapath.conn cimport (ConnTable, ConnCommon, CONN_NIL, CONN_ACTIVE, co
                                 conn_unindex, conn_alloc)
 from lbd.datapath.timer cimport (Timer, timer_link, timer_unlink, timer_start, LIST_HALF_OPEN, LIST_ONEWAY, LIST_NONE, TICK_MASK,
                                  WHEEL_SLOTS, WHEEL_SHIFT)
-from lbd.datapath.tcp cimport (STATE_NONE, STATE_SYN_RECV, STATE_ESTABLISHED, STATE_CLOSE, STATE_UDP_ONEWAY, STATE_COUNT, state_active)
+from lbd.datapath.tcp cimport (STATE_NONE, STATE_SYN_RECV, STATE_ESTABLISHED, STATE_CLOSE, STATE_UDP_ONEWAY, STATE_COUNT,
+                               state_active)
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED
 from lbd.datapath.count cimport EXPIRE_TIMEOUT, EXPIRE_EVICTED, EXPIRE_CLOSED
 

@@ -54,7 +54,8 @@ cdef inline uint32_t adj_bucket_addr(const uint8_t *addr, uint32_t iface, uint32
 
 cdef inline uint32_t adj_bucket_mac(const uint8_t *mac, uint32_t iface, uint32_t vlan, uint32_t outer) noexcept nogil:
     cdef uint64_t m = <uint64_t> lbd_ld32(mac) | (<uint64_t> lbd_ld16(mac + 4) << 32)
-    return <uint32_t> lbd_mum(m ^ 0x9e3779b97f4a7c15ULL, (<uint64_t> iface << 40 | <uint64_t> outer << 16 | vlan) ^ 0xc2b2ae3d27d4eb4fULL) & (ADJ_HASH - 1)
+    return <uint32_t> lbd_mum(m ^ 0x9e3779b97f4a7c15ULL, (<uint64_t> iface << 40 | <uint64_t> outer << 16 | vlan)
+                              ^ 0xc2b2ae3d27d4eb4fULL) & (ADJ_HASH - 1)
 
 
 cdef inline uint32_t adj_find(Engine *e, const uint8_t *addr, uint32_t af, uint32_t iface, uint32_t vlan) noexcept nogil:
@@ -63,7 +64,8 @@ cdef inline uint32_t adj_find(Engine *e, const uint8_t *addr, uint32_t af, uint3
     cdef Adj *a
     while n:
         a = e.adj + (n - 1)
-        if (a.flags & (ADJ_USED | ADJ_LEARNED)) == ADJ_USED and a.iface == iface and a.vlan == vlan and a.af == af and memcmp(a.addr, addr, 16) == 0:
+        if ((a.flags & (ADJ_USED | ADJ_LEARNED)) == ADJ_USED and a.iface == iface and a.vlan == vlan and a.af == af
+                and memcmp(a.addr, addr, 16) == 0):
             return n - 1
         n = a.next
     return ADJ_NONE

@@ -2,7 +2,8 @@
 # costs its record's line, two checksum adds and one copy of 12 bytes.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memmove
-from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_st16, lbd_st32, lbd_st64, lbd_bswap16, lbd_copy12, lbd_copy16, lbd_unlikely
+from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_st16, lbd_st32, lbd_st64, lbd_bswap16, lbd_copy12, lbd_copy16,
+                                    lbd_unlikely)
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt, PKT_PARTIAL
 from lbd.datapath.hdr cimport *

@@ -114,7 +114,8 @@ cdef inline bint transport_csum(Engine *e, Pkt *p, const uint8_t *addrs, uint32_
     return csum_fold(csum_partial(p.data + p.l4, l4_len, s)) == 0xffff
 
 
-cdef inline uint32_t parse_transport(Engine *e, Pkt *p, Tuple *t, const uint8_t *addrs, uint32_t alen, uint32_t l4_len) noexcept nogil:
+cdef inline uint32_t parse_transport(Engine *e, Pkt *p, Tuple *t, const uint8_t *addrs, uint32_t alen,
+                                     uint32_t l4_len) noexcept nogil:
     if lbd_unlikely(not transport_ok(p, l4_len)):
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
     lbd_st32(&t.sport, lbd_ld32(p.data + p.l4))

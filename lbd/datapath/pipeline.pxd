@@ -9,7 +9,8 @@ from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_ICMP_ERROR, BURST_MAX
 from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.reason cimport *
 from lbd.datapath.parse cimport parse, KIND_DONE, KIND_FLOW, KIND_ICMP
-from lbd.datapath.conn cimport (ConnTable, Bucket, REF_NONE, conn_bucket, conn_tag, conn_lookup, conn_is, conn4, conn6, lbd_tag_match)
+from lbd.datapath.conn cimport (ConnTable, Bucket, REF_NONE, conn_bucket, conn_tag, conn_lookup, conn_is, conn4, conn6,
+                                lbd_tag_match)
 from lbd.datapath.lifetime cimport table_of, conn_end
 from lbd.datapath.forward cimport forward_known, forward_icmp, conn_open, starts_anew, drop
 from lbd.datapath.owner cimport flow_owner

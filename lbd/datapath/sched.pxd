@@ -22,8 +22,8 @@ cdef inline uint32_t slot_dest(Engine *e, const Svc *s, uint32_t slot) noexcept 
 
 
 cdef inline uint32_t pick_seq(Engine *e, Svc *s) noexcept nogil:
-    cdef uint32_t k, d
-    for k in range(s.table_len):
+    cdef uint32_t _k, d
+    for _k in range(s.table_len):
         s.cursor += 1
         if s.cursor >= s.table_len:
             s.cursor = 0

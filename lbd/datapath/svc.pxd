@@ -35,7 +35,7 @@ cdef struct Svc:            # 64 bytes
     uint32_t cursor         # SCHED_SEQ: next slot (worker)
     uint32_t next           # hash chain: number + 1 of the next service, 0 = end (worker)
     uint32_t timeout_established   # ms; 0 = the worker's default
-    uint8_t reserved[12]
+    uint8_t reserved[16]
 
 cdef struct SvcStat:        # 64 bytes
     uint64_t conns

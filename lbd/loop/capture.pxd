@@ -15,7 +15,8 @@ cdef enum:
     CAPTURE_ROOM = 2016         # bytes of packet in a slot: CAPTURE_SLOT - sizeof(CaptureHead)
 
 
-cdef inline CaptureHead *copy_packet(Loop *l, lbd_ring_end *r, uint32_t at, const Pkt *p, uint32_t snap, uint32_t iface) noexcept nogil:
+cdef inline CaptureHead *copy_packet(Loop *l, lbd_ring_end *r, uint32_t at, const Pkt *p, uint32_t snap,
+                                     uint32_t iface) noexcept nogil:
     """Writes the packet to the at-th unpublished slot; NULL: the ring is full."""
     cdef CaptureHead *h
     cdef uint32_t n = p.len

@@ -79,7 +79,8 @@ cdef inline uint32_t frames_collect(Loop *l) noexcept nogil:
             continue
         for i in range(<uint32_t> n):
             frame = (<const uint32_t *> lbd_ring_front(&l.return_in[w], i))[0]
-            # seen before by a predecessor that was killed before the release: its ledger byte has moved on. (It can't have come to be
+            # seen before by a predecessor that was killed before the release: its ledger byte has moved on. (It can't have come to
+            # be
             # HOME again: a frame leaves the free list in turn_port, and a successor's first turn comes by here before that.)
             if frame < l.frames_total and frame_home(l, frame) == l.worker and l.ledger[frame] == FRAME_HOME:
                 frame_to_list(l, frame)

@@ -1,4 +1,5 @@
-# All that one worker's loop holds: engine, sockets, rings, free frames. Private to the process; what outlives it lies in the segments.
+# All that one worker's loop holds: engine, sockets, rings, free frames. Private to the process; what outlives it lies in the
+# segments.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt

@@ -1,4 +1,5 @@
-# One turn of the loop, and the loop: receive from every port and every other worker, work, send, reclaim, refill, look at timers and
+# One turn of the loop, and the loop: receive from every port and every other worker, work, send, reclaim, refill, look at timers
+# and
 # commands; and how to sleep when there is nothing to do.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -20,7 +21,8 @@ from lbd.shm.ring cimport (lbd_ring_end, lbd_ring_ready, lbd_ring_front, lbd_rin
                            lbd_ring_must_wake, lbd_ring_idle, lbd_sleep_begin, lbd_sleep_end)
 from lbd.xdp.libxdp cimport xdp_desc, xsk_ring_cons__rx_desc
 from lbd.xdp.port cimport Port, port_rx_pending, port_comp_pending
-from lbd.xdp.io cimport (port_rx_peek, port_rx_release, port_fill, port_wake_rx, port_tx_submit, port_reclaim, port_kick, port_publish,
+from lbd.xdp.io cimport (port_rx_peek, port_rx_release, port_fill, port_wake_rx, port_tx_submit, port_reclaim, port_kick,
+                         port_publish,
                          port_statistics)
 
 cdef enum:
@@ -39,7 +41,8 @@ cdef inline void work(Loop *l, uint32_t n) noexcept nogil:
     dispatch(l, l.pkt, n)
 
 
-cdef inline void pkt_init(Loop *l, Pkt *p, uint64_t addr, uint32_t length, uint32_t iface, uint32_t flags, uint32_t hops) noexcept nogil:
+cdef inline void pkt_init(Loop *l, Pkt *p, uint64_t addr, uint32_t length, uint32_t iface, uint32_t flags,
+                          uint32_t hops) noexcept nogil:
     p.data = l.area + addr
     p.frame = addr
     p.len = length
@@ -141,7 +144,8 @@ cdef inline void free_list_took(Loop *l, uint32_t n) noexcept nogil:
 
 # --- commands and events ---------------------------------------------------------------------------------------------
 
-cdef inline void tell(Loop *l, uint32_t op, uint32_t id, uint64_t value, const uint8_t *addr, uint32_t af, uint32_t iface) noexcept nogil:
+cdef inline void tell(Loop *l, uint32_t op, uint32_t id, uint64_t value, const uint8_t *addr, uint32_t af,
+                      uint32_t iface) noexcept nogil:
     cdef Evt v
     memset(&v, 0, sizeof(Evt))
     v.op = op
@@ -246,7 +250,8 @@ cdef inline bint nothing_to_do(Loop *l) noexcept nogil:
 
 
 cdef inline void loop_sleep(Loop *l) noexcept nogil:
-    """Waits in poll() for a packet, a command or another worker. Two words say that it sleeps: one for the master (command ring), one
+    """Waits in poll() for a packet, a command or another worker. Two words say that it sleeps: one for the master (command ring),
+    one
     for the workers; whoever has put something into a ring clears its word and writes the eventfd (lbd/shm/ring.h)."""
     cdef pollfd fds[17]
     cdef uint32_t i

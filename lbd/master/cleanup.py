@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Taking back what a dead lbd left in the kernel: `lbd cleanup`, which systemd runs after any death.
 
-Scope: works off `<run_dir>/managed.json`. The caller has made sure that no daemon is alive.
+Scope: works off `<run_dir>/managed.json`. The caller has made sure that no daemon is alive; workers that outlived
+theirs are looked for here: while one of them forwards, its addresses are needed, and nothing is taken.
 Addresses matter most: a router goes on sending to a host that holds a VIP, and the kernel answers RST.
 """
 
@@ -13,6 +14,7 @@ from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
 from lbd.master import reservation
+from lbd.master.handover import SOCKET_NAME
 from lbd.master.managed import Managed, current_scope
 from lbd.master.netlink import NetlinkThread
 
@@ -24,6 +26,8 @@ def cleanup(run_dir: Path) -> list[str]:
 
     What the kernel refuses stays in the record, so that another run tries again.
     """
+    if names := serving(run_dir):
+        return [f"nothing is taken away: {', '.join(names)} still forwards, for the next lbd run to take over"]
     managed = Managed(run_dir, current_scope())
     if not (managed.addresses or managed.neighbours or managed.ports):
         managed.path.unlink(missing_ok=True)
@@ -41,6 +45,19 @@ def cleanup(run_dir: Path) -> list[str]:
     else:
         managed.path.unlink(missing_ok=True)
     return done
+
+
+def serving(run_dir: Path) -> list[str]:
+    """Workers that live, by the name of their sockets (handover.py)."""
+    found = []
+    for path in sorted(run_dir.glob(SOCKET_NAME.format("*"))):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            try:
+                sock.connect(str(path))
+            except OSError:
+                continue
+        found.append(path.stem)
+    return found
 
 
 def _remove_addresses(managed: Managed, thread: NetlinkThread) -> list[str]:

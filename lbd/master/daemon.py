@@ -50,6 +50,7 @@ from lbd.master.resources import Port, Resources, needs_restart
 from lbd.master.restart import Limits
 from lbd.master.runtime import Override, Runtime, Where
 from lbd.master.slowpath import SlowPath
+from lbd.master.standby import Standby
 from lbd.master.supervise import Supervisor
 from lbd.shm import _shm as shm
 
@@ -79,8 +80,13 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self.events = Events(self)
         limits = Limits(heartbeat=config.workers.heartbeat_limit)
+        self.standby = Standby()
         self.supervisor = Supervisor(
-            limits, on_restart=self._on_restart, on_event=self.events.take, on_alarm=self._on_worker_alarm
+            limits,
+            on_restart=self._on_restart,
+            on_event=self.events.take,
+            on_alarm=self._on_worker_alarm,
+            launch=self.standby,
         )
         # from `Life.come_up` on
         self.resources: Resources

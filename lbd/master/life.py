@@ -31,7 +31,7 @@ from lbd.master.network import Network, lips, vips
 from lbd.master.refusal import Refusal
 from lbd.master.resources import worker_set
 from lbd.master.runtime import Runtime
-from lbd.master.slowpath import MAC, NAME, SlowPath, tap_writer
+from lbd.master.slowpath import DUMMY_ADDRESS, MAC, NAME, SlowPath, tap_writer
 
 if TYPE_CHECKING:
     from lbd.master.daemon import Daemon
@@ -56,6 +56,7 @@ class Life:
         startup.check_host()
         await self._meet_kernel(stack, run_dir)
         stack.push_async_callback(d.supervisor.leave)
+        stack.callback(d.standby.close)
         adopted = await takeover.adopt(d.supervisor, d.config, run_dir)
         if adopted is None:
             d.resources = startup.create(d.config, d.network.snapshot(), d.network.links())
@@ -81,6 +82,7 @@ class Life:
         d.servers = Servers(d)
         stack.push_async_callback(d.servers.stop)
         await d.servers.start()
+        d.standby.prepare_soon()
 
     async def _meet_kernel(self, stack: AsyncExitStack, run_dir: Path) -> None:
         d, loop = self.daemon, asyncio.get_running_loop()
@@ -137,11 +139,12 @@ class Life:
         d = self.daemon
         try:
             tap = await d.network.kernel.create_tap(NAME, MAC)
+            stack.callback(tap.close)
+            await d.network.add_address(tap.ifindex, DUMMY_ADDRESS)
         except OSError as error:
             d.notes.append(f"no exception path to the kernel: {NAME}: {error.strerror or error}")
             log.warning("%s", d.notes[-1])
             return
-        stack.callback(tap.close)
         d.slow_path = SlowPath(tap_writer(tap))
 
     async def _hold_addresses(self) -> None:

@@ -124,6 +124,11 @@ class Network:
         thread = self.mirror.thread
         self._background(thread.call(thread.requests.probe_neighbour(ifindex, address)), f"neighbour {address}")
 
+    async def add_address(self, ifindex: int, address: str) -> None:
+        """To an interface of lbd's own, which takes it along when it goes: it is not recorded."""
+        thread = self.mirror.thread
+        await thread.call(thread.requests.add_address(ifindex, ip_interface(address)))
+
     def _background(self, work: Coroutine[Any, Any, object], what: str) -> None:
         async def run() -> None:
             try:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,18 +68,23 @@ def spawn(given: WorkerSet, command: Sequence[str] = WORKER) -> Process:
     with ours, theirs:
         # room for the whole message, so that sending never waits for the child
         send(ours, *given.words())
-        pid = os.posix_spawn(
-            command[0],
-            [*command, "--socket-fd", str(CHILD_SOCKET)],
-            environment(),
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, theirs.fileno(), CHILD_SOCKET),
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            ],
-            setsid=True,
-            setsigmask=[],
-            setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
-        )
+        return start(theirs, command)
+
+
+def start(theirs: socket.socket, command: Sequence[str]) -> Process:
+    """A process that gets its set through this socket, which stays the caller's to close."""
+    pid = os.posix_spawn(
+        command[0],
+        [*command, "--socket-fd", str(CHILD_SOCKET)],
+        environment(),
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, theirs.fileno(), CHILD_SOCKET),
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        ],
+        setsid=True,
+        setsigmask=[],
+        setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
+    )
     return Process(pid, child=True)
 
 

@@ -77,6 +77,12 @@ class Reconciler:
         self._parts: dict[Kind, tuple[object, dict[Key, bytes]]] = {}  # a part of Desired and its records
         self._adopted: list[tuple[int, int]] = []  # extents that the predecessor filled
 
+    def names(self) -> tuple[dict[int, str], dict[int, tuple[str, DestKey]]]:
+        """What numbers mean, for people: services' names, and each real server's service and key."""
+        services = {p.number: p.service.name for p in self.placed.values()}
+        dests = {n: (p.service.name, key) for p in self.placed.values() for key, n in p.dests.items()}
+        return services, dests
+
     # -- after a restart of the master -----------------------------------------------------------------------
 
     def adopt(self, found: Iterable[Records]) -> None:

@@ -3,8 +3,8 @@
 
 Scope: numbers and lists of times; pure. A crash loop and an accident differ in this: did it run before?
 
-    it did      started again at once, however often: its traffic waits in the rings for as long as these last.
-                Many such deaths are told to an operator
+    it did      started again at once, however often: its traffic waits in the rings for as long as these
+                last. Many such deaths are told to an operator
     it did not  the second time in a row it pauses, then longer each time, and ends in quarantine, where it is
                 tried seldom
 """

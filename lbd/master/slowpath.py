@@ -23,6 +23,10 @@ from lbd.master.tap import Tap
 NAME = "lbd-tap"
 MAC = bytes.fromhex("026c62642d74")  # locally administered; "lbd-t"
 
+# RFC 7600's IPv4 dummy address, of the TAP alone. NB: on an interface without any IPv4 address the kernel refuses every
+# packet unless its reverse path filter is off; with one, a loose filter (tap.py) lets clients' packets in.
+DUMMY_ADDRESS = "192.0.0.8/32"
+
 _VLAN = (0x8100, 0x88A8)
 _CHECKSUM_AT = {6: 16, 17: 6}  # offset of the checksum in the transport header
 _MF_OR_OFFSET = 0x3FFF

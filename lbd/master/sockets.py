@@ -40,8 +40,8 @@ def queue_counts(config: Config, channels: Mapping[str, Channels]) -> dict[str, 
         queues = known.rx if known else 1
         if queues > workers:
             raise Refusal(
-                f"{name} has {queues} receive queues, and there are {workers} workers: traffic of a queue without"
-                " one would be lost",
+                f"{name} has {queues} receive queues, and workers.count is {workers}: traffic of a queue without a"
+                " worker would be lost",
                 f"set workers.count = {queues}, or: ethtool -L {name} combined {workers}",
             )
         counts[name] = min(queues, QUEUES_MAX)

@@ -38,6 +38,8 @@ from lbd.xdp.kernel import probe
 log = logging.getLogger(__name__)
 
 LOCK = "daemon.lock"
+HASH_KEY = "hash-key"
+HASH_KEY_BYTES = 32
 
 
 # -- lock ------------------------------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ def create(config: Config, snapshot: Snapshot, links: Mapping[str, Link]) -> Res
     queues = check_interfaces(config, links, channels)
     with ExitStack() as stack:
         host = stack.enter_context(HostSegment.create(sizes))
-        set_owners(host, config, snapshot, queues)
+        why = set_owners(host, config, snapshot, queues)
         try:
             area = stack.enter_context(Area.create(sizes, config.tables.hugepages, numa_node(config)))
         except SegmentError as error:
@@ -132,6 +134,7 @@ def create(config: Config, snapshot: Snapshot, links: Mapping[str, Link]) -> Res
         for port in ports:
             program.set_socket(port.iface, port.queue, port.fd)
         stack.pop_all()
+        log.info("%s", why)  # not before: a refusal is one line
         return Resources(sizes, host, area, program, segments, conns, wake, ports)
 
 
@@ -145,13 +148,33 @@ def open_segments(stack: ExitStack, sizes: dict[str, int]) -> dict[int, int]:
     return fds
 
 
-def set_owners(host: HostSegment, config: Config, snapshot: Snapshot, queues: Mapping[str, int]) -> None:
-    host.set_hash_key(os.urandom(32))
+def set_owners(host: HostSegment, config: Config, snapshot: Snapshot, queues: Mapping[str, int]) -> str:
+    """Tells how flows find their owner, in words."""
+    host.set_hash_key(hash_key(config.daemon.run_dir))
     names = [i.name for i in config.interface]
     owners = ownership(names, snapshot.rss, config.workers.number, dict(queues))
     host.set_rss(owners.key, owners.known, owners.udp_ports)
     host.set_owner(owners.table, False)
-    log.info("%s", owners.why)
+    return owners.why
+
+
+def hash_key(run_dir: Path) -> bytes:
+    """The secret of the connection hash, kept as long as connection files are: where RSS is not known it says
+    which worker owns a flow, and by another key recovered connections would be looked for in the wrong table."""
+    path = run_dir / HASH_KEY
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Refusal(f"{path}: {error.strerror}", "run as root, or choose another daemon.run_dir") from None
+    with open(fd, "r+b") as file:
+        os.fchmod(fd, 0o600)
+        key = file.read()
+        if len(key) != HASH_KEY_BYTES:
+            key = os.urandom(HASH_KEY_BYTES)
+            file.seek(0)
+            file.write(key)
+            file.truncate()
+    return key
 
 
 def numa_node(config: Config) -> int | None:

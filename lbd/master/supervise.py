@@ -410,4 +410,4 @@ def ran(segment: shm.WorkerSegment) -> float:
     ctl = segment.ctl()
     if ctl["state"] < shm.WORKER_RUNNING:
         return 0.0
-    return max(0.0, (ctl["heartbeat_ns"] - ctl["started_ns"]) / 1e9)
+    return max(0.0, float(ctl["heartbeat_ns"] - ctl["started_ns"]) / 1e9)

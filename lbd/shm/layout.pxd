@@ -20,7 +20,8 @@ cdef enum:
     CAPTURE_SLOT = 2048             # one capture or slow-path record: CaptureHead + bytes
     LATENCY_BUCKETS = 8
 
-cdef enum WorkerState:              # who may change it to what: the worker goes up the list; the master sets STARTING before a spawn
+# who may change it to what: the worker goes up the list; the master sets STARTING before a spawn
+cdef enum WorkerState:
     WORKER_STARTING = 0
     WORKER_ATTACHING = 1            # repairs tables and frames
     WORKER_RUNNING = 2

@@ -104,7 +104,7 @@ def test_a_new_owner_table(workers: int, af: int) -> None:
     c.set_owner(second, first)
     for _ in range(3):
         talk([*old, *udp])
-    assert max(c.hops) == 2, "the owner now, then the owner before"
+    assert max(c.hops) == min(workers - 1, 2), "the owner now, then the owner before"
     new = [Tcp(c, af, 10000 + i) for i in range(60)]
     made = [f for f in new if f.client("S").verdict == "forward"]
     for f in made:
@@ -144,7 +144,7 @@ def test_owner_tables_that_disagree_do_not_loop() -> None:
     c.members[1].engine.set_owner([0] * BUCKETS)
     r = Tcp(c).client("S")
     assert (r.verdict, r.reason) == ("drop", "hop_limit")
-    assert c.totals("drops" if False else "misplaced") == 1
+    assert c.totals("misplaced") == 1
 
 
 def test_an_owner_that_does_not_exist() -> None:
@@ -176,13 +176,19 @@ def test_icmp_errors_find_their_flows_worker(af: int) -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 6), st.integers(0, 2**32), st.sampled_from([4, 6]))
 def test_any_owner_tables(workers: int, seed: int, af: int) -> None:
-    """Tables change three times, each time with the one before still asked; what was opened under the last two keeps working."""
+    """Tables change three times, each time with the one before still asked; what was opened under the last two keeps working.
+    A table is forgotten only when the flows that were opened under it are over: that much the master has to see to."""
     c = Cluster(workers, seed, servers=2)
     rng = random.Random(seed)
     tables = [spread(workers)] + [owner_table(rng.random(), workers) for _ in range(3)]
     before: list[Tcp] = []
+    made: list[Tcp] = []
     port = 1024
     for k, table in enumerate(tables):
+        for f in before:
+            assert f.client("RA").verdict == "forward"
+        c.later(11)
+        before = made
         c.set_owner(table, tables[k - 1] if k else None)
         made = []
         for _ in range(10):
@@ -193,7 +199,6 @@ def test_any_owner_tables(workers: int, seed: int, af: int) -> None:
                 f.client("A")
                 made.append(f)
         talk([*before, *made])
-        before = made
     local = [(r["local"], r["real_server"]) for r in c.conns()]
     assert workers == 1 or len(local) == len(set(local))
     c.audit()

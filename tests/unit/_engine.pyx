@@ -9,16 +9,14 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from lbd.datapath.compiler cimport lbd_bswap16
-from lbd.datapath.conn cimport (
-    BUCKET_SLOTS, CONN_NIL, REF_NONE, Bucket, ConnTable, conn4, conn6, conn_alloc, conn_bucket, conn_clear, conn_common,
-    conn_free, conn_index, conn_lookup, conn_tag, conn_unindex,
-)
+from lbd.datapath.conn cimport (BUCKET_SLOTS, CONN_NIL, REF_NONE, Bucket, ConnTable, conn4, conn6, conn_alloc, conn_clear,
+                                conn_common, conn_free, conn_index, conn_lookup, conn_unindex)
 from lbd.datapath.connfile cimport conn_family_bytes, conn_map
 from lbd.datapath.csum cimport csum_apply, csum_diff, csum_fold, csum_partial, csum_pseudo, csum_reverse
 from lbd.datapath.engine cimport TokenBucket
 from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.icmp_err cimport token_take
-from lbd.datapath.nat cimport check_complete, delta_set, rewrite4, rewrite6
+from lbd.datapath.nat cimport delta_set, rewrite4, rewrite6
 from lbd.datapath.parse cimport exthdr_walk
 from lbd.datapath.pkt cimport PKT_PARTIAL, Pkt
 from lbd.datapath.reason cimport *

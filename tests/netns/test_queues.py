@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Queues and ports that are not as one would like them: fewer on one interface than on the other, too few, too
+many, none that can zero-copy, one whose receiver does not take what is sent; and the three ways to poll.
+
+A worker's sockets over one UMEM send in copy mode by a system call, and each frame stays the kernel's until whoever
+got the packet is done with it. So a receiver that holds packets holds frames: at most those in the socket's tx ring
+and completion ring, after which `tx_full` counts, and the fill rings of the other interfaces must still be full.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lbd.testbed import Testbed
+from lbd.testbed.daemon import Daemon
+from lbd.testbed.load import Curl, curl, url
+from lbd.testbed.netns import wait_until
+from lbd.testbed.testbed import config_text
+from tests.netns.conftest import make
+
+pytestmark = [pytest.mark.root, pytest.mark.netns]
+
+LOCAL = 8099  # of a service whose real server is the client's own host: all its packets come and go by eth0
+POLL_MODES = ("busy", "adaptive", "interrupt")
+
+
+@pytest.fixture(scope="module")
+def uneven() -> Iterator[Testbed]:
+    """Two workers; eth0 has two queues, eth1 one. Routed: the client's host can be a real server, too."""
+    with make(workers=2, servers=2, routing=True) as testbed:
+        set_queues(testbed, 1)
+        yield testbed
+
+
+@pytest.fixture(scope="module")
+def single() -> Iterator[Testbed]:
+    """One worker, one queue."""
+    with make(workers=1, servers=2, routing=True) as testbed:
+        yield testbed
+
+
+def set_queues(testbed: Testbed, count: int) -> None:
+    for ns, name in ((testbed.balancer, "eth1"), (testbed.topology.switch, "lb")):
+        ns.run(["ethtool", "-L", name, "rx", str(count), "tx", str(count)])
+
+
+def workers(lbd: Daemon) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = lbd.get("/v1/workers")["workers"]
+    return found
+
+
+def drops(lbd: Daemon) -> dict[str, int]:
+    return {row["reason"]: row["packets"] for row in lbd.get("/v1/drops")["drops"]}
+
+
+def queue(worker: dict[str, Any], interface: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(q for q in worker["queues"] if q["interface"] == interface)
+    return found
+
+
+def refused(testbed: Testbed, config: str) -> str:
+    """The one line with which `lbd run` says no, with status 1 and nothing left behind."""
+    file = testbed.directory / "refused.toml"
+    file.write_text(config)
+    argv = testbed.balancer.argv([sys.executable, "-m", "lbd.cli.main", "run", str(file)])
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and not done.stdout, done.stderr
+    links = json.loads(testbed.balancer.run(["ip", "-json", "-details", "link"]))
+    assert not any(link.get("xdp") for link in links)
+    assert testbed.vip(4) not in testbed.balancer.run(["ip", "address"])
+    assert testbed.topology.lips4[0] not in testbed.balancer.run(["ip", "address"])
+    # no AF_XDP socket: rows below the heading of its protocol
+    assert len(testbed.balancer.run(["cat", "/proc/net/xdp"], check=False).splitlines()) <= 1
+    return lines[0]
+
+
+# --- how many queues --------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_without_a_queue_sends_through_one_that_has_one(uneven: Testbed) -> None:
+    lbd = uneven.lbd()
+    try:
+        assert [[q["interface"] for q in w["queues"]] for w in workers(lbd)] == [["eth0", "eth1"], ["eth0"]]
+        for family in (4, 6):
+            for close in (False, True):
+                seen = uneven.wrk(family, connections=32, seconds=1, close=close)
+                assert seen.requests > 500 and seen.errors == 0
+            for reverse in (False, True):
+                assert uneven.iperf3(family, seconds=1, reverse=reverse).bits_per_second > 50e6
+            assert uneven.dnsperf(family, queries=2000).lost == 0
+        first, second = workers(lbd)
+        # Connections of both; what the second one has for eth1 goes the way of what belongs to the other one
+        assert second["handed_out"] - second["misplaced"] > 1000
+        assert first["handed_in"] >= second["handed_out"] - 64 and first["handed_out"] == first["misplaced"]
+        assert second["handed_in"] > 1000 and queue(second, "eth0")["tx_packets"] > 1000
+        assert queue(first, "eth1")["tx_packets"] > second["handed_out"] - second["misplaced"]
+        assert lbd.get("/v1/status")["problems"] == []
+        lost = drops(lbd)
+        assert lost["no_tx_port"] == lost["tx_ring_full"] == 0, lost
+        assert [w["restarts"] for w in workers(lbd)] == [0, 0]
+    finally:
+        assert lbd.stop() == 0
+
+
+def test_too_few_queues_are_refused(uneven: Testbed) -> None:
+    said = refused(uneven, uneven.config(workers={"count": 3}))
+    assert "3 workers" in said and "2 receive queues" in said
+    assert "workers.count = 2" in said and "ethtool -L" in said
+
+
+def test_more_queues_than_workers_are_refused(uneven: Testbed) -> None:
+    said = refused(uneven, uneven.config(workers={"count": 1}))
+    assert "eth0 has 2 receive queues" in said
+    assert "workers.count = 2" in said and "ethtool -L eth0" in said
+
+
+@pytest.mark.parametrize("others", ["require", "auto", "off"])
+def test_zero_copy_that_is_demanded_and_not_to_be_had_is_refused(uneven: Testbed, others: str) -> None:
+    settings = uneven.settings()
+    for interface, zero_copy in zip(settings["interface"], ("require", others), strict=True):
+        interface["zero_copy"] = zero_copy
+    said = refused(uneven, config_text(settings))
+    assert "zero-copy" in said and "eth0" in said and 'zero_copy = "auto"' in said
+
+
+# --- how to poll ------------------------------------------------------------------------------------------------------
+
+
+def test_each_way_to_poll_serves(single: Testbed, record_property: Any) -> None:
+    """One worker, one queue; from one mode to the next by a reload. CPU time is told, not judged: the machine has
+    other work. `busy` alone never sleeps."""
+    lbd = single.lbd(single.config(workers={"poll": POLL_MODES[0]}))
+    try:
+        for mode in POLL_MODES:
+            lbd.config_file.write_text(single.config(workers={"poll": mode}))
+            lbd.call("POST", "/v1/reload")
+            assert lbd.get("/v1/status")["poll"] == mode
+            for family in (4, 6):
+                assert single.curl(family).status == 200
+                seen = single.wrk(family, connections=16, seconds=1, close=family == 6)
+                assert seen.requests > 300 and seen.errors == 0, mode
+            assert single.iperf3(4, seconds=1).bits_per_second > 50e6
+            share = idle_cpu(lbd)
+            record_property(f"idle CPU, {mode}", f"{share:.0%}")
+            print(f"{mode}: {share:.0%} of a core when idle, {seen.rate:,.0f} connections/s")
+            if mode == "busy":
+                assert not workers(lbd)[0]["sleeping"]
+            else:
+                wait_until(f"an idle worker sleeps ({mode})", lambda: workers(lbd)[0]["sleeping"], 5)
+                assert share < 0.5, mode
+        assert workers(lbd)[0]["restarts"] == 0
+    finally:
+        assert lbd.stop() == 0
+
+
+def idle_cpu(lbd: Daemon) -> float:
+    """The worker's CPU time per second while the health checks' answers, which are the kernel's, are all there is."""
+    pid = workers(lbd)[0]["pid"]
+
+    def used() -> float:
+        with open(f"/proc/{pid}/stat") as file:
+            user, system = file.read().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    start, began = used(), os.times().elapsed
+    wait_until("a second has passed", lambda: os.times().elapsed >= began + 1, 5, every=0.25)
+    return (used() - start) / (os.times().elapsed - began)
+
+
+# --- a receiver that does not run -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lopsided(single: Testbed) -> Iterator[tuple[Testbed, Daemon]]:
+    """lbd with the testbed's services, behind eth1, and one whose real server is behind eth0."""
+    argv = [sys.executable, "-c", ONE_LINE_SERVER, str(LOCAL)]
+    server = single.popen(single.client, argv)
+    settings = single.settings(families=[4])
+    settings["interface"] = [{**i, "ring": 1024} for i in settings["interface"]]
+    settings["tables"]["frames"] = 4096  # twice the sum of the rings, the least that `lbd check` finds enough
+    settings["service"].append(
+        {
+            "name": "local", "address": f"{single.vip(4)}:{LOCAL}", "protocol": "tcp", "scheduler": "rr",
+            "interface": "eth0", "real_server": [{"address": f"{single.topology.client.address4}:{LOCAL}"}],
+        }
+    )  # fmt: skip
+    lbd = single.lbd(config_text(settings))
+    try:
+        wait_until("the local service answers", lambda: local(single).status == 200, 10)
+        yield single, lbd
+    finally:
+        single.topology.switch.ip("link set lb up")
+        single.topology.switch.run(["tc", "qdisc", "del", "dev", "rs1", "root"], check=False)
+        lbd.end()
+        server.kill()
+
+
+ONE_LINE_SERVER = """
+import http.server, sys
+class One(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "5")
+        self.end_headers()
+        self.wfile.write(b"here\\n")
+    def log_message(self, *what):
+        pass
+http.server.ThreadingHTTPServer(("", int(sys.argv[1])), One).serve_forever()
+"""
+
+
+def local(testbed: Testbed) -> Curl:
+    return curl(testbed.client, url(testbed.vip(4), LOCAL), timeout=2)
+
+
+def test_a_link_that_is_down_is_counted_and_comes_back(lopsided: tuple[Testbed, Daemon]) -> None:
+    testbed, lbd = lopsided
+    kept = testbed.popen(testbed.client, ["iperf3", "-c", testbed.vip(4), "-t", "30"], stdout=subprocess.DEVNULL)
+    wait_until("iperf3 sends", lambda: queue(workers(lbd)[0], "eth1")["tx_packets"] > 1000, 10)
+    testbed.topology.switch.ip("link set lb down")
+    # Until the mirror has heard of it the kernel drops and says nothing; from then on lbd does, with a reason
+    wait_until("lbd sees the link down", lambda: "eth1 is down" in lbd.get("/v1/status")["problems"], 2)
+    wait_until("it counts what it drops", lambda: drops(lbd)["link_down"] > 0, 5)
+    for _ in range(10):
+        assert local(testbed).status == 200
+    assert testbed.curl(4, timeout=1).status == 0
+    testbed.topology.switch.ip("link set lb up")
+    wait_until("the services are back", lambda: testbed.curl(4, timeout=1).status == 200, 10)
+    kept.kill()
+    sound(testbed, lbd)
+
+
+def test_a_receiver_that_holds_packets_stalls_its_own_port_alone(lopsided: tuple[Testbed, Daemon]) -> None:
+    """All packets to one real server are kept: behind the bridge a queue that is let out at 1 kbit/s."""
+    testbed, lbd = lopsided
+    rs1 = testbed.topology.switch
+    rs1.run(["tc", "qdisc", "replace", "dev", "rs1", "root", *"tbf rate 1kbit burst 2000 limit 100000000".split()])
+    ring = 1024
+    flood = testbed.popen(testbed.client, [sys.executable, "-c", FLOOD, testbed.vip(4), "53"])
+    try:
+        wait_until("the port is full", lambda: queue(workers(lbd)[0], "eth1")["tx_full"] > 1000, 20)
+        lost = drops(lbd)["tx_ring_full"]
+        assert lost > 1000
+        stuck = workers(lbd)[0]
+        assert ring <= queue(stuck, "eth1")["tx_outstanding"] <= 2 * ring
+        for _ in range(10):
+            assert local(testbed).status == 200
+        assert drops(lbd)["tx_ring_full"] > lost  # it went on meanwhile
+        assert queue(workers(lbd)[0], "eth0")["fill_level"] > 0
+    finally:
+        flood.kill()
+        flood.wait()
+    rs1.run(["tc", "qdisc", "del", "dev", "rs1", "root"])
+    wait_until("its frames are back", lambda: queue(workers(lbd)[0], "eth1")["tx_outstanding"] == 0, 5)
+    wait_until("the services are back", lambda: testbed.curl(4, timeout=1).status == 200, 10)
+    sound(testbed, lbd)
+
+
+FLOOD = """
+import socket, sys
+socks = []
+for n in range(64):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.connect((sys.argv[1], int(sys.argv[2])))
+    socks.append(s)
+while True:
+    for s in socks:
+        try:
+            s.send(bytes(64))
+        except OSError:
+            pass
+"""
+
+
+def sound(testbed: Testbed, lbd: Daemon) -> None:
+    """Everything serves, the same worker as before, and every frame is back."""
+    assert local(testbed).status == 200
+    seen = testbed.wrk(4, connections=16, seconds=1)
+    assert seen.requests > 300 and seen.errors == 0
+    assert workers(lbd)[0]["restarts"] == 0
+
+    def at_rest() -> bool:
+        w = workers(lbd)[0]
+        filled = sum(q["fill_level"] + q["tx_outstanding"] for q in w["queues"])
+        return bool(w["free_frames"] + filled == w["frames"])
+
+    wait_until("all frames are accounted for", at_rest, 10)
