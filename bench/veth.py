@@ -15,14 +15,13 @@ pitfalls: README.md.
 import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.compare import Comparison, alternate, machine, show  # noqa: E402
 from lbd.testbed import Namespace, Testbed, TestbedError  # noqa: E402
 from lbd.testbed.daemon import Daemon  # noqa: E402
 from lbd.testbed.load import iperf3  # noqa: E402
@@ -56,24 +56,6 @@ class Placement:
     generator: int
     worker: int
     others: int
-
-
-@dataclass
-class Comparison:
-    name: str
-    unit: str
-    bare: list[float]
-    lbd: list[float]
-
-    @property
-    def ratio(self) -> float:
-        return statistics.median(self.lbd) / statistics.median(self.bare)
-
-    def row(self) -> list[str]:
-        def figures(runs: list[float]) -> str:
-            return f"{statistics.median(runs):.3f} ({min(runs):.3f}-{max(runs):.3f})"
-
-        return [self.name, figures(self.bare), figures(self.lbd), f"{self.ratio:.3f}", self.unit]
 
 
 def placement() -> Placement:
@@ -151,7 +133,7 @@ class Wire:
 
 def tool(ns: Namespace, core: int, *argv: object, fifo: bool = False) -> "subprocess.Popen[bytes]":
     """vethbench in a namespace, pinned. What it reports is read by `report`."""
-    words = [TOOL, *map(str, argv), "-C", str(core)]
+    words = [str(TOOL), *map(str, argv), "-C", str(core)]
     if fifo:
         words = ["chrt", "-f", "1", *words]
     return ns.popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -176,9 +158,7 @@ def report(process: "subprocess.Popen[bytes]", end: bool = True) -> dict[str, An
 
 
 @contextmanager
-def bare(
-    ns: Namespace, core: int, near: str, far: str, args: argparse.Namespace, fifo: bool, *more: str
-) -> Iterator[None]:
+def bare(ns: Namespace, core: int, near: str, far: str, args: argparse.Namespace, fifo: bool, *more: str) -> Iterator[None]:
     """The bare forwarder between eth0 and eth1; `near` and `far` are the stations' MAC addresses."""
     options = ["-d", near, "-e", far, "-b", BATCH, "-x", BUDGET, "-R", RING, "-F", FRAMES, "-t", 600, *more]
     if args.poll != "busy":
@@ -226,23 +206,8 @@ def rate(wire: Wire, place: Placement, flows: int, port: int, args: argparse.Nam
         slots.pop()
     whole = slots[WARM_UP:-1]
     if seen["bad"] or not whole:
-        raise TestbedError(
-            f"the sink saw {seen['packets']} packets, of a sample {seen['bad']} with bad checksums"
-        )
+        raise TestbedError(f"the sink saw {seen['packets']} packets, of a sample {seen['bad']} with bad checksums")
     return statistics.median(whole) * 10 / 1e6
-
-
-def alternate(
-    name: str, unit: str, runs: int, bare_run: Callable[[], float], lbd_run: Callable[[], float] | None
-) -> Comparison:
-    c = Comparison(name, unit, [], [])
-    for number in range(1, runs + 1):
-        c.bare.append(bare_run())
-        if lbd_run:
-            c.lbd.append(lbd_run())
-        seen = f"bare {c.bare[-1]:.3f}" + (f", lbd {c.lbd[-1]:.3f}" if lbd_run else "")
-        print(f"{name}, run {number}: {seen} {unit}", flush=True)
-    return c
 
 
 def pps(args: argparse.Namespace, place: Placement) -> list[Comparison]:
@@ -284,9 +249,7 @@ def bulk(args: argparse.Namespace, place: Placement) -> list[Comparison]:
             server.start("iperf3")
             for pid in server.ns.pids():
                 os.sched_setaffinity(pid, {place.generator})
-            prefer(
-                os.getpid(), *server.ns.pids(), *testbed.balancer.pids()
-            )  # the client inherits it from here
+            prefer(os.getpid(), *server.ns.pids(), *testbed.balancer.pids())  # the client inherits it from here
             prefix = ("taskset", "-c", str(place.generator))
             seen = iperf3(testbed.client, address, seconds=args.seconds, reverse=reverse, prefix=prefix)
             return seen.bits_per_second / 1e9
@@ -310,31 +273,8 @@ def bulk(args: argparse.Namespace, place: Placement) -> list[Comparison]:
 
                 way = "from" if reverse else "to"
                 name = f"iperf3 {way} the server, IPv{family}"
-                results.append(
-                    alternate(name, "Gbit/s", args.runs, bare_run, None if args.bare_only else lbd_run)
-                )
+                results.append(alternate(name, "Gbit/s", args.runs, bare_run, None if args.bare_only else lbd_run))
     return results
-
-
-def show(results: list[Comparison], bare_only: bool) -> None:
-    if bare_only:
-        rows = [
-            [c.name, f"{statistics.median(c.bare):.3f} ({min(c.bare):.3f}-{max(c.bare):.3f})", c.unit]
-            for c in results
-        ]
-        rows.insert(0, ["", "bare AF_XDP", ""])
-    else:
-        rows = [["", "bare AF_XDP", "lbd", "ratio", ""], *(c.row() for c in results)]
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    print()
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")
-    return {"kernel": platform.release(), "cpu": model, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
 
 
 def main() -> int:
@@ -344,9 +284,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=4, help="of each run (%(default)s)")
     parser.add_argument("--flows", type=int, nargs="+", default=[1, 1000, 64000])
     parser.add_argument("--families", type=int, nargs="+", default=[4, 6], choices=[4, 6], help="of bulk")
-    parser.add_argument(
-        "--poll", choices=["busy", "adaptive", "interrupt"], default="busy", help="(%(default)s)"
-    )
+    parser.add_argument("--poll", choices=["busy", "adaptive", "interrupt"], default="busy", help="(%(default)s)")
     parser.add_argument(
         "--fifo",
         action=argparse.BooleanOptionalAction,

@@ -12,7 +12,7 @@ from posix.unistd cimport getpid
 
 from lbd.datapath.command cimport Cmd
 from lbd.datapath.command_apply cimport command_apply, lip_refresh
-from lbd.datapath.conn cimport (BUCKET_FILL_X100, BUCKET_SPARE, Bucket, Conn4, Conn6, ConnCold, ConnCommon, ConnTable, conn4, conn6,
+from lbd.datapath.conn cimport (CONN_RESTING, BUCKET_FILL_X100, BUCKET_SPARE, Bucket, Conn4, Conn6, ConnCold, ConnCommon, ConnTable, conn4, conn6,
                                 conn_common)
 from lbd.datapath.connfile cimport conn_file_attach, conn_file_bytes, conn_map
 from lbd.datapath.engine cimport Engine as CEngine
@@ -28,7 +28,7 @@ from lbd.datapath.tcp cimport (STATE_CLOSE, STATE_CLOSE_WAIT, STATE_COUNT, STATE
                                STATE_NONE, STATE_SYN_RECV, STATE_TIME_WAIT, STATE_UDP, STATE_UDP_ONEWAY)
 from lbd.loop.repair cimport repair
 from lbd.loop.state cimport (Loop, NO_WORKER, POLL_ADAPTIVE, lbd_monotonic, lbd_store32_release)
-from lbd.loop.turn cimport tell, owner_refresh, turn_publish, worker_loop as c_worker_loop
+from lbd.loop.turn cimport tell, owner_refresh, turn_commands, turn_publish, worker_loop as c_worker_loop
 from lbd.shm.attach cimport (RETURN_ENTRY, area_ledger_off, hand_ring_off, host_check, host_init, host_layout_compute,
                              layout_compute, return_ring_off, segment_check, segment_init, sizes_fault, svc_hash_buckets)
 from lbd.shm.layout cimport (CAPTURE_SLOT, EVT_RUNNING, FRAME_WORK, Ctl, Evt, Hand, HostCtl, QueueStat, Sizes, WORKER_ATTACHING,
@@ -191,7 +191,7 @@ cdef dict conn_dict(CEngine *e, uint32_t i, int af, uint32_t now_ms):
         ends = {"client": endpoint(b.caddr, 6, b.cport), "virtual": endpoint(b.vaddr, 6, b.vport),
                 "local": endpoint(b.laddr, 6, b.lport), "real_server": endpoint(b.daddr, 6, b.dport)}
     ends.update(
-        proto=c.proto, state=STATE_NAMES[c.state if c.state < STATE_COUNT else 0],
+        resting=c.live == CONN_RESTING, proto=c.proto, state=STATE_NAMES[c.state if c.state < STATE_COUNT else 0],
         expires_ms=<int32_t> (e.timeout[c.state & 15] - (now_ms - c.last_seen)),
         svc=c.svc if c.svc != SVC_NONE else None, dest=c.dest if c.dest != DEST_NONE else None)
     return ends
@@ -207,7 +207,7 @@ cdef list conn_list(CEngine *e, uint32_t now_ms, uint32_t limit, uint32_t svc):
         t = &e.t4 if af == 4 else &e.t6
         for i in range(t.capacity):
             c = conn_common(t, i, 4) if af == 4 else conn_common(t, i, 6)
-            if c.live == 1 and (svc == SVC_NONE or c.svc == svc):
+            if c.live != 0 and (svc == SVC_NONE or c.svc == svc):
                 if len(out) == limit:
                     return out
                 out.append(conn_dict(e, i, af, now_ms))
@@ -556,6 +556,10 @@ cdef class Worker:
         loop.e.now_ms = <uint32_t> (loop.now // 1000000)
         fresh = loop.ctl.started_ns == 0
         with nogil:
+            # A new segment: what the master has told so far, so that the records of an earlier lbd meet their services now. What
+            # the ring had no room for comes later, and those records are looked up at their next packet.
+            while fresh and turn_commands(loop):
+                pass
             n = conn_file_attach(&loop.e, conn, boot_bytes, loop.ctl.sizes.conns4, loop.ctl.sizes.conns6, fresh)
             loop.ctl.heartbeat_ns = lbd_monotonic()
         if repair(loop) != 0:

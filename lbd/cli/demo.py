@@ -12,6 +12,7 @@ this file shows; what is done and judged is in lbd/testbed/scenario.py.
 import argparse
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -36,14 +37,10 @@ REFRESH = 0.5  # seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "action", nargs="?", choices=("up", "down"), help="leave it standing, or take it away"
-    )
+    parser.add_argument("action", nargs="?", choices=("up", "down"), help="leave it standing, or take it away")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="worker processes (%(default)s)")
     parser.add_argument("--servers", type=int, default=3, metavar="N", help="real servers (%(default)s)")
-    parser.add_argument(
-        "--seconds", type=int, default=3, metavar="S", help="length of each load (%(default)s)"
-    )
+    parser.add_argument("--seconds", type=int, default=3, metavar="S", help="length of each load (%(default)s)")
     parser.add_argument("--prefix", default=PREFIX, help="of the namespaces' names (%(default)s)")
     parser.add_argument("--plain", action="store_true", help="lines instead of a table, also on a terminal")
 
@@ -54,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if os.geteuid():
         raise Failure("lbd demo makes network namespaces, which takes root", "sudo lbd demo")
     testbed = Testbed(args.prefix, workers=args.workers, servers=args.servers)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # through the cleaning up
     try:
         if args.action == "down":
             testbed.down()
@@ -233,9 +231,7 @@ def summary(scenario: "Scenario") -> str:
             return f"{sum(s['connections'] for s in own if s['service'].startswith(service)):,}"
 
         octets = sum(s["incoming_bytes"] + s["outgoing_bytes"] for s in own)
-        rows.append(
-            (server.name, f"{counts.requests:,}", by("web"), by("dns"), by("iperf"), quantity(octets, "B"))
-        )
+        rows.append((server.name, f"{counts.requests:,}", by("web"), by("dns"), by("iperf"), quantity(octets, "B")))
     errors = sum(step.outcome.errors for step in scenario.steps if step.outcome)
     parts = [
         "Real servers (requests as nginx counted them, connections as lbd did)",

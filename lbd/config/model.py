@@ -75,7 +75,7 @@ class Config(Section):
             "cmd_ring": 4096,
             "evt_ring": 1024,
             "capture_ring": 256,
-            "hand_ring": 2048,
+            "hand_ring": tables.frames,  # a ring of descriptors then holds all that its sender may receive
         }
 
 

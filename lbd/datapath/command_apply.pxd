@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.command cimport *
-from lbd.datapath.svc cimport (Svc, SvcStat, Dest, Lip, LipStat, SVC_NONE, DEST_NONE, SVC_USED, DEST_USED)
+from lbd.datapath.svc cimport (LIP_MAX, Svc, SvcStat, Dest, Lip, LipStat, SVC_NONE, DEST_NONE, SVC_USED, DEST_USED)
 from lbd.datapath.neigh cimport (Iface, Adj, ADJ_NONE, ADJ_MAX, ADJ_USED, ADJ_VALID, ADJ_LEARNED, IFACE_USED)
 from lbd.datapath.timer cimport TIMEOUT_MAX
 from lbd.datapath.fib cimport Route, FIB_MAX, ROUTE_USED
@@ -88,10 +88,10 @@ cdef inline void lip_refresh(Engine *e) noexcept nogil:
     e.lip6_n = 0
     for i in range(e.max_lip):
         if e.lip[i].flags & 1:
-            if e.lip[i].af == 4 and e.lip4_n < 256:
+            if e.lip[i].af == 4 and e.lip4_n < LIP_MAX:
                 e.lip4[e.lip4_n] = i
                 e.lip4_n += 1
-            elif e.lip[i].af == 6 and e.lip6_n < 256:
+            elif e.lip[i].af == 6 and e.lip6_n < LIP_MAX:
                 e.lip6[e.lip6_n] = i
                 e.lip6_n += 1
 

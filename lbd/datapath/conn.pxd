@@ -36,6 +36,11 @@ cdef enum:
     BUCKET_FILL_X100 = 625      # entries per primary bucket when the table is full, times 100
     BUCKET_SPARE = 8            # one overflow bucket for so many primary ones
 
+cdef enum Live:                 # ConnCommon.live
+    CONN_FREE = 0
+    CONN_LIVE = 1
+    CONN_RESTING = 2            # over, and its client's tuple went on to another real server: holds its local port, nothing else
+
 cdef enum ConnFlag:
     CONN_SYNACK = 1             # the real server has answered the SYN
     CONN_REPLIED = 2            # UDP: the real server has answered
@@ -55,7 +60,7 @@ cdef struct ConnCommon:         # 24 bytes: what both families keep the same way
     uint8_t proto
     uint8_t state               # TcpState; UDP uses STATE_UDP
     uint8_t flags               # ConnFlag
-    uint8_t live                # 1 = in use; stored last, cleared first
+    uint8_t live                # Live; stored last, cleared first
     uint16_t l4_delta           # checksum delta client → real server: addresses and ports
 
 cdef struct Conn4:              # 64 bytes
@@ -154,7 +159,7 @@ cdef inline bint conn4_is(const Conn4 *c, const Tuple *t, uint32_t direction) no
         return (c.caddr == lbd_ld32(t.saddr) and c.vaddr == lbd_ld32(t.daddr) and c.cport == t.sport
                 and c.vport == t.dport and c.c.proto == t.proto and c.c.live == 1)
     return (c.daddr == lbd_ld32(t.saddr) and c.laddr == lbd_ld32(t.daddr) and c.dport == t.sport
-            and c.lport == t.dport and c.c.proto == t.proto and c.c.live == 1)
+            and c.lport == t.dport and c.c.proto == t.proto and c.c.live != CONN_FREE)
 
 
 cdef inline bint addr6_is(const uint8_t *a, const uint8_t *b) noexcept nogil:
@@ -165,7 +170,7 @@ cdef inline bint conn6_is(const Conn6 *c, const Tuple *t, uint32_t direction) no
     if direction == 0:
         return (c.cport == t.sport and c.vport == t.dport and c.c.proto == t.proto and c.c.live == 1
                 and addr6_is(c.caddr, t.saddr) and addr6_is(c.vaddr, t.daddr))
-    return (c.dport == t.sport and c.lport == t.dport and c.c.proto == t.proto and c.c.live == 1
+    return (c.dport == t.sport and c.lport == t.dport and c.c.proto == t.proto and c.c.live != CONN_FREE
             and addr6_is(c.daddr, t.saddr) and addr6_is(c.laddr, t.daddr))
 
 
@@ -185,6 +190,39 @@ cdef inline uint32_t conn_lookup(ConnTable *t, const Tuple *k, uint64_t h, int a
         while m:
             ref = b.ref[lbd_ctz(m)]
             if conn_is(t, ref, k, af):
+                return ref
+            m &= m - 1
+        if b.next == 0:
+            return REF_NONE
+        b = t.index + b.next
+
+
+cdef inline bint conn_rests(ConnTable *t, uint32_t ref, const Tuple *k, const uint8_t *daddr, uint16_t dport,
+                            int af) noexcept nogil:
+    """A resting record of this client's tuple, to this real server?"""
+    cdef Conn4 *c
+    cdef Conn6 *d
+    if ref & 1 or conn_common(t, ref >> 1, af).live != CONN_RESTING or conn_common(t, ref >> 1, af).proto != k.proto:
+        return False
+    if af == 4:
+        c = conn4(t, ref >> 1)
+        return (c.caddr == lbd_ld32(k.saddr) and c.vaddr == lbd_ld32(k.daddr) and c.cport == k.sport and c.vport == k.dport
+                and c.daddr == lbd_ld32(daddr) and c.dport == dport)
+    d = conn6(t, ref >> 1)
+    return (d.cport == k.sport and d.vport == k.dport and d.dport == dport and addr6_is(d.caddr, k.saddr)
+            and addr6_is(d.vaddr, k.daddr) and addr6_is(d.daddr, daddr))
+
+
+cdef inline uint32_t conn_resting(ConnTable *t, const Tuple *k, uint64_t h, const uint8_t *daddr, uint16_t dport,
+                                  int af) noexcept nogil:
+    """Like conn_lookup, for the resting record of this client's tuple to one real server."""
+    cdef Bucket *b = conn_bucket(t, h)
+    cdef uint32_t m, ref
+    while True:
+        m = lbd_tag_match(b.tag, conn_tag(h))
+        while m:
+            ref = b.ref[lbd_ctz(m)]
+            if conn_rests(t, ref, k, daddr, dport, af):
                 return ref
             m &= m - 1
         if b.next == 0:

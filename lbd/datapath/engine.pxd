@@ -59,8 +59,8 @@ cdef struct Engine:
     TokenBucket kernel_bucket
     uint32_t half_open_limit
     # mirrored addresses in use, for quick walks
-    uint16_t lip4[256]
-    uint16_t lip6[256]
+    uint16_t lip4[1024]
+    uint16_t lip6[1024]
     uint32_t lip4_n
     uint32_t lip6_n
     uint32_t lip_cursor

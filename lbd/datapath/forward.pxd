@@ -18,7 +18,7 @@ from lbd.datapath.laddr cimport laddr_pick
 from lbd.datapath.sched cimport schedule
 from lbd.datapath.nat cimport rewrite4, rewrite6, link_write, delta_set
 from lbd.datapath.icmp_err cimport answer, translate4, translate6, quoted_seq
-from lbd.datapath.count cimport EXPIRE_ADMIN
+from lbd.datapath.count cimport EXPIRE_ADMIN, EXPIRE_RESET
 
 
 cdef inline bint drop(Pkt *p, uint32_t reason) noexcept nogil:
@@ -72,6 +72,13 @@ cdef inline bint tcp_syn(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t 
     return True
 
 
+cdef inline bint refuses(Engine *e, const Pkt *p, uint32_t i, uint32_t state, uint32_t direction, int af) noexcept nogil:
+    """A real server's RST in answer to the SYN: its own number is 0, but it acknowledges the client's."""
+    cdef TcpHdr *t = <TcpHdr *> (p.data + p.l4)
+    return (state == STATE_SYN_RECV and direction == 1 and p.tcp_flags & TCP_ACK
+            and seq_edge(e, i, 0, af)[0] - lbd_bswap32(t.ack_seq) <= 65535)
+
+
 cdef inline bint tcp_step(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t direction, int af) noexcept nogil:
     """State by the table of tcp.pxd, and the sequence edges. Nothing is refused here: the ends judge segments themselves. A SYN,
     FIN or RST that a blind sender could have made leaves the state alone: False, then it does not prolong the connection either."""
@@ -97,7 +104,7 @@ cdef inline bint tcp_step(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t
             return True
         state = STATE_ESTABLISHED
         edge[0] = end
-    elif not tcp_in_window(seq, edge[0]) and (state != STATE_SYN_RECV or direction == 0):
+    elif not tcp_in_window(seq, edge[0]) and not refuses(e, p, i, state, direction, af):
         return event == EVENT_ACK
     next = lbd_tcp_next[direction][event][state]
     edge_advance(edge, end)
@@ -238,7 +245,10 @@ cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept
     cdef uint32_t direction = ref & 1
     cdef ConnCommon *c = conn_common(table_of(e, af), i, af)
     cdef Tuple k
-    if lbd_unlikely(c.flags & CONN_IMPORTED):
+    if lbd_unlikely(c.flags & CONN_IMPORTED or c.live != CONN_LIVE):
+        if c.live != CONN_LIVE:
+            drop(p, REASON_NO_STATE)
+            return
         conn_tuple(table_of(e, af), i, 0, &k, af)
         rebind(e, i, c, &k, af)
     p.svc = c.svc
@@ -261,6 +271,8 @@ cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept
     count_packet(e, p, c, direction)
     p.verdict = VERDICT_FORWARD
     p.reason = REASON_NONE
+    if lbd_unlikely(c.state == STATE_NONE):
+        conn_end(e, i, EXPIRE_RESET, af)
 
 
 cdef inline void forward_icmp(Engine *e, Pkt *p, uint32_t ref, uint8_t proto, int af) noexcept nogil:
@@ -362,18 +374,19 @@ cdef inline uint32_t conn_room(Engine *e, int af) noexcept nogil:
     return i
 
 
-cdef inline uint32_t conn_open(Engine *e, Pkt *p, const Tuple *t, uint32_t svc, int af) noexcept nogil:
-    """A connection for the first packet of a flow: real server, local address and port, record, index. REF_NONE: dropped."""
-    cdef Svc *s = e.svc + svc
-    cdef uint32_t dest, lip, i
+cdef inline void scheduled(Engine *e, uint32_t svc, uint32_t dest) noexcept nogil:
+    """Counts a connection given to a real server, on a new record or an old one."""
+    e.svc_stat[svc].conns += 1
+    e.dest_stat[dest].conns += 1
+
+
+cdef inline uint32_t conn_open(Engine *e, Pkt *p, const Tuple *t, uint32_t svc, uint32_t dest, int af) noexcept nogil:
+    """A connection for the first packet of a flow to this real server: local address and port, record, index. REF_NONE: dropped."""
+    cdef uint32_t lip, i
     cdef uint64_t h
     cdef Tuple back
     cdef ConnCommon *m
     p.svc = svc
-    dest = schedule(e, s, t)
-    if dest == DEST_NONE:
-        drop(p, REASON_NO_BACKEND)
-        return REF_NONE
     p.dest = dest
     i = conn_room(e, af)                        # before the port: evicting may free one
     if i == CONN_NIL:
@@ -399,10 +412,9 @@ cdef inline uint32_t conn_open(Engine *e, Pkt *p, const Tuple *t, uint32_t svc, 
         return REF_NONE
     conn_schedule(e, i, m, af)
     lbd_compiler_barrier()
-    m.live = 1
+    m.live = CONN_LIVE
     stat_count(e, m, 1)
-    e.svc_stat[svc].conns += 1
-    e.dest_stat[dest].conns += 1
+    scheduled(e, svc, dest)
     e.count.conns_made += 1
     p.flags |= PKT_NEW
     return i << 1
@@ -416,11 +428,44 @@ cdef inline bint dest_gone(Engine *e, const ConnCommon *c) noexcept nogil:
 
 
 cdef inline bint starts_anew(Engine *e, const Pkt *p, uint32_t ref, int af) noexcept nogil:
-    """A client's SYN on a connection that is over or half open, whose real server is gone: schedule it again."""
+    """A client's SYN on a connection that is over, or half open towards a real server that is gone: to be scheduled again."""
     cdef ConnCommon *c
     if p.proto != PROTO_TCP or (p.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN or ref & 1:
         return False
     c = conn_common(table_of(e, af), ref >> 1, af)
-    if c.state == STATE_ESTABLISHED or c.state == STATE_CLOSE_WAIT or c.state == STATE_FIN_WAIT:
+    if c.svc == SVC_NONE:
         return False
-    return dest_gone(e, c)
+    if c.state == STATE_SYN_RECV:
+        return dest_gone(e, c)
+    return c.state == STATE_TIME_WAIT or c.state == STATE_LAST_ACK or c.state == STATE_CLOSE
+
+
+cdef inline void start_anew(Engine *e, Pkt *p, const Tuple *k, uint64_t h, uint32_t ref, int af) noexcept nogil:
+    """The scheduler picks a real server as for any new connection. Each of them sees a client's tuple from one local port only,
+    however often the client comes back: the record is reopened in place for the same real server; for another one it rests,
+    holding the port that its server may have in TIME_WAIT, until it expires or is that server's turn again."""
+    cdef ConnTable *t = table_of(e, af)
+    cdef ConnCommon *c = conn_common(t, ref >> 1, af)
+    cdef uint32_t svc = c.svc, other
+    cdef uint32_t dest = schedule(e, e.svc + svc, k)
+    p.svc = svc
+    if dest == DEST_NONE:
+        drop(p, REASON_NO_BACKEND)
+        return
+    if dest == c.dest:
+        scheduled(e, svc, dest)
+        forward_known(e, p, ref, af)
+        return
+    other = conn_resting(t, k, h, e.dest[dest].addr, e.dest[dest].port, af)
+    if c.state == STATE_SYN_RECV:
+        conn_end(e, ref >> 1, EXPIRE_ADMIN, af)
+    else:
+        c.live = CONN_RESTING
+    if other != REF_NONE:
+        conn_common(t, other >> 1, af).live = CONN_LIVE
+        scheduled(e, svc, dest)
+    else:
+        other = conn_open(e, p, k, svc, dest, af)
+        if other == REF_NONE:
+            return
+    forward_known(e, p, other, af)

@@ -2,11 +2,12 @@
 # conn_enter, every end through conn_end.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from lbd.datapath.engine cimport Engine
-from lbd.datapath.conn cimport (ConnTable, ConnCommon, CONN_NIL, CONN_ACTIVE, conn4, conn6, conn_common, conn_free, conn_index,
+from lbd.datapath.conn cimport (ConnTable, ConnCommon, CONN_FREE, CONN_NIL, CONN_ACTIVE, conn4, conn6, conn_common, conn_free,
+                                conn_index,
                                 conn_unindex, conn_alloc)
 from lbd.datapath.timer cimport (Timer, timer_link, timer_unlink, timer_start, LIST_HALF_OPEN, LIST_ONEWAY, LIST_NONE, TICK_MASK,
-                                 WHEEL_SLOTS, WHEEL_SHIFT)
-from lbd.datapath.tcp cimport (STATE_NONE, STATE_SYN_RECV, STATE_ESTABLISHED, STATE_CLOSE, STATE_UDP_ONEWAY, STATE_COUNT,
+                                 EVICT_LOOK, WHEEL_SLOTS, WHEEL_SHIFT)
+from lbd.datapath.tcp cimport (STATE_NONE, STATE_SYN_RECV, STATE_ESTABLISHED, STATE_CLOSE, STATE_UDP, STATE_UDP_ONEWAY, STATE_COUNT,
                                state_active)
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED
 from lbd.datapath.count cimport EXPIRE_TIMEOUT, EXPIRE_EVICTED, EXPIRE_CLOSED
@@ -81,12 +82,31 @@ cdef inline void conn_end(Engine *e, uint32_t i, uint32_t why, int af) noexcept 
     e.count.conns_expired[why] += 1
 
 
+cdef inline uint32_t idlest_udp(Engine *e, int af) noexcept nogil:
+    """Of the next EVICT_LOOK records in turn the answered UDP flow that was silent longest, or CONN_NIL."""
+    cdef Timer *w = timer_of(e, af)
+    cdef ConnTable *t = table_of(e, af)
+    cdef ConnCommon *c
+    cdef uint32_t k, idle, longest = 0, best = CONN_NIL
+    for k in range(EVICT_LOOK):
+        w.hand = w.hand + 1 if w.hand + 1 < t.capacity else 0
+        c = conn_common(t, w.hand, af)
+        if c.live and c.state == STATE_UDP:
+            idle = e.now_ms - c.last_seen
+            if best == CONN_NIL or idle > longest:
+                best = w.hand
+                longest = idle
+    return best
+
+
 cdef inline bint evict(Engine *e, int af) noexcept nogil:
-    """Makes room: the oldest half-open TCP connection, else the oldest unanswered UDP one. False: nothing may go."""
+    """Makes room by the policy of timer.pxd. False: nothing may go."""
     cdef Timer *w = timer_of(e, af)
     cdef uint32_t i = w.head[LIST_HALF_OPEN]
     if i == CONN_NIL:
         i = w.head[LIST_ONEWAY]
+    if i == CONN_NIL:
+        i = idlest_udp(e, af)
     if i == CONN_NIL:
         return False
     conn_end(e, i, EXPIRE_EVICTED, af)
@@ -158,7 +178,7 @@ cdef inline void rebuild_family(Engine *e, int af) noexcept nogil:
     for i in range(t.capacity - 1, -1, -1):
         c = conn_common(t, i, af)
         t.cold[i].where = LIST_NONE
-        if c.live == 1 and 0 < c.state < STATE_COUNT and (c.proto == 6 or c.proto == 17) and conn_index(t, i, af):
+        if c.live != CONN_FREE and 0 < c.state < STATE_COUNT and (c.proto == 6 or c.proto == 17) and conn_index(t, i, af):
             t.used += 1
             continue
         c.live = 0

@@ -216,7 +216,7 @@ cdef inline uint32_t nexthop(Engine *e, const uint8_t *addr, uint32_t af) noexce
     cdef Route *r = route_lookup(e, addr, af)
     cdef const uint8_t *next = addr
     cdef uint32_t i
-    if r == NULL:
+    if r == NULL or not e.iface[r.iface].flags & IFACE_USED:      # it leads where lbd has no interface
         return ADJ_NONE
     if not r.flags & ROUTE_ONLINK:
         next = r.gateway

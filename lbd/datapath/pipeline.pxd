@@ -11,13 +11,13 @@ from lbd.datapath.reason cimport *
 from lbd.datapath.parse cimport parse, KIND_DONE, KIND_FLOW, KIND_ICMP
 from lbd.datapath.conn cimport (ConnTable, Bucket, REF_NONE, conn_bucket, conn_tag, conn_lookup, conn_is, conn4, conn6,
                                 lbd_tag_match)
-from lbd.datapath.lifetime cimport table_of, conn_end
-from lbd.datapath.forward cimport forward_known, forward_icmp, conn_open, starts_anew, drop
+from lbd.datapath.lifetime cimport table_of
+from lbd.datapath.forward cimport forward_known, forward_icmp, conn_open, start_anew, starts_anew, drop
 from lbd.datapath.owner cimport flow_owner
+from lbd.datapath.sched cimport schedule
 from lbd.datapath.lookup cimport svc_lookup, lip_lookup
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE
 from lbd.datapath.hdr cimport PROTO_TCP, TCP_SYN, TCP_ACK, TCP_RST
-from lbd.datapath.count cimport EXPIRE_ADMIN
 
 cdef enum:
     HOPS_MAX = 3                # this epoch's owner, the previous epoch's, and back
@@ -97,6 +97,7 @@ cdef inline bint hand_over(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil
         drop(p, REASON_HOP_LIMIT)
         return True
     p.verdict = VERDICT_HANDOVER
+    p.reason = REASON_NONE
     p.owner = owner
     return True
 
@@ -104,7 +105,7 @@ cdef inline bint hand_over(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil
 cdef inline void miss(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     """No connection here: another worker's, a new one, or nobody's."""
     cdef Tuple *t = &e.tuple[i]
-    cdef uint32_t ref, svc
+    cdef uint32_t dest, ref, svc
     if hand_over(e, p, i, af):
         return
     if e.kind[i] == KIND_ICMP:
@@ -124,7 +125,11 @@ cdef inline void miss(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     if t.proto == PROTO_TCP and (p.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) != TCP_SYN:
         drop(p, REASON_NO_STATE)
         return
-    ref = conn_open(e, p, t, svc, af)
+    dest = schedule(e, e.svc + svc, t)
+    if dest == DEST_NONE:
+        drop(p, REASON_NO_BACKEND)
+        return
+    ref = conn_open(e, p, t, svc, dest, af)
     if ref != REF_NONE:
         forward_known(e, p, ref, af)
 
@@ -149,8 +154,7 @@ cdef inline void settle_one(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogi
         forward_icmp(e, p, ref, k.proto, af)
         return
     if lbd_unlikely(starts_anew(e, p, ref, af)):
-        conn_end(e, ref >> 1, EXPIRE_ADMIN, af)
-        miss(e, p, i, af)
+        start_anew(e, p, k, e.hash[i], ref, af)
         return
     forward_known(e, p, ref, af)
 

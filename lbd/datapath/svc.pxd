@@ -7,6 +7,7 @@ cdef enum:
     SVC_NONE = 0xffff
     DEST_NONE = 0xffff
     LIP_NONE = 0xffff
+    LIP_MAX = 1024          # local addresses of one family that are used; more are ignored
 
 cdef enum SchedKind:        # how a worker uses the service's table of dest numbers (built by the master, in the host segment)
     SCHED_SEQ = 0           # rr, wrr: next slot in turn

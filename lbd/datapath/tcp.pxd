@@ -32,18 +32,19 @@ cdef extern from * nogil:
      * Direction 0 is the client's. SYN_RECV leaves for ESTABLISHED only by the exact ACK of the server's SYN+ACK (checked by the
      * caller), so a sender who never saw that can't fill the table with established connections. A SYN on a connection that is
      * over starts it anew with the same real server and port, as it would without a balancer between (RFC 9293, 3.10.7.4).
+     * NONE ends the record with this segment: a flood of SYN and RST leaves nothing that could not be evicted.
      * Both ends closing at once lead to TIME_WAIT instead of LAST_ACK (the caller sees it by the acknowledgement). */
     static const uint8_t lbd_tcp_next[2][4][8] = {
       { /* from the client */
         /* ACK */ { 0, 2, 2, 3, 7, 5, 6, 7 },
         /* SYN */ { 1, 1, 2, 3, 1, 5, 1, 1 },
         /* FIN */ { 0, 1, 3, 3, 4, 6, 6, 7 },
-        /* RST */ { 0, 7, 7, 7, 7, 7, 6, 7 } },
+        /* RST */ { 0, 0, 7, 7, 7, 7, 6, 7 } },
       { /* from the real server */
         /* ACK */ { 0, 1, 2, 3, 4, 5, 6, 7 },
         /* SYN */ { 0, 1, 2, 3, 4, 5, 6, 7 },
         /* FIN */ { 0, 1, 5, 4, 4, 5, 6, 7 },
-        /* RST */ { 0, 7, 7, 7, 7, 7, 6, 7 } } };
+        /* RST */ { 0, 0, 7, 7, 7, 7, 6, 7 } } };
     """
     const uint8_t lbd_tcp_next[2][4][8]
 

@@ -5,8 +5,10 @@
 # timeout is one constant, so the head is the oldest; from there a full table evicts. A half-open connection's time runs from its
 # first SYN; an unanswered UDP flow goes back to the queue's end when it sends (at most once in 128 ms).
 #
-# Eviction policy (documented for users): the oldest half-open TCP connection goes first, then the oldest unanswered UDP one;
-# connections that were answered are never evicted: with nothing else left the new one is refused (conn_table_full).
+# Eviction policy (documented for users): the oldest half-open TCP connection goes first, then the oldest unanswered UDP flow, then
+# an answered UDP flow, the one silent longest of a few looked at: to be answered proves nothing about a client, and a name server's
+# clients come from a new port each time. TCP connections that were established are never evicted: with nothing else left the new
+# one is refused (conn_table_full).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from lbd.datapath.conn cimport ConnTable, ConnCold, CONN_NIL
 
@@ -19,12 +21,14 @@ cdef enum:
     LIST_ONEWAY = 1025
     LIST_COUNT = 1026
     LIST_NONE = 0xffff
+    EVICT_LOOK = 64             # records looked at for an answered UDP flow to evict
 
 cdef struct Timer:              # one per connection table, process-private, rebuilt on attach
     uint32_t head[1026]
     uint32_t tail[1026]
     uint32_t tick               # next wheel position to look at, in 128 ms since the clock's zero; at most the clock's own
     uint32_t half_open          # records in the two queues
+    uint32_t hand               # where the search for an answered UDP flow to evict goes on
 
 
 cdef inline void timer_link(Timer *w, ConnTable *t, uint32_t i, uint32_t where) noexcept nogil:
@@ -86,3 +90,4 @@ cdef inline void timer_clear(Timer *w, uint32_t now_ms) noexcept nogil:
         w.tail[n] = CONN_NIL
     w.tick = now_ms >> WHEEL_SHIFT
     w.half_open = 0
+    w.hand = 0

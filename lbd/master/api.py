@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from lbd.config import Config, ConfigError
-from lbd.master import view
+from lbd.master import startup, view
 from lbd.master.arena import ArenaFull
 from lbd.master.capture_hub import POINTS, Client
 from lbd.master.numbers import NumbersUsedUp
@@ -82,7 +82,11 @@ class Servers:
         self._path().unlink(missing_ok=True)
 
     async def configure(self, config: Config) -> None:
-        """After a reload: the metrics listener may have moved."""
+        """After a reload: another group, another address of the metrics."""
+        try:
+            self._set_group(config)
+        except OSError as error:
+            self._daemon.alarm(f"group {config.daemon.group} of the control socket: {error.strerror or error}")
         if self._sockets.get("metrics") != str(config.metrics.listen):
             if (runner := self._runners.pop("metrics", None)) is not None:
                 await runner.cleanup()
@@ -92,9 +96,7 @@ class Servers:
         return self._daemon.config.daemon.run_dir / SOCKET
 
     async def _start_control(self) -> None:
-        from lbd.master.startup import group_id
-
-        path, group = self._path(), self._daemon.config.daemon.group
+        path = self._path()
         path.unlink(missing_ok=True)
         runner = await self._runner("control", control_routes(self._daemon, self), self._may)
         mask = os.umask(0o177)
@@ -102,9 +104,13 @@ class Servers:
             await web.UnixSite(runner, str(path)).start()
         finally:
             os.umask(mask)
-        if group is not None:
-            os.chown(path, -1, group_id(group))
+        self._set_group(self._daemon.config)
         path.chmod(0o660)
+
+    def _set_group(self, config: Config) -> None:
+        group = os.getegid() if config.daemon.group is None else startup.group_id(config.daemon.group)
+        for path in (self._path(), self._path().parent):
+            os.chown(path, -1, group)
 
     async def _start_metrics(self, config: Config) -> None:
         listen = config.metrics.listen
@@ -118,9 +124,7 @@ class Servers:
             await self._runners.pop("metrics").cleanup()
             self._daemon.alarm(f"metrics.listen {listen}: {error.strerror or error}: no metrics over TCP")
 
-    async def _runner(
-        self, name: str, routes: list[web.RouteDef], may: Callable[[Peer], bool] | None
-    ) -> web.AppRunner:
+    async def _runner(self, name: str, routes: list[web.RouteDef], may: Callable[[Peer], bool] | None) -> web.AppRunner:
         app = web.Application(client_max_size=BODY_MAX, middlewares=[self._guard(may)])
         app.add_routes(routes)
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
@@ -131,10 +135,8 @@ class Servers:
     # -- every request ---------------------------------------------------------------------------------------
 
     def _may(self, peer: Peer) -> bool:
-        from lbd.master.startup import group_id
-
         group = self._daemon.config.daemon.group
-        return peer.uid in (0, os.geteuid()) or (group is not None and group_id(group) in peer.groups)
+        return peer.uid in (0, os.geteuid()) or (group is not None and startup.group_id(group) in peer.groups)
 
     def _guard(self, may: Callable[[Peer], bool] | None):  # type: ignore[no-untyped-def]
         @web.middleware

@@ -89,7 +89,7 @@ class CaptureHub:
         return taken
 
     async def _run(self) -> None:
-        while self._clients:
+        while self._clients:  # noqa: ASYNC110 (a ring in shared memory has no event)
             # a burst is read at once; yields in between, so that clients can be written to
             await asyncio.sleep(0 if self.deliver() else EVERY)
         self.deliver()

@@ -66,6 +66,4 @@ class Checks:
 def check_of(service: Service, endpoint: tuple[str, int]) -> Check:
     assert service.health is not None
     fields = [name for name in type(service.health).model_fields if name != "type"]
-    return build_check(
-        service.health.type, endpoint, **{name: getattr(service.health, name) for name in fields}
-    )
+    return build_check(service.health.type, endpoint, **{name: getattr(service.health, name) for name in fields})

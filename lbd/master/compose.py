@@ -67,9 +67,7 @@ class Composer:
             same = old is not None and old[0] == service
             self._services[service.name] = old if same and old else (service, self._service(service))
         self._join(
-            local_addresses=tuple(
-                LocalAddress(lip.address.packed, lip.ports.lo, lip.ports.hi) for lip in config.local_address
-            ),
+            local_addresses=tuple(LocalAddress(lip.address.packed, lip.ports.lo, lip.ports.hi) for lip in config.local_address),
             settings=settings(config),
         )
 

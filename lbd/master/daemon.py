@@ -20,12 +20,13 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from ipaddress import ip_interface
 from typing import Any
 
 import uvloop
 
-from lbd import _fastpath
+from lbd._fastpath import connections
 from lbd.config import Config, ConfigError, load
 from lbd.config.service import Service
 from lbd.health.check import Result
@@ -51,6 +52,7 @@ from lbd.master.restart import Limits
 from lbd.master.runtime import Override, Runtime, Where
 from lbd.master.slowpath import SlowPath
 from lbd.master.standby import Standby
+from lbd.master.startup import group_id
 from lbd.master.supervise import Supervisor
 from lbd.shm import _shm as shm
 
@@ -116,7 +118,8 @@ class Daemon:
             notify("READY=1", f"STATUS={summary(self)}")
             log.info("%s: %s", "took over" if self.took_over else "started", summary(self))
             await self._serve()
-            self.state = "stopping"
+            async with self._reloading:
+                self.state = "stopping"
             notify("STOPPING=1")
             log.info("stopping")
             await self.life.wind_up()
@@ -219,11 +222,14 @@ class Daemon:
                 notify("READY=1", f"STATUS={summary(self)}")
 
     async def _reload(self) -> list[str]:
-        old, new = self.config, load(self.path)
+        # in a thread: a second for thousands of services, in which health checks go on
+        old, new = self.config, await asyncio.to_thread(load, self.path)
         for warning in new.warnings:
             log.warning("%s", warning)
         if fields := restart_fields(needs_restart(old), new):
             raise Refusal(f"{', '.join(fields)} can't be changed while lbd runs", "restart lbd, or undo the change")
+        if new.daemon.group is not None:
+            group_id(new.daemon.group)
         wanted = vips(new) | lips(new)
         try:
             await self.network.hold(wanted)
@@ -240,6 +246,7 @@ class Daemon:
         await self.network.release(self.wanted_addresses())
         await self.life.reserve_ports()
         await self.servers.configure(new)
+        self.supervisor.limits = replace(self.supervisor.limits, heartbeat=new.workers.heartbeat_limit)
         logging.getLogger().setLevel(new.daemon.log_level.upper())
         self.reloads += 1
         self.reload_error = ""
@@ -319,7 +326,7 @@ class Daemon:
         base = shm.SET_TIMEOUT_BASE
         timeouts = {n - base: ms for n, ms in self.composer.desired.settings.items() if n >= base}
         file = self.resources.conns[worker]
-        found: list[dict[str, Any]] = _fastpath.connections(file, self.resources.sizes, limit, service, timeouts)
+        found: list[dict[str, Any]] = connections(file, self.resources.sizes, limit, service, timeouts)
         return found
 
 
@@ -343,6 +350,9 @@ def main(path: str) -> int:
     except (Refusal, OSError, shm.SegmentError, *FULL) as error:
         if daemon.state != "starting":
             raise
+        if daemon.stopping:
+            log.info("stopped while starting")
+            return 0
         log.error("can't start: %s", error, exc_info=log.isEnabledFor(logging.DEBUG))
         return 1
     return 0

@@ -26,9 +26,7 @@ def changes(old: Config, new: Config) -> list[str]:
     found: list[str] = []
     for name in ("daemon", "workers", "timeouts", "packet", "metrics"):
         found += fields(name, getattr(old, name), getattr(new, name))
-    found += keyed(
-        "local address", {str(a.address): a for a in old.local_address}, {str(a.address): a for a in new.local_address}
-    )
+    found += keyed("local address", {str(a.address): a for a in old.local_address}, {str(a.address): a for a in new.local_address})
     before, after = {s.name: s for s in old.service}, {s.name: s for s in new.service}
     found += keyed("service", before, after, service_changes)
     found += keyed(

@@ -82,6 +82,4 @@ class Events:
         return busy
 
     def _is_partial(self, iface: int) -> bool:
-        return any(
-            i.number == iface and i.flags & shm.IFACE_PARTIAL for i in self._daemon.composer.desired.interfaces
-        )
+        return any(i.number == iface and i.flags & shm.IFACE_PARTIAL for i in self._daemon.composer.desired.interfaces)

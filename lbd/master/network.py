@@ -47,9 +47,7 @@ class Network:
     ) -> None:
         self.config = config
         self.zero_copy: frozenset[int] = frozenset()
-        self.mirror = Mirror(
-            [i.name for i in config.interface], self._on_change, loop, on_alarm=on_alarm
-        )
+        self.mirror = Mirror([i.name for i in config.interface], self._on_change, loop, on_alarm=on_alarm)
         self.kernel = Kernel(self.mirror, run_dir, on_alarm)
         self._loop = loop
         self._run_dir = run_dir
@@ -146,8 +144,8 @@ class Network:
         """Adds what is not there yet; nothing is removed. OSError, with what was added before it left in place."""
         async with self._lock:
             for interface, address in sorted(wanted - self.held):
+                self.held.add((interface, address))  # first: what failed half way is released, too
                 await self.kernel.add_address(interface, address)
-                self.held.add((interface, address))
 
     async def release(self, keep: set[Held]) -> None:
         """Removes all but those."""

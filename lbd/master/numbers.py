@@ -103,6 +103,5 @@ class Numbers(Generic[K]):
                 return number
             self._freed.append(number)
         raise NumbersUsedUp(
-            f"all {self.capacity} places are taken, or held by connections of removed ones: "
-            f"raise {self.what} and restart"
+            f"all {self.capacity} places are taken, or held by connections of removed ones: raise {self.what} and restart"
         )

@@ -82,9 +82,7 @@ class Reach:
             flags |= IFACE_ZERO_COPY
         mac = link.mac if len(link.mac) == 6 else bytes(6)
         mtu = min(max(link.mtu, 68), 65535)
-        return Interface(
-            number, link.ifindex, mac, mtu, flags, self._own_address(link, 4), self._own_address(link, 6)
-        )
+        return Interface(number, link.ifindex, mac, mtu, flags, self._own_address(link, 4), self._own_address(link, 6))
 
     def _own_address(self, link: Link, version: int) -> bytes:
         """The source of ICMP errors: an address of the host itself, of this interface if it has one."""
@@ -176,9 +174,7 @@ class RouteIndex:
     def __init__(self, routes: Iterable[record.Route]) -> None:
         best = {(r.prefix.network_address, r.prefix.prefixlen): r for r in sorted(routes, key=lambda r: -r.metric)}
         self._best = best
-        self._lengths = {
-            version: sorted({plen for a, plen in best if a.version == version}, reverse=True) for version in (4, 6)
-        }
+        self._lengths = {version: sorted({plen for a, plen in best if a.version == version}, reverse=True) for version in (4, 6)}
 
     def lookup(self, address: Address4or6) -> record.Route | None:
         for plen in self._lengths[address.version]:

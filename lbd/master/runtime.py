@@ -88,7 +88,7 @@ class Runtime:
         fresh = self.path.with_suffix(".new")
         try:
             fresh.write_text(text)
-            os.replace(fresh, self.path)  # noqa: PTH105
+            os.replace(fresh, self.path)
         except OSError as error:
             log.warning("runtime changes are not saved: %s", error)
 

@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from lbd.config import Config
 from lbd.master.record import Channels, Link
@@ -25,6 +25,8 @@ from lbd.shm._shm import Area
 from lbd.xdp import _xsk
 
 log = logging.getLogger(__name__)
+
+Mode = Literal["auto", "require", "off"]
 
 QUEUES_MAX = 64  # STEER_QUEUES of steer.h
 NOT_ZERO_COPY = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT)
@@ -66,8 +68,7 @@ class Opener:
         copies = [i.name for i in self.config.interface if i.zero_copy == "off" or i.attach == "generic"]
         if demanded and copies:
             raise Refusal(
-                f'zero-copy is demanded for {demanded[0]}, but {copies[0]} takes copies, and a worker\'s sockets must'
-                " all be alike",
+                f"zero-copy is demanded for {demanded[0]}, but {copies[0]} takes copies, and a worker's sockets must all be alike",
                 'set zero_copy = "auto" or attach = "native" alike for all interfaces',
             )
         if copies:
@@ -89,7 +90,7 @@ class Opener:
             log.warning("copy mode: no zero-copy on %s", ", ".join(without))
         return ports
 
-    def _open_all(self, mode: str) -> list[Port]:
+    def _open_all(self, mode: Mode) -> list[Port]:
         ports: list[Port] = []
         try:
             for worker in range(self.config.workers.number):
@@ -99,7 +100,7 @@ class Opener:
             raise
         return ports
 
-    def _open_worker(self, worker: int, mode: str) -> list[Port]:
+    def _open_worker(self, worker: int, mode: Mode) -> list[Port]:
         served = [(n, i) for n, i in enumerate(self.config.interface) if worker < self.queues[i.name]]
         frames = self.config.tables.frames
         share = frames // (len(served) + 1)

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from lbd import _fastpath
+from lbd._fastpath import conn_bytes
 from lbd.config import Config
 from lbd.master.record import Channels, Link, Snapshot
 from lbd.master.refusal import Refusal
@@ -99,9 +99,7 @@ def check_interfaces(config: Config, links: Mapping[str, Link], channels: Mappin
         raise Refusal("no [[interface]] in the configuration", "name those that lbd receives and sends on")
     for interface in config.interface:
         if interface.name not in links:
-            raise Refusal(
-                f"there is no interface {interface.name}", "see: ip link; is this the right network namespace?"
-            )
+            raise Refusal(f"there is no interface {interface.name}", "see: ip link; is this the right network namespace?")
     return queue_counts(config, channels)
 
 
@@ -192,7 +190,7 @@ def numa_node(config: Config) -> int | None:
 def open_connection_file(config: Config, number: int, stack: ExitStack) -> int:
     """An ordinary file: it outlives every process, so that ports in TIME_WAIT stay known. Its worker checks the content."""
     path = config.daemon.run_dir / f"conn-{number}"
-    size = _fastpath.conn_bytes(config.sizes())
+    size = conn_bytes(config.sizes())
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     stack.callback(os.close, fd)
     os.fchmod(fd, 0o600)

@@ -86,8 +86,6 @@ class Steering:
 
 
 def wanted(desired: Desired) -> tuple[dict[ServiceAt, int], dict[LipAt, Ports]]:
-    services = {
-        (family(s.address), s.address, s.port, s.protocol): n for n, s in enumerate(desired.services)
-    }
+    services = {(family(s.address), s.address, s.port, s.protocol): n for n, s in enumerate(desired.services)}
     lips = {(family(lip.address), lip.address): (lip.port_lo, lip.port_hi) for lip in desired.local_addresses}
     return services, lips

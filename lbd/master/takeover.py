@@ -73,7 +73,7 @@ async def wait_until_quiet(supervisor: Supervisor) -> None:
     """Commands under way would change the records while they are read."""
     deadline = time.monotonic() + QUIET_LIMIT
     for number in supervisor.members:
-        while supervisor.segment(number).pending() and time.monotonic() < deadline:
+        while supervisor.segment(number).pending() and time.monotonic() < deadline:  # noqa: ASYNC110 (nor has a ring)
             await asyncio.sleep(0.005)
 
 
@@ -85,9 +85,7 @@ def read_records(segment: shm.WorkerSegment) -> Records:
         if s["table_len"]:
             extents.append((s["table_off"], s["table_len"]))
     dests: dict[int, DestKey] = {
-        number: (services[d["svc"]], d["addr"], d["port"])
-        for number, d in segment.dests()
-        if d["svc"] in services
+        number: (services[d["svc"]], d["addr"], d["port"]) for number, d in segment.dests() if d["svc"] in services
     }
     lips = {number: lip["addr"] for number, lip in segment.lips()}
     return Records(services, dests, lips, extents, segment.gen_applied)

@@ -99,8 +99,7 @@ def status(daemon: Daemon) -> Json:
             "capacity_ipv6": sizes["conns6"] * sizes["workers"],
         },
         "interfaces": [
-            {"name": i["name"], "up": i["up"], "queues": i["queues"], "mode": i["mode"]}
-            for i in interfaces(daemon)["interfaces"]
+            {"name": i["name"], "up": i["up"], "queues": i["queues"], "mode": i["mode"]} for i in interfaces(daemon)["interfaces"]
         ],
         "frames": {
             "total": sizes["frames"] * sizes["workers"],

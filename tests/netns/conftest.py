@@ -22,9 +22,8 @@ def make(**options: Any) -> Testbed:
     return Testbed(f"lbdt-{os.getpid()}-{next(NUMBERS)}", **options)
 
 
-@pytest.fixture
-def make_testbed() -> Iterator[Callable[..., Testbed]]:
-    """Testbed(**options) with a prefix of its own, taken down after the test. It is not up yet."""
+def factory() -> Iterator[Callable[..., Testbed]]:
+    """Testbed(**options) with a prefix of its own, taken down afterwards. It is not up yet."""
     made: list[Testbed] = []
 
     def one(**options: Any) -> Testbed:
@@ -34,6 +33,10 @@ def make_testbed() -> Iterator[Callable[..., Testbed]]:
     yield one
     for testbed in made:
         testbed.down()
+
+
+make_testbed = pytest.fixture(factory, name="make_testbed")
+make_shared = pytest.fixture(factory, name="make_shared", scope="module")  # for all tests of a module
 
 
 @pytest.fixture(scope="module")

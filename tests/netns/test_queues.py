@@ -176,44 +176,74 @@ def idle_cpu(lbd: Daemon) -> float:
 
 # --- a receiver that does not run -------------------------------------------------------------------------------------
 
+RING, FRAMES = 1024, 8192
+HOLE = "10.99.0.11"  # a real server that nothing comes back from
+# What holds frames: a device below that has a queue, which is let out at 1 kbit/s. (veth alone has none that one could
+# stop: a bridge or the IP layer behind it gives a packet's frame back at once.)
+HELD = "tbf rate 1kbit burst 2000 limit 100000000"
+
 
 @pytest.fixture
 def lopsided(single: Testbed) -> Iterator[tuple[Testbed, Daemon]]:
-    """lbd with the testbed's services, behind eth1, and one whose real server is behind eth0."""
-    argv = [sys.executable, "-c", ONE_LINE_SERVER, str(LOCAL)]
-    server = single.popen(single.client, argv)
+    """lbd with the testbed's services, behind eth1; one whose real server is behind eth0, where the client is; and one
+    behind `slow`, a macvlan above a link that nobody listens at."""
+    lb, switch = single.balancer, single.topology.switch
+    lb.ip(f"link add eth2 type veth peer name hole netns {switch.name}")
+    tried = lb.run(["sh", "-c", "ip link add link eth2 name slow type macvlan mode private 2>&1 || :"])
+    if tried.strip():
+        lb.ip("link del eth2")
+        pytest.skip(f"needs macvlan: {tried.strip()}")
+    switch.ip("link set hole up")
+    lb.ip("link set eth2 up", "link set slow up", "address add 10.99.0.1/24 dev slow")
+    lb.ip(f"neighbour add {HOLE} lladdr 02:1b:d0:03:00:0b dev slow nud permanent")
+    server = single.popen(single.client, [sys.executable, "-c", ONE_LINE_SERVER, str(LOCAL)])
     settings = single.settings(families=[4])
-    settings["interface"] = [{**i, "ring": 1024} for i in settings["interface"]]
-    settings["tables"]["frames"] = 4096  # twice the sum of the rings, the least that `lbd check` finds enough
-    settings["service"].append(
+    settings["interface"].append({"name": "slow", "attach": "generic", "zero_copy": "off"})
+    settings["interface"] = [{**i, "ring": RING} for i in settings["interface"]]
+    settings["tables"]["frames"] = FRAMES  # a little more than twice the sum of the rings, which is advised
+    settings["service"] += [
         {
-            "name": "local", "address": f"{single.vip(4)}:{LOCAL}", "protocol": "tcp", "scheduler": "rr",
-            "interface": "eth0", "real_server": [{"address": f"{single.topology.client.address4}:{LOCAL}"}],
+            "name": name, "address": f"{single.vip(4)}:{port}", "protocol": protocol, "scheduler": "rr",
+            "interface": "eth0", "real_server": [{"address": f"{real}:{port}"}],
         }
-    )  # fmt: skip
+        for name, protocol, port, real in (
+            ("local", "tcp", LOCAL, single.topology.client.address4), ("hole", "udp", 9, HOLE)
+        )
+    ]  # fmt: skip
     lbd = single.lbd(config_text(settings))
     try:
         wait_until("the local service answers", lambda: local(single).status == 200, 10)
         yield single, lbd
     finally:
-        single.topology.switch.ip("link set lb up")
-        single.topology.switch.run(["tc", "qdisc", "del", "dev", "rs1", "root"], check=False)
+        switch.ip("link set lb up")
         lbd.end()
+        lb.ip("link del eth2")  # and what is above it
         server.kill()
 
 
 ONE_LINE_SERVER = """
 import http.server, sys
 class One(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
     def do_GET(self):
         self.send_response(200)
-        self.send_header("Content-Length", "5")
         self.end_headers()
-        self.wfile.write(b"here\\n")
+        self.wfile.write(b"here")
     def log_message(self, *what):
         pass
 http.server.ThreadingHTTPServer(("", int(sys.argv[1])), One).serve_forever()
+"""
+
+FLOOD = """
+import socket, sys, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.connect((sys.argv[1], int(sys.argv[2])))
+while True:
+    for n in range(50):
+        try:
+            sock.send(bytes(64))
+        except OSError:
+            pass
+    time.sleep(0.002)
 """
 
 
@@ -226,62 +256,57 @@ def test_a_link_that_is_down_is_counted_and_comes_back(lopsided: tuple[Testbed, 
     kept = testbed.popen(testbed.client, ["iperf3", "-c", testbed.vip(4), "-t", "30"], stdout=subprocess.DEVNULL)
     wait_until("iperf3 sends", lambda: queue(workers(lbd)[0], "eth1")["tx_packets"] > 1000, 10)
     testbed.topology.switch.ip("link set lb down")
-    # Until the mirror has heard of it the kernel drops and says nothing; from then on lbd does, with a reason
+    # Until the mirror has heard of it the kernel drops and says nothing; from then on lbd does, with a reason. With
+    # the link the kernel takes away its neighbours
     wait_until("lbd sees the link down", lambda: "eth1 is down" in lbd.get("/v1/status")["problems"], 2)
-    wait_until("it counts what it drops", lambda: drops(lbd)["link_down"] > 0, 5)
+    wait_until("it counts what it drops", lambda: drops(lbd)["link_down"] + drops(lbd)["no_neighbor"], 10)
     for _ in range(10):
         assert local(testbed).status == 200
     assert testbed.curl(4, timeout=1).status == 0
     testbed.topology.switch.ip("link set lb up")
+    sent = queue(workers(lbd)[0], "eth1")["tx_packets"]
     wait_until("the services are back", lambda: testbed.curl(4, timeout=1).status == 200, 10)
+    wait_until("iperf3 goes on", lambda: queue(workers(lbd)[0], "eth1")["tx_packets"] > sent + 1000, 10)
     kept.kill()
     sound(testbed, lbd)
 
 
 def test_a_receiver_that_holds_packets_stalls_its_own_port_alone(lopsided: tuple[Testbed, Daemon]) -> None:
-    """All packets to one real server are kept: behind the bridge a queue that is let out at 1 kbit/s."""
     testbed, lbd = lopsided
-    rs1 = testbed.topology.switch
-    rs1.run(["tc", "qdisc", "replace", "dev", "rs1", "root", *"tbf rate 1kbit burst 2000 limit 100000000".split()])
-    ring = 1024
-    flood = testbed.popen(testbed.client, [sys.executable, "-c", FLOOD, testbed.vip(4), "53"])
+    testbed.balancer.run(["tc", "qdisc", "replace", "dev", "eth2", "root", *HELD.split()])
+    flood = testbed.popen(testbed.client, [sys.executable, "-c", FLOOD, testbed.vip(4), "9"])
     try:
-        wait_until("the port is full", lambda: queue(workers(lbd)[0], "eth1")["tx_full"] > 1000, 20)
-        lost = drops(lbd)["tx_ring_full"]
+        wait_until("the port is full", lambda: queue(workers(lbd)[0], "slow")["tx_full"] > 1000, 20)
+        stuck, lost = workers(lbd)[0], drops(lbd)["tx_ring_full"]
         assert lost > 1000
-        stuck = workers(lbd)[0]
-        assert ring <= queue(stuck, "eth1")["tx_outstanding"] <= 2 * ring
+        assert RING < queue(stuck, "slow")["tx_outstanding"] <= 2 * RING
+        for family_port in ("eth0", "eth1"):
+            assert queue(stuck, family_port)["fill_level"] > RING // 2
         for _ in range(10):
             assert local(testbed).status == 200
+        seen = testbed.wrk(4, connections=16, seconds=1)
+        assert seen.requests > 300 and seen.errors == 0
         assert drops(lbd)["tx_ring_full"] > lost  # it went on meanwhile
-        assert queue(workers(lbd)[0], "eth0")["fill_level"] > 0
+        assert [queue(workers(lbd)[0], name)["tx_full"] for name in ("eth0", "eth1")] == [0, 0]
     finally:
         flood.kill()
         flood.wait()
-    rs1.run(["tc", "qdisc", "del", "dev", "rs1", "root"])
-    wait_until("its frames are back", lambda: queue(workers(lbd)[0], "eth1")["tx_outstanding"] == 0, 5)
-    wait_until("the services are back", lambda: testbed.curl(4, timeout=1).status == 200, 10)
+    testbed.balancer.run(["tc", "qdisc", "del", "dev", "eth2", "root"])
+    wait_until("the frames are back", lambda: queue(workers(lbd)[0], "slow")["tx_outstanding"] == 0, 5)
+    sent = transmitted(testbed, "eth2")
+    testbed.client.run([sys.executable, "-c", FLOOD.replace("while True", "for _ in range(10)"), testbed.vip(4), "9"])
+    wait_until("the port sends again", lambda: transmitted(testbed, "eth2") >= sent + 500, 5)
     sound(testbed, lbd)
 
 
-FLOOD = """
-import socket, sys
-socks = []
-for n in range(64):
-    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    s.connect((sys.argv[1], int(sys.argv[2])))
-    socks.append(s)
-while True:
-    for s in socks:
-        try:
-            s.send(bytes(64))
-        except OSError:
-            pass
-"""
+def transmitted(testbed: Testbed, name: str) -> int:
+    """Packets, as the kernel counts."""
+    link = json.loads(testbed.balancer.run(["ip", "-json", "-stats", "link", "show", name]))[0]
+    return int(link["stats64"]["tx"]["packets"])
 
 
 def sound(testbed: Testbed, lbd: Daemon) -> None:
-    """Everything serves, the same worker as before, and every frame is back."""
+    """Everything serves, the same worker as before, and every frame is accounted for."""
     assert local(testbed).status == 200
     seen = testbed.wrk(4, connections=16, seconds=1)
     assert seen.requests > 300 and seen.errors == 0

@@ -8,16 +8,18 @@ files, by descriptors that a worker hands over as it does to a new master; nothi
 import itertools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from lbd import _fastpath
 from lbd.master.adoption import take
 from lbd.shm import _shm as shm
-from lbd.testbed import Testbed
+from lbd.testbed import Namespace, Testbed
 from lbd.testbed.daemon import Daemon
 from lbd.testbed.netns import wait_until
 from lbd.testbed.testbed import FAMILIES, config_text, endpoint
@@ -50,22 +52,26 @@ def config(testbed: Testbed, **changes: Any) -> str:
     return config_text(settings)
 
 
+def serve(testbed: Testbed, ns: Namespace) -> None:
+    """An echo server there, if there is none yet."""
+
+    def listens() -> bool:
+        return bool(ns.run(["ss", "-Hltn6", f"sport = :{SERVER_PORT}"]))
+
+    if not listens():
+        with open(testbed.directory / f"echo-{ns.name}.log", "ab") as log:
+            argv = [sys.executable, "-m", "lbd.testbed.echo", str(SERVER_PORT)]
+            testbed.popen(ns, argv, stdout=log, stderr=subprocess.STDOUT)
+        wait_until("the echo server listens", listens, 10)
+
+
 class Traffic:
-    """A client that talks to the echo service; servers are started with the first one of a testbed."""
+    """A client that talks to the echo service, or to `targets`; real servers begin to serve with the first one."""
 
     def __init__(self, testbed: Testbed, **settings: Any) -> None:
         """`settings`: of lbd.testbed.talk.Settings."""
-        self.testbed = testbed
         for server in testbed.servers:
-            if not server.ns.run(["ss", "-Hltn", f"sport = :{SERVER_PORT}"]):
-                log = open(testbed.directory / f"echo-{server.name}.log", "ab")
-                testbed.popen(
-                    server.ns,
-                    [sys.executable, "-m", "lbd.testbed.echo", str(SERVER_PORT)],
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-                wait_until("the echo server listens", lambda s=server: self._listens(s), 10)
+            serve(testbed, server.ns)
         self.settings = {"targets": [(testbed.vip(f), PORT) for f in FAMILIES]} | settings
         self.log = testbed.directory / f"talk-{next(NUMBERS)}.log"
         control = self.log.with_suffix(".sock")
@@ -77,10 +83,6 @@ class Traffic:
         self.sock.settimeout(10)
         self.sock.connect(str(control))
         self.lines = self.sock.makefile()
-
-    @staticmethod
-    def _listens(server: Any) -> bool:
-        return bool(server.ns.run(["ss", "-Hltn6", f"sport = :{SERVER_PORT}"]))
 
     def ask(self, word: str) -> dict[str, Any]:
         self.sock.sendall(f"{word}\n".encode())
@@ -169,15 +171,17 @@ class Inside:
                 found += [c | {"worker": worker} for c in _fastpath.connections(file.fileno(), self.sizes, 1 << 20)]
         return found
 
-    def table_faults(self, streams: int, flows: int) -> list[str]:
-        """Sentences; none when the table holds just these connections, each once and whole, and all counts agree."""
+    def table_faults(self, streams: int, flows: int, others: bool = False) -> list[str]:
+        """Sentences; none when the table holds just these connections, each once and whole, and all counts agree.
+        `others`: there may be more, to other services."""
         found = []
         records = self.connections()
-        kinds = Counter((c["proto"], c["state"]) for c in records)
+        echo = [c for c in records if c["virtual"][1] == PORT]
+        kinds = Counter((c["proto"], c["state"]) for c in (echo if others else records))
         if kinds != Counter({(6, "ESTABLISHED"): streams, (17, "UDP"): flows}):
             found.append(f"records: {dict(kinds)}")
         for name, ends in (
-            ("client", Counter((c["proto"], c["client"]) for c in records)),
+            ("client", Counter((c["proto"], c["client"], c["virtual"]) for c in records)),
             ("local", Counter((c["proto"], c["local"], c["real_server"]) for c in records)),
         ):
             if twice := [end for end, n in ends.items() if n > 1]:
@@ -198,12 +202,12 @@ class Inside:
                 found.append(f"worker {worker}: connections {counts}")
         return found
 
-    def settle(self, streams: int, flows: int, seconds: float = 5) -> None:
+    def settle(self, streams: int, flows: int, others: bool = False, seconds: float = 5) -> None:
         """With the traffic paused: until all is sound. AssertionError that says what is not."""
         faults: list[str] = []
 
         def sound() -> bool:
-            faults[:] = self.frame_faults() + self.table_faults(streams, flows)
+            faults[:] = self.frame_faults() + self.table_faults(streams, flows, others)
             return not faults
 
         try:
@@ -215,3 +219,46 @@ class Inside:
 def worker_pids(daemon: Daemon) -> list[int]:
     """By worker number; of those that run."""
     return [w["pid"] for w in daemon.get("/v1/workers")["workers"]]
+
+
+def lbd_processes(testbed: Testbed) -> list[int]:
+    """All of lbd in the balancer's namespace: daemon, workers, who stands by."""
+    found = []
+    for pid in testbed.balancer.pids():
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"lbd.worker" in command or b"lbd.cli" in command:
+            found.append(pid)
+    return found
+
+
+def kill_all(testbed: Testbed) -> None:
+    """SIGKILL to every process of lbd, and they are gone."""
+    while pids := lbd_processes(testbed):
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        for daemon in testbed.daemons:
+            daemon.process.poll()
+
+
+def programs(ns: Namespace) -> dict[str, int]:
+    """Interfaces with an XDP program, and its number."""
+    links = json.loads(ns.run(["ip", "-j", "link", "show"]))
+    return {link["ifname"]: link["xdp"]["prog"]["id"] for link in links if "xdp" in link}
+
+
+def sockets(ns: Namespace) -> int:
+    """AF_XDP sockets that are open, as the kernel counts them (ss --xdp needs CONFIG_XDP_SOCKETS_DIAG)."""
+    rows = [line.split() for line in ns.run(["cat", "/proc/net/protocols"]).splitlines()]
+    return sum(int(row[2]) for row in rows if row[0] == "XDP")
+
+
+def addresses(ns: Namespace) -> set[str]:
+    """Of all interfaces, without their lengths; link-local ones left out."""
+    links = json.loads(ns.run(["ip", "-j", "address", "show"]))
+    return {a["local"] for link in links for a in link["addr_info"] if a["scope"] == "global"}

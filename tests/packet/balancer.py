@@ -7,12 +7,12 @@ real servers 10.77.0.11.., fd77::11.. on iface 1.
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
+from lbd._fastpath import Engine, Result
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from lbd._fastpath import Engine, Result
 from lbd.shm import _shm as shm
 
 SIZES = {

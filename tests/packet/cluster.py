@@ -4,6 +4,7 @@ import random
 from typing import Any
 
 from lbd._fastpath import Result
+
 from tests.packet.balancer import Balancer
 from tests.unit import _engine
 

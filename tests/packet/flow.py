@@ -6,6 +6,7 @@
 from typing import Any
 
 from lbd._fastpath import Result
+
 from tests.packet.balancer import CLIENT, LIP, VIP, Balancer, packed
 from tests.packet.frame import FLAGS, TCP, UDP, Seen, from_client, from_server, read
 
@@ -22,7 +23,7 @@ class Flow:
     @property
     def record(self) -> dict[str, Any] | None:
         for c in self.b.engine.conns():
-            if c["client"] == (self.address, self.sport) and c["proto"] == self.proto:
+            if c["client"] == (self.address, self.sport) and c["proto"] == self.proto and not c["resting"]:
                 return c
         return None
 
@@ -62,7 +63,8 @@ class Udp(Flow):
 
 
 class Tcp(Flow):
-    def __init__(self, b: Balancer, af: int = 4, sport: int = 40000, client: bytes | None = None, isn: int = 1000, server_isn: int = 70000):
+    def __init__(self, b: Balancer, af: int = 4, sport: int = 40000, client: bytes | None = None, *, isn: int = 1000,
+                 server_isn: int = 70000):  # fmt: skip
         super().__init__(b, af, sport, client)
         self.cseq, self.sseq = isn, server_isn  # the next number each end will use
 

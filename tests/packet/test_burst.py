@@ -2,6 +2,7 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tests.packet.balancer import Balancer
 from tests.packet.flow import Tcp, Udp
 from tests.packet.frame import TCP, UDP, from_client, from_server

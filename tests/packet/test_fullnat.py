@@ -5,8 +5,20 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Raw
+
 from tests.packet.balancer import (
-    CLIENT, LIP, MAC_CLIENT, MAC_LB0, MAC_LB1, VIP, Balancer, checksums_right, from_client, from_server, ip, server,
+    CLIENT,
+    LIP,
+    MAC_CLIENT,
+    MAC_LB0,
+    MAC_LB1,
+    VIP,
+    Balancer,
+    checksums_right,
+    from_client,
+    from_server,
+    ip,
+    server,
 )  # fmt: skip
 
 FAMILIES = pytest.mark.parametrize("af", [4, 6])
@@ -69,7 +81,8 @@ def test_options_are_skipped_not_choked_on() -> None:
     from scapy.layers.inet import IPOption_RR
 
     b = Balancer()
-    r = b.send(Ether(src=MAC_CLIENT, dst=MAC_LB0) / IP(src=CLIENT[4], dst=VIP[4], options=[IPOption_RR()]) / TCP(sport=9, dport=80, flags="S"))
+    head = IP(src=CLIENT[4], dst=VIP[4], options=[IPOption_RR()])
+    r = b.send(Ether(src=MAC_CLIENT, dst=MAC_LB0) / head / TCP(sport=9, dport=80, flags="S"))
     assert r.verdict == "forward" and checksums_right(r.out[0][1])
 
 
@@ -142,12 +155,13 @@ def test_kernel_keeps_the_rest() -> None:
     from scapy.layers.l2 import ARP
 
     b = Balancer()
+    ether = Ether(src=MAC_CLIENT, dst=MAC_LB0)  # scapy asks the network for what is left out
     rest = [
-        Ether() / ARP(pdst=VIP[4]),
+        ether / ARP(hwsrc=MAC_CLIENT, psrc=CLIENT[4], pdst=VIP[4]),
         from_client(4, TCP(sport=1, dport=22, flags="S")),
-        Ether() / IP(src=CLIENT[4], dst=VIP[4]) / ICMP(),
-        Ether() / IP(src="10.77.0.11", dst=LIP[4]) / TCP(sport=80, dport=9999),
-        Ether() / IP(src=CLIENT[4], dst="203.0.113.5") / UDP(sport=1, dport=2),
+        ether / IP(src=CLIENT[4], dst=VIP[4]) / ICMP(),
+        ether / IP(src="10.77.0.11", dst=LIP[4]) / TCP(sport=80, dport=9999),
+        ether / IP(src=CLIENT[4], dst="203.0.113.5") / UDP(sport=1, dport=2),
     ]
     assert [b.send(p).verdict for p in rest] == ["kernel"] * len(rest)
 

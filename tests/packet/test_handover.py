@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tests.packet.balancer import MAC_LB0, MAC_LB1, VIP, packed, server_mac
 from tests.packet.cluster import BUCKETS, Cluster, spread
 from tests.packet.flow import Tcp, Udp
@@ -117,7 +118,7 @@ def test_a_new_owner_table(workers: int, af: int) -> None:
     local = [(r["local"], r["real_server"], r["proto"]) for r in c.conns()]
     assert len(local) == len(set(local))
     c.set_owner(second)  # the old flows' time is over: the previous table is forgotten
-    talk([f for f in made])
+    talk(list(made))
     c.audit()
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from lbd.shm import _shm as shm
 from tests.packet.balancer import MS, Balancer, packed
 from tests.packet.flow import Flow, Tcp, Udp
@@ -48,7 +49,7 @@ def test_ports_are_counted_for_each_real_server_and_protocol() -> None:
         assert Tcp(b, 4, 1000 + i).client("S").verdict == "forward"
         u = Udp(b, 4, 1000 + i)
         assert u.ask().verdict == "forward"
-    assert Counter(t[0][1] for t in tuples(b)) == {port: 6 for port in range(20000, 20005)}
+    assert Counter(t[0][1] for t in tuples(b)) == dict.fromkeys(range(20000, 20005), 6)
     assert Tcp(b, 4, 5000).client("S").reason == "local_port_exhausted"
 
 
@@ -164,7 +165,8 @@ class Ports(RuleBasedStateMachine):
         f = data.draw(st.sampled_from(self.flows))
         if not isinstance(f, Tcp) or f.state != "ESTABLISHED":
             return
-        mine = [(c["local"], c["real_server"], c["proto"]) for c in self.b.engine.conns() if c["client"] == (f.address, f.sport)]
+        record = f.record
+        mine = (record["local"], record["real_server"], record["proto"])
         if how == "client":
             f.close_by_client()
         elif how == "reset":
@@ -177,23 +179,30 @@ class Ports(RuleBasedStateMachine):
                 f.client("FA")
                 f.real("FA", ack=before)
                 f.client("A")
-            self.rests[mine[0]] = self.b.now + 60_000 * MS
+            self.rests[mine] = self.b.now + 60_000 * MS
 
     @precondition(lambda self: self.flows)
     @rule(data=st.data())
     def the_client_uses_its_port_again(self, data: st.DataObject) -> None:
-        """On its own record: same real server, same port; what the real server's stack expects."""
+        """Scheduled as any new connection; towards a real server that it had before, by the port that it had there."""
         f = data.draw(st.sampled_from(self.flows))
-        before = (f.server, f.lport)
-        if isinstance(f, Tcp) and f.state in ("TIME_WAIT", "CLOSE", "LAST_ACK"):
-            f.cseq += 100_000
-            assert f.client("S").verdict == "forward"
-            assert (f.server, f.lport) == before
-            f.real("SA")
-            f.client("A")
-            for c in self.b.engine.conns():
-                if c["client"] == (f.address, f.sport):
-                    self.rests.pop((c["local"], c["real_server"], c["proto"]), None)
+        if not isinstance(f, Tcp) or f.state not in ("TIME_WAIT", "CLOSE", "LAST_ACK"):
+            return
+        had = {c["real_server"][0]: c["local"][1] for c in self.b.engine.conns() if c["client"] == (f.address, f.sport)}
+        f.cseq += 100_000
+        r = f.client("S")
+        assert r.reason in ("none", "local_port_exhausted")
+        if r.verdict != "forward":
+            return
+        if f.server in had:
+            assert f.lport == had[f.server]
+        else:
+            mine = next(t for t in tuples(self.b) if t[0][1] == f.lport and t[1][0] == f.server and t[2] == f.proto)
+            assert self.rests.get(mine, 0) <= self.b.now, "the real server may still hold this tuple"
+        f.real("SA")
+        f.client("A")
+        record = f.record
+        self.rests.pop((record["local"], record["real_server"], record["proto"]), None)
 
     @rule(seconds=st.sampled_from([0.2, 1, 9.9, 10.3, 59.5, 60.3, 130, 901]))
     def wait(self, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """A full connection table: half-open TCP goes first, then unanswered UDP, oldest first, counted; established flows survive."""
 
 import pytest
+
 from tests.packet.balancer import MS, SIZES, Balancer
 from tests.packet.flow import Tcp, Udp
 from tests.packet.frame import TCP, UDP, from_client

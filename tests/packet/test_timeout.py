@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
 from lbd.shm import _shm as shm
 from tests.packet.balancer import MS, Balancer
 from tests.packet.flow import Flow, Tcp, Udp
@@ -14,7 +15,7 @@ from tests.packet.flow import Flow, Tcp, Udp
 FAMILIES = pytest.mark.parametrize("af", [4, 6])
 CLOCKS = pytest.mark.parametrize("start_ms", [1_000, 2**32 - 1_500, 2**32 + 77], ids=["early", "wraps", "wrapped"])
 SLOT = 128
-STATES = "NONE SYN_RECV ESTABLISHED CLOSE_WAIT LAST_ACK FIN_WAIT TIME_WAIT CLOSE UDP UDP_ONEWAY".split()
+STATES = ["NONE", "SYN_RECV", "ESTABLISHED", "CLOSE_WAIT", "LAST_ACK", "FIN_WAIT", "TIME_WAIT", "CLOSE", "UDP", "UDP_ONEWAY"]
 TIMEOUT = {  # ms; the engine's defaults, IPVS's but for TIME_WAIT
     "SYN_RECV": 60_000, "ESTABLISHED": 900_000, "CLOSE_WAIT": 60_000, "LAST_ACK": 30_000, "FIN_WAIT": 120_000,
     "TIME_WAIT": 60_000, "CLOSE": 10_000, "UDP": 300_000, "UDP_ONEWAY": 300_000,
@@ -125,7 +126,7 @@ def test_timeouts_are_settings(af: int) -> None:
 
 def test_a_services_own_timeout() -> None:
     b = Balancer()
-    record = dict(af=4, addr=bytes([192, 0, 2, 10]), port=80, proto=6, sched=shm.SCHED_SEQ, table_off=0, table_len=2)
+    record = {"af": 4, "addr": bytes([192, 0, 2, 10]), "port": 80, "proto": 6, "sched": shm.SCHED_SEQ, "table_off": 0, "table_len": 2}
     b.do(shm.svc_set(0, 2, timeout_established=3_000_000, **record))
     f, other = Tcp(b, 4).open(), Tcp(b, 6).open()
     at(b, 1_000 + 900_000 + SLOT)

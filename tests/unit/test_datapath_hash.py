@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tests.unit import _engine
 
 VECTORS = json.loads((Path(__file__).parents[1] / "data/rss-toeplitz.json").read_text())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from tests.unit import _engine
 from tests.unit.test_datapath_csum import model
 

@@ -3,6 +3,7 @@
 
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from tests.unit import _engine
 
 SLOTS, SLOT_MS = 1024, 128

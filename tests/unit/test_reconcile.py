@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from lbd.master.arena import Arena, ArenaFull
 from lbd.master.desired import (
-    Desired, Interface, LocalAddress, Neighbour, RealServer, Route, Service)  # fmt: skip
+    Desired,  # fmt: skip
+    Interface,
+    LocalAddress,
+    Neighbour,
+    RealServer,
+    Route,
+    Service,
+)
 from lbd.master.numbers import Numbers, NumbersUsedUp
 from lbd.master.reconcile import Busy, Reconciler, Records
 from lbd.shm import _shm as shm
@@ -178,7 +185,7 @@ def test_refused_update_changes_nothing() -> None:
     r, model = make(slots=300, dests=4)
     model.apply(r.update(Desired(services=(service("web", real(1), real(2), scheduler="mh"),))))
     before, free = model.state(), r.arena.free()
-    with pytest.raises(ArenaFull, match="raise tables.services and restart"):
+    with pytest.raises(ArenaFull, match=r"raise tables\.services and restart"):
         r.update(Desired(services=(service("web", real(1), real(2), scheduler="mh"),
                                    service("b", real(1), port=81), service("c", real(1), scheduler="mh", port=82))))  # fmt: skip
     with pytest.raises(NumbersUsedUp, match=r"tables\.real_servers"):

@@ -178,7 +178,9 @@ def test_neighbours_in_worker_s_terms() -> None:
 
 
 def test_static_entries_fill_gaps_only() -> None:
-    text = TEXT + """
+    text = (
+        TEXT
+        + """
 [[neighbor]]
 interface = "eth1"
 address = "10.0.1.1"
@@ -188,6 +190,7 @@ destination = "10.0.1.0/24"
 gateway = "10.0.0.1"
 interface = "eth1"
 """
+    )
     alone = Reach(config(text), snapshot())
     assert alone.neighbours() == (Neighbour(1, bytes([10, 0, 1, 1]), b"\2\0\0\0\0\xaa"),)
     assert alone.routes() == (Route(bytes([10, 0, 1, 0]), 24, 1, bytes([10, 0, 0, 1])),)
@@ -215,7 +218,7 @@ def test_routes_that_lead_elsewhere_stay_in_the_way() -> None:
 
 def test_too_many_routes_keep_those_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lbd.master.reach.ROUTES_MAX", 4)
-    many = tuple(route(f"10.{i}.0.0/16", 2) for i in range(20)) + (route("0.0.0.0/0", 2, "10.0.0.1"),)
+    many = (*(route(f"10.{i}.0.0/16", 2) for i in range(20)), route("0.0.0.0/0", 2, "10.0.0.1"))
     reach = Reach(config(), snapshot(routes=many))
     kept = {(r.prefix[1], r.plen) for r in reach.routes([ip_address("10.17.1.1")])}
     assert len(kept) == 4 and {(17, 16), (0, 0)} <= kept
@@ -332,7 +335,17 @@ def test_runtime_changes_survive_a_crash_not_a_stop(tmp_path: Path) -> None:
     assert list(fresh.items()) == []
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", "{}", '[{"service": "web"}]', '[{"service":"web","real_server":"x","weight":1,"state":"ready"}]', '[{"service":"web","real_server":"10.0.1.1:8080","weight":-1,"state":"ready"}]'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nonsense",
+        "{}",
+        '[{"service": "web"}]',
+        '[{"service":"web","real_server":"x","weight":1,"state":"ready"}]',
+        '[{"service":"web","real_server":"10.0.1.1:8080","weight":-1,"state":"ready"}]',
+    ],
+)
 def test_runtime_file_that_makes_no_sense_is_left_out(tmp_path: Path, text: str) -> None:
     path = tmp_path / "runtime.json"
     path.write_text(text)
@@ -357,7 +370,7 @@ def test_the_file_s_new_weight_ends_a_runtime_change(tmp_path: Path) -> None:
 def test_changes_in_sentences() -> None:
     new = TEXT.replace("weight = 3", "weight = 4").replace('"10.0.1.1:8080"', '"10.0.1.9:8080"')
     new = new.replace('name = "dns"', 'name = "dns2"').replace('type = "tcp"', 'type = "tcp"\ninterval = "9s"')
-    new += '[packet]\nicmp_rate = 5\n'
+    new += "[packet]\nicmp_rate = 5\n"
     assert sorted(changes(config(), config(new))) == sorted(
         [
             "packet: icmp_rate is now 5, was 1000",
