@@ -66,7 +66,7 @@ test: setup compile lint compile-asan ## set up, build, lint, and run every test
 lint: setup ## ruff, mypy, cython-lint
 	$(RUFF) check .
 	$(PY) -m mypy
-	PATH="$$PWD/.venv/bin:$$PATH" cython-lint lbd tests # it calls pycodestyle, found on PATH
+	PATH="$$PWD/.venv/bin:$$PATH" cython-lint lbd bench tests # it calls pycodestyle, found on PATH
 
 format: setup ## let ruff correct what it can
 	$(RUFF) check --fix .
@@ -85,7 +85,7 @@ fuzz: setup compile compile-asan ## the fuzz targets for FUZZ_SECONDS each (make
 clean: ## remove what was built
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/vm/bin
 	find lbd tests bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
-	find lbd tests -name '*.so' -delete
+	find lbd tests bench -name '*.so' -delete
 	rm -f lbd/xdp/*.bpf.o lbd/xdp/*.tmp
 
 uninstall: ## remove .venv and the VM's files; lists the Debian packages that setup added (PURGE=1 removes them)
