@@ -27,6 +27,7 @@ def remarks(config: Config, memory: Memory, root: Path = Path("/")) -> list[Find
         *_group(config),
         *_ports(config, root),
         *_pages(config, memory, root),
+        *_run_dir(config, root),
     ]
 
 
@@ -102,6 +103,28 @@ def _ports(config: Config, root: Path) -> Iterator[Finding]:
             ("local_address", 0, "ports"),
             f"of {low}-{high} (net.ipv4.ip_local_port_range) only {left} ports remain for the host's own "
             f"connections, which need {LEAST_EPHEMERAL}; take fewer, or move that range",
+        )
+
+
+def disk_under(path: Path, root: Path = Path("/")) -> str | None:
+    """The file system type that this path lies on, if it is one on a disk: a mapped file there is written back to it."""
+    try:
+        mounts = [line.split() for line in (root / "proc/self/mounts").read_text().splitlines()]
+    except OSError:
+        return None
+    # the longest mount point that the path lies under; of two at one place the later one covers the other
+    best = max(((len(m[1]), i) for i, m in enumerate(mounts) if path.is_relative_to(m[1])), default=None)
+    kind = mounts[best[1]][2] if best else None
+    return None if kind in (None, "tmpfs", "ramfs", "hugetlbfs") else kind
+
+
+def _run_dir(config: Config, root: Path) -> Iterator[Finding]:
+    kind = disk_under(config.daemon.run_dir, root)
+    if kind:
+        yield (
+            ("daemon", "run_dir"),
+            f"{config.daemon.run_dir} lies on {kind}: the connection tables in it would be written back to disk for ever; "
+            "choose a place on a tmpfs",
         )
 
 

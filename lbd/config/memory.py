@@ -11,7 +11,7 @@
     sockets      48 bytes × ring for each interface: the four rings of an AF_XDP socket
     process      8 MiB: interpreter, stacks
     shared       4 bytes × 1024 × services, at least 16 MiB: scheduling tables;
-                 for each ordered pair of workers 32 KiB + 8 bytes × frames: rings between them
+                 for each ordered pair of workers 24 bytes × frames: rings between them
     master       80 MiB, and 2 KiB for each service and real server of the file
 
 The first three and `shared` are asked of the layouts themselves; the figures above are what they come to, and

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from lbd._fastpath import conn_bytes
 from lbd.config import Config
+from lbd.config.host import disk_under
 from lbd.master.record import Channels, Link, Snapshot
 from lbd.master.refusal import Refusal
 from lbd.master.resources import Resources
@@ -119,6 +120,8 @@ def create(config: Config, snapshot: Snapshot, links: Mapping[str, Link]) -> Res
             raise Refusal(str(error)) from None
         if area.note:
             log.warning("%s", area.note)
+        if kind := disk_under(config.daemon.run_dir):
+            log.warning("%s lies on %s: the connection tables in it are written back to disk", config.daemon.run_dir, kind)
         segments = open_segments(stack, sizes)
         conns = {n: open_connection_file(config, n, stack) for n in range(sizes["workers"])}
         wake = {n: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for n in range(sizes["workers"])}

@@ -33,7 +33,7 @@ from lbd.testbed import Namespace, Testbed
 from lbd.testbed.daemon import Daemon
 from lbd.testbed.netns import log_tail, wait_until
 from lbd.testbed.testbed import config_text
-from lbd.testbed.topology import LB_CLIENT, LB_SERVER
+from lbd.testbed.topology import LB_CLIENT
 from tests.netns.conftest import make
 
 pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.slow]
@@ -88,7 +88,7 @@ class Ospf:
             wait_until(f"{name} in {ns.name} answers", (self.directory / f"{name}.vty").exists, 10)
 
     def neighbours(self) -> list[dict[str, Any]]:
-        show = ["vtysh", "--vty_socket", self.directory, "-c", "show ip ospf neighbor detail json"]
+        show: list[str | Path] = ["vtysh", "--vty_socket", self.directory, "-c", "show ip ospf neighbor detail json"]
         words: dict[str, Any] = json.loads(self.ns.run(show))
         return [one for each in words["neighbors"].values() for one in (each if isinstance(each, list) else [each])]
 
@@ -114,9 +114,9 @@ class Vrrp:
             f" priority {priority}\n advert_int 1\n virtual_ipaddress {{\n  {VRRP_ADDRESS}/32 dev {interface}\n }}\n}}\n"
         )
         self.log = directory / "log"
-        pids = ["-p", directory / "keepalived.pid", "-r", directory / "vrrp.pid", "-c", directory / "checkers.pid"]
+        argv: list[str | Path] = ["keepalived", "-n", "-l", "-D", "-P", "-f", conf, "-p", directory / "keepalived.pid"]
+        argv += ["-r", directory / "vrrp.pid", "-c", directory / "checkers.pid"]
         with open(self.log, "wb") as out:
-            argv = ["keepalived", "-n", "-l", "-D", "-P", "-f", conf, *pids]
             testbed.popen(ns, argv, stdout=out, stderr=subprocess.STDOUT)
 
     def transitions(self) -> list[str]:
@@ -140,8 +140,8 @@ class Ssh:
         with open(self.log, "wb") as out:
             testbed.popen(testbed.balancer, ["/usr/sbin/sshd", "-D", "-e", "-f", d / "sshd_config"], stderr=out)
         wait_until("sshd listens", lambda: "listening on" in self.log.read_text(), 10)
-        argv = ["ssh", "-T", "-F", "none", "-i", d / "user", "-o", "BatchMode=yes", "-o", f"UserKnownHostsFile={d}/known"]
-        argv += ["-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR", f"root@{address}"]
+        argv: list[str | Path] = ["ssh", "-T", "-F", "none", "-i", d / "user", "-o", "BatchMode=yes"]
+        argv += ["-o", f"UserKnownHostsFile={d}/known", "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR", f"root@{address}"]
         self.process = testbed.popen(testbed.client, argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         self.lines, self.longest, self.error = 0, 0.0, ""
         self._ends = threading.Event()
@@ -256,15 +256,16 @@ def test_routing_vrrp_and_ssh_live_on_beside_saturating_traffic(
         here = Ospf(testbed, testbed.balancer, LB_CLIENT[0])
         there = Ospf(testbed, testbed.client, testbed.topology.client.address4)
         master = Vrrp(testbed, testbed.balancer, "eth1", "MASTER", 200)
-        backup = Vrrp(testbed, rs2.ns, "eth0", "BACKUP", 100)
         ssh = Ssh(testbed, LB_CLIENT[0])
         stack.callback(ssh.end)
         wait_until("keepalived is master", lambda: "MASTER" in master.transitions(), 15)
+        backup = Vrrp(testbed, rs2.ns, "eth0", "BACKUP", 100)  # not before, or it could win the start
+        wait_until("the other one is backup", lambda: "BACKUP" in backup.transitions(), 15)
         wait_until("the adjacency is full", lambda: here.full() and there.full(), 30)
         wait_until("the session answers", lambda: ssh.lines > 3 or ssh.error, 10)
         before = [here.state(), there.state()]
         began, became = time.monotonic(), (master.transitions(), backup.transitions())
-        assert became[1] in ([], ["BACKUP"]), became
+        assert became[1] == ["BACKUP"], became
         ssh.new_window()
 
         with measured(lbd) as flooded:

@@ -126,16 +126,16 @@ def test_master_killed_under_load(testbed: Testbed, lbd: Daemon) -> None:
 
     def load(name: str, family: int, **options: object) -> threading.Thread:
         thread = threading.Thread(
-            target=lambda: loads.update({name: testbed.wrk(family, seconds=8, **options)}), daemon=True
+            target=lambda: loads.update({name: testbed.wrk(family, seconds=6, **options)}), daemon=True
         )
         thread.start()
         return thread
 
     threads = [load("kept", 4, connections=32), load("each its own", 6, connections=8, close=True)]
-    pass_time(1.0)
+    pass_time(0.5)
     traffic.ask("mark")
     lbd.kill()
-    pass_time(1.5)
+    pass_time(1.0)
     dead = traffic.report()
     assert dead["requests"] and dead["silence"] < 0.5 and not dead["error_count"], dead
     second = testbed.lbd(config(testbed))
@@ -235,7 +235,7 @@ def command_output_while_serving(testbed: Testbed, lbd: Daemon) -> str:
 def test_stop_under_load(testbed: Testbed, lbd: Daemon) -> None:
     """Virtual addresses go first: at no moment is there one of them without a program in front of the kernel."""
     balancer = testbed.balancer
-    load = threading.Thread(target=lambda: testbed.wrk(4, connections=32, seconds=4), daemon=True)
+    load = threading.Thread(target=lambda: testbed.wrk(4, connections=32, seconds=3), daemon=True)
     load.start()
     seen: list[tuple[bool, bool]] = []
     ended = threading.Event()
@@ -248,7 +248,7 @@ def test_stop_under_load(testbed: Testbed, lbd: Daemon) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        pass_time(1.0)
+        pass_time(0.5)
         assert lbd.stop() == 0
     finally:
         ended.set()

@@ -181,7 +181,8 @@ class Inside:
         if kinds != Counter({(6, "ESTABLISHED"): streams, (17, "UDP"): flows}):
             found.append(f"records: {dict(kinds)}")
         for name, ends in (
-            ("client", Counter((c["proto"], c["client"], c["virtual"]) for c in records)),
+            # a record at rest holds its local port for an earlier connection of the same client's port
+            ("client", Counter((c["proto"], c["client"], c["virtual"]) for c in records if not c.get("resting"))),
             ("local", Counter((c["proto"], c["local"], c["real_server"]) for c in records)),
         ):
             if twice := [end for end, n in ends.items() if n > 1]:

@@ -86,6 +86,40 @@ def test_of_one_way_udp_the_silent_ones_go_first() -> None:
 
 
 @FAMILIES
+def test_answered_udp_makes_room_when_nothing_else_does(af: int) -> None:
+    """A name server's clients: each question from a new port, each answered, 300 s each. More of them than the table has room for
+    must not shut others out; of the flows looked at, the one that was silent longest goes, and TCP stays."""
+    b = small(ports=(1024, 65000))
+    tcp = [Tcp(b, af, 2000 + i).open() for i in range(CAPACITY // 2)]
+    busy = [Udp(b, af, 3000 + i) for i in range(8)]
+    for i in range(20 * CAPACITY):
+        b.now += MS
+        u = Udp(b, af, 10000 + i)
+        assert u.ask().verdict == "forward" and u.answer().verdict == "forward"
+        if i % 8 == 0:
+            for f in busy:
+                assert f.ask().verdict == "forward" and f.answer().verdict == "forward"
+    assert b.engine.counters()["conns_made"] == CAPACITY // 2 + 20 * CAPACITY + 8, "flows that speak often were never evicted"
+    new = Tcp(b, af, 1999).open()
+    assert all(t.client("A").verdict == "forward" and t.state == "ESTABLISHED" for t in (*tcp, new))
+    b.audit()
+
+
+@FAMILIES
+def test_syn_and_reset_leave_nothing(af: int) -> None:
+    """A blind sender knows its own numbers and can reset what it opened: that must not be safer from eviction than the SYN alone."""
+    b = small(ports=(1024, 65000))
+    for i in range(4 * CAPACITY):
+        f = Tcp(b, af, 1024 + i, isn=i)
+        f.client("S")
+        f.client("R")
+    assert b.engine.used() == {"conns4": 0, "conns6": 0, "half_open": 0}
+    assert Tcp(b, af, 50000).open().state == "ESTABLISHED"
+    assert b.engine.counters()["conns_expired"][2] == 4 * CAPACITY
+    b.audit()
+
+
+@FAMILIES
 def test_nothing_to_evict(af: int) -> None:
     """All records are answered connections: new ones are refused, counted, and get in once there is room."""
     b = small()

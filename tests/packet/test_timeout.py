@@ -126,8 +126,8 @@ def test_timeouts_are_settings(af: int) -> None:
 
 def test_a_services_own_timeout() -> None:
     b = Balancer()
-    record = {"af": 4, "addr": bytes([192, 0, 2, 10]), "port": 80, "proto": 6, "sched": shm.SCHED_SEQ, "table_off": 0, "table_len": 2}
-    b.do(shm.svc_set(0, 2, timeout_established=3_000_000, **record))
+    b.do(shm.svc_set(0, 2, af=4, addr=bytes([192, 0, 2, 10]), port=80, proto=6, sched=shm.SCHED_SEQ, table_off=0, table_len=2,
+                     timeout_established=3_000_000))  # fmt: skip
     f, other = Tcp(b, 4).open(), Tcp(b, 6).open()
     at(b, 1_000 + 900_000 + SLOT)
     assert (f.state, other.state) == ("ESTABLISHED", "")
@@ -155,8 +155,7 @@ def test_a_look_after_any_pause_costs_what_is_there(behind_ms: int) -> None:
     b.engine.expire(b.now, budget=120)
     looked_again = b.now
     b.engine.expire(looked_again, budget=120)
-    f = Tcp(b, 4, 5000)
-    f.client("S")
+    f = Tcp(b, 4, 5000).open()
     f.client("R")
     assert f.state == "CLOSE"
     b.now += (TIMEOUT["CLOSE"] + SLOT) * MS

@@ -135,7 +135,7 @@ def test_documented_formula(table: dict[str, int], workers: int) -> None:
     assert need.connections == pytest.approx(116 * t.connections_ipv4 + 180 * t.connections_ipv6, rel=0.05)
     assert need.tables == pytest.approx(3.1 * 2**20 + 136 * t.services + 112 * t.real_servers, rel=0.05)
     assert need.frames == pytest.approx(2049 * t.frames, rel=0.01)
-    pairs = workers * workers * ((32 << 10) + 8 * t.frames)
+    pairs = workers * workers * 24 * t.frames
     assert need.shared == pytest.approx(max(16 << 20, 4096 * t.services) + pairs, rel=0.1)
 
 
@@ -269,3 +269,12 @@ def test_module(arguments: list[str], status: int) -> None:
         assert json.loads(done.stdout) == schema()
     elif not arguments:
         assert done.stdout == reference()
+
+
+def test_run_dir_on_a_disk(tmp_path: Path) -> None:
+    proc = tmp_path / "proc/self"
+    proc.mkdir(parents=True)
+    (proc / "mounts").write_text("/dev/a / ext4 rw 0 0\ntmpfs /run tmpfs rw 0 0\n/dev/b /run/disk xfs rw 0 0\n")
+    assert ("daemon", "run_dir") not in said("", tmp_path)
+    assert "lies on xfs" in said('[daemon]\nrun_dir = "/run/disk/lbd"\n', tmp_path)["daemon", "run_dir"]
+    assert "lies on ext4" in said('[daemon]\nrun_dir = "/var/lbd"\n', tmp_path)["daemon", "run_dir"]
