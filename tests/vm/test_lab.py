@@ -11,16 +11,15 @@ def test_exit_status_and_streams_come_back(vmlab):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("nic", ["virtio", "igb"])
-def test_zero_copy_receive(vmlab, lab_tool, nic):
-    # igb drops its link for some seconds when a program is attached: send until the receiver ends
+def test_zero_copy_receive(vmlab, lab_tool):
+    # virtio-net alone: igb drops its link for seconds when a program is attached; test_fullnat.py waits for it
     script = f"""
         ip link set eth0 up; ip link set eth1 up
         {lab_tool("xsklab")} rx eth0 -z -t 12 & receiver=$!
         while kill -0 $receiver; do
             {lab_tool("txgen")} eth1 100 16 ff:ff:ff:ff:ff:ff 10.1.0.1; sleep 0.5
         done"""
-    done = vmlab(script, "--pair", nic)
+    done = vmlab(script, "--pair", "virtio")
     assert "ZEROCOPY" in done.stdout, done.stdout + done.stderr
     received = re.search(r"rx: (\d+) packets", done.stdout)
     assert received and int(received[1]) >= 100, done.stdout + done.stderr
