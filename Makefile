@@ -16,7 +16,7 @@ RUFF := .venv/bin/ruff
 .DEFAULT_GOAL := help
 # make's own parallelism would run linters, builds and tests into each other
 .NOTPARALLEL:
-.PHONY: help setup build build-asan test demo lint format vm fuzz clean uninstall \
+.PHONY: help setup build build-asan test demo lint format vm fuzz chaos clean uninstall \
         setup-build setup-demo compile compile-asan \
         test-unit test-packet test-source test-netns test-vm
 
@@ -57,7 +57,7 @@ bench-%: setup compile ## a benchmark of bench/, such as bench-engine
 
 # --- test --------------------------------------------------------------------------------------
 
-test: setup compile lint compile-asan ## set up, build, lint, and run every test
+test: setup compile lint ## set up, build, lint, and run every test
 	@tests/vm/vmlab-setup || echo 'make test: the lab VM cannot be had here, its tests will be skipped'
 	@mkdir -p build
 	$(PYTEST) --durations=10 --junitxml=build/junit.xml $(ARGS)
@@ -77,7 +77,10 @@ test-unit test-packet test-source test-netns: test-%: setup compile ## one direc
 test-vm: setup compile vm ## the tests in the lab VM
 	$(PYTEST) tests/vm $(ARGS)
 
-fuzz: setup compile compile-asan ## the fuzz targets for FUZZ_SECONDS each (make test runs them shortly)
+chaos: setup compile ## processes of lbd killed at random under traffic, for some ten minutes (ARGS="kills --seed 7")
+	$(PY) -m tests.chaos $(ARGS)
+
+fuzz: setup compile ## the fuzz targets for FUZZ_SECONDS each (make test runs them shortly)
 	LBD_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) tests/fuzz --timeout=0 $(ARGS)
 
 # --- undo --------------------------------------------------------------------------------------

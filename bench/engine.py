@@ -10,8 +10,9 @@ import statistics
 import sys
 from pathlib import Path
 
-from bench._engine import Bench
 from lbd._fastpath import Engine, conn_record_bytes
+
+from bench._engine import Bench
 from lbd.shm import _shm as shm
 
 MAC_LB, MAC_SERVER, MAC_CLIENT = b"\x02\0\0\0\1\0", b"\x02\0\0\0\2\1", b"\x02\0\0\0\0\xc1"

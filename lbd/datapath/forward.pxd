@@ -72,11 +72,15 @@ cdef inline bint tcp_syn(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t 
     return True
 
 
-cdef inline bint refuses(Engine *e, const Pkt *p, uint32_t i, uint32_t state, uint32_t direction, int af) noexcept nogil:
-    """A real server's RST in answer to the SYN: its own number is 0, but it acknowledges the client's."""
+cdef inline bint plausible(Engine *e, const Pkt *p, uint32_t i, const ConnCommon *c, uint32_t direction, int af) noexcept nogil:
+    """Near its sender's number. A real server's RST in answer to the SYN has none, but it acknowledges the client's."""
     cdef TcpHdr *t = <TcpHdr *> (p.data + p.l4)
-    return (state == STATE_SYN_RECV and direction == 1 and p.tcp_flags & TCP_ACK
-            and seq_edge(e, i, 0, af)[0] - lbd_bswap32(t.ack_seq) <= 65535)
+    if c.state == STATE_SYN_RECV and direction == 1:
+        if p.tcp_flags & TCP_ACK and seq_edge(e, i, 0, af)[0] - lbd_bswap32(t.ack_seq) <= 65535:
+            return True
+        if not c.flags & CONN_SYNACK:
+            return False
+    return tcp_in_window(lbd_bswap32(t.seq), seq_edge(e, i, direction, af)[0])
 
 
 cdef inline bint tcp_step(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t direction, int af) noexcept nogil:
@@ -104,7 +108,7 @@ cdef inline bint tcp_step(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t
             return True
         state = STATE_ESTABLISHED
         edge[0] = end
-    elif not tcp_in_window(seq, edge[0]) and not refuses(e, p, i, state, direction, af):
+    elif not plausible(e, p, i, c, direction, af):
         return event == EVENT_ACK
     next = lbd_tcp_next[direction][event][state]
     edge_advance(edge, end)
@@ -173,11 +177,11 @@ cdef inline bint way_out(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t 
         c.fib_gen = e.fib_gen[0] - 1
         return drop(p, REASON_NO_ROUTE)
     a = e.adj + n
+    if lbd_unlikely(not e.iface[a.iface].flags & IFACE_UP):        # first: with a link the kernel forgets its neighbours
+        return drop(p, REASON_LINK_DOWN)
     if lbd_unlikely(not a.flags & ADJ_VALID):
         neigh_want(e, n)
         return drop(p, REASON_NO_NEIGHBOR)
-    if lbd_unlikely(not e.iface[a.iface].flags & IFACE_UP):
-        return drop(p, REASON_LINK_DOWN)
     if lbd_unlikely(p.data[p.l3 + (8 if af == 4 else 7)] <= 1):
         answer(e, p, REASON_TTL_EXPIRED, 0)
         return False
@@ -297,11 +301,11 @@ cdef inline void forward_icmp(Engine *e, Pkt *p, uint32_t ref, uint8_t proto, in
         drop(p, REASON_NO_ROUTE)
         return
     a = e.adj + n
-    if not a.flags & ADJ_VALID:
-        drop(p, REASON_NO_NEIGHBOR)
-        return
     if not e.iface[a.iface].flags & IFACE_UP:
         drop(p, REASON_LINK_DOWN)
+        return
+    if not a.flags & ADJ_VALID:
+        drop(p, REASON_NO_NEIGHBOR)
         return
     if p.data[p.l3 + (8 if af == 4 else 7)] <= 1:       # an error about an error is never sent
         drop(p, REASON_TTL_EXPIRED)
@@ -440,6 +444,11 @@ cdef inline bint starts_anew(Engine *e, const Pkt *p, uint32_t ref, int af) noex
     return c.state == STATE_TIME_WAIT or c.state == STATE_LAST_ACK or c.state == STATE_CLOSE
 
 
+cdef inline bint lip_in_use(Engine *e, const ConnCommon *c) noexcept nogil:
+    """Is its local address still configured? One that is being taken away gets no new connections."""
+    return c.lip != LIP_NONE and e.lip[c.lip].flags & 1
+
+
 cdef inline void start_anew(Engine *e, Pkt *p, const Tuple *k, uint64_t h, uint32_t ref, int af) noexcept nogil:
     """The scheduler picks a real server as for any new connection. Each of them sees a client's tuple from one local port only,
     however often the client comes back: the record is reopened in place for the same real server; for another one it rests,
@@ -452,7 +461,7 @@ cdef inline void start_anew(Engine *e, Pkt *p, const Tuple *k, uint64_t h, uint3
     if dest == DEST_NONE:
         drop(p, REASON_NO_BACKEND)
         return
-    if dest == c.dest:
+    if dest == c.dest and lip_in_use(e, c):
         scheduled(e, svc, dest)
         forward_known(e, p, ref, af)
         return
@@ -461,7 +470,7 @@ cdef inline void start_anew(Engine *e, Pkt *p, const Tuple *k, uint64_t h, uint3
         conn_end(e, ref >> 1, EXPIRE_ADMIN, af)
     else:
         c.live = CONN_RESTING
-    if other != REF_NONE:
+    if other != REF_NONE and lip_in_use(e, conn_common(t, other >> 1, af)):
         conn_common(t, other >> 1, af).live = CONN_LIVE
         scheduled(e, svc, dest)
     else:

@@ -1,12 +1,13 @@
 # A connection's life: statistics as it changes state, its place in the timers, its end. Every change of state goes through
 # conn_enter, every end through conn_end.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
+from lbd.datapath.compiler cimport lbd_scale
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.conn cimport (ConnTable, ConnCommon, CONN_FREE, CONN_NIL, CONN_ACTIVE, conn4, conn6, conn_common, conn_free,
                                 conn_index,
                                 conn_unindex, conn_alloc)
 from lbd.datapath.timer cimport (Timer, timer_link, timer_unlink, timer_start, LIST_HALF_OPEN, LIST_ONEWAY, LIST_NONE, TICK_MASK,
-                                 EVICT_LOOK, WHEEL_SLOTS, WHEEL_SHIFT)
+                                 EVICT_LOOK, GOLDEN, WHEEL_SLOTS, WHEEL_SHIFT)
 from lbd.datapath.tcp cimport (STATE_NONE, STATE_SYN_RECV, STATE_ESTABLISHED, STATE_CLOSE, STATE_UDP, STATE_UDP_ONEWAY, STATE_COUNT,
                                state_active)
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED
@@ -83,13 +84,14 @@ cdef inline void conn_end(Engine *e, uint32_t i, uint32_t why, int af) noexcept 
 
 
 cdef inline uint32_t idlest_udp(Engine *e, int af) noexcept nogil:
-    """Of the next EVICT_LOOK records in turn the answered UDP flow that was silent longest, or CONN_NIL."""
+    """Of EVICT_LOOK records, others each time and spread over the table, the answered UDP flow that was silent longest; or CONN_NIL."""
     cdef Timer *w = timer_of(e, af)
     cdef ConnTable *t = table_of(e, af)
     cdef ConnCommon *c
     cdef uint32_t k, idle, longest = 0, best = CONN_NIL
+    w.hand += 1
     for k in range(EVICT_LOOK):
-        w.hand = w.hand + 1 if w.hand + 1 < t.capacity else 0
+        w.hand = (w.hand + lbd_scale(GOLDEN, t.capacity)) % t.capacity
         c = conn_common(t, w.hand, af)
         if c.live and c.state == STATE_UDP:
             idle = e.now_ms - c.last_seen

@@ -21,7 +21,8 @@ cdef enum:
     LIST_ONEWAY = 1025
     LIST_COUNT = 1026
     LIST_NONE = 0xffff
-    EVICT_LOOK = 64             # records looked at for an answered UDP flow to evict
+    EVICT_LOOK = 64             # records looked at for an answered UDP flow to evict, so far apart:
+    GOLDEN = 0x9e3779b9         # of the table, a golden section of 2^32
 
 cdef struct Timer:              # one per connection table, process-private, rebuilt on attach
     uint32_t head[1026]

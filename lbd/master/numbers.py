@@ -6,6 +6,9 @@ the master, which reads the numbers back from a worker's records (`adopt`).
 A freed number is used again as late as possible: never-used numbers come first, then the one that was freed longest
 ago, and never one that `busy` still reports in use (connections that outlive their real server). Within one update a
 number freed is not given out again, so that the order of a batch of commands does not matter to it.
+
+A key that comes back while its former number is still busy gets that one again (`recall`), and its connections count as
+its own again.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ class Numbers(Generic[K]):
         self._fresh = 0  # never used: this one and all above, but for adopted ones
         self._freed: deque[int] = deque()
         self._freed_now: list[int] = []
+        self._former: dict[K, int] = {}  # what a freed number stood for, until somebody else gets it
+        self._former_key: dict[int, K] = {}
 
     def __len__(self) -> int:
         return len(self._number)
@@ -65,21 +70,46 @@ class Numbers(Generic[K]):
         number = self._number.get(key)
         if number is None:
             number = self._next()
+            self._forget(key, number)
             self._number[key] = number
             self._key[number] = key
         return number
 
+    def recall(self, key: K) -> int | None:
+        """The number that this key had and connections still refer to, its own again; None if there is none."""
+        number = self._former.get(key)
+        if number is None or number not in self._freed or not self.busy(number):
+            return None
+        self._freed.remove(number)
+        self._forget(key, number)
+        self._number[key] = number
+        self._key[number] = key
+        return number
+
     def release(self, key: K) -> int:
-        number = self._number.pop(key)
-        del self._key[number]
+        number = self._number[key]
+        self._take_away(key)
         self._freed_now.append(number)
         return number
 
     def cancel(self, key: K) -> None:
-        """Takes back an assign() that nobody was told of."""
+        """Takes back an assign() or recall() that nobody was told of."""
+        number = self._number[key]
+        self._take_away(key)
+        self._freed.appendleft(number)
+
+    def _take_away(self, key: K) -> None:
         number = self._number.pop(key)
         del self._key[number]
-        self._freed.appendleft(number)
+        self._former[key] = number
+        self._former_key[number] = key
+
+    def _forget(self, key: K, number: int) -> None:
+        """What this key and this number were before."""
+        self._former_key.pop(self._former.pop(key, -1), None)
+        former = self._former_key.pop(number, None)
+        if former is not None:
+            self._former.pop(former, None)
 
     def settle(self) -> None:
         """The update is done: what it freed may be given out by the next one."""

@@ -217,9 +217,11 @@ class Plan:
         known = numbers.number(key)
         if known is not None:
             return known
-        number = numbers.assign(key)
+        number = numbers.recall(key)
+        if number is None:
+            number = numbers.assign(key)
+            self.fresh.add(Key(kind, (number,)))
         self.assigned.append(lambda: numbers.cancel(key))
-        self.fresh.add(Key(kind, (number,)))
         return number
 
     def _place(self, service: Service, old: Placed | None) -> Placed:

@@ -24,6 +24,7 @@ from lbd.master.process import WORKER, Process, spawn, start
 log = logging.getLogger(__name__)
 
 PAUSE = 1.0  # seconds
+PATIENCE = 1.0  # seconds for a killed process to be gone
 COMMAND = (*WORKER, "--stand-by")
 
 
@@ -88,12 +89,13 @@ class Standby:
             bury(process)
 
 
-def ended(process: Process) -> bool:
+def ended(process: Process, seconds: float = 0.0) -> bool:
     poll = select.poll()
     poll.register(process.pidfd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(seconds * 1000))
 
 
 def bury(process: Process) -> None:
-    """Waits for the end of one that was killed or is dead."""
+    """One that was killed, or is dead."""
+    ended(process, PATIENCE)
     process.reap()

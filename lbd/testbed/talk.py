@@ -87,7 +87,7 @@ class Window:
 
     def __init__(self) -> None:
         self.since = time.monotonic()
-        self.requests = self.probes = self.replies = self.lost = 0
+        self.requests = self.probes = self.replies = 0
         self.longest = 0.0  # from a request to its whole reply
         self.silence = 0.0  # longest time of a flow between two replies
         self.last = self.since  # reply on any connection
@@ -104,6 +104,7 @@ class Client:
         self.ties = 0
         self.errors: list[str] = []
         self.error_count = 0
+        self.lost = 0  # probes without a reply within GIVEN_UP
         self.resends = 0  # probes answered twice
         self.paused = False
         self.window = Window()
@@ -249,7 +250,7 @@ class Client:
         now = time.monotonic()
         while flow.waiting and now - (oldest := next(iter(flow.waiting.items())))[1] > GIVEN_UP:
             del flow.waiting[oldest[0]]
-            self.window.lost += 1
+            self.lost += 1
         if not self.paused:
             flow.count += 1
             self.window.probes += 1
@@ -330,8 +331,7 @@ class Client:
             "gap": w.gap,
             "probes": w.probes,
             "replies": w.replies,
-            "lost": w.lost,
-            "unanswered": sum(len(f.waiting) for f in self.flows.values()),
+            "unanswered": self.lost + sum(len(f.waiting) for f in self.flows.values()),  # since the start
             "repeated": self.resends,
             "silence": w.silence,
             "not_resumed": len(resumed) - len(known),

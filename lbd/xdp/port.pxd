@@ -9,7 +9,7 @@
 # two stores leaves a state that port_repair can tell from the rest:
 #
 #     step             stores, in this order                                killed in between: the frame is
-#     port_fill        slot; STAGED word; ledger = FILL; producer           staged: in the worker's hands
+#     port_fill        slot; STAGED word; ledger = FILL; producer           staged: free, as before
 #     port_tx_put      slot; STAGED word; ledger = TX; (submit:) producer   staged: in the worker's hands
 #     port_rx_release  ledger = WORK; consumer                              still in the rx ring
 #     port_reclaim     ledger = WORK; consumer                              still in the completion ring

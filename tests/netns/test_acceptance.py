@@ -220,7 +220,7 @@ def too_big(source: str, destination: str, quoted_source: str) -> bytes:
 def test_what_is_not_lbds_goes_back_to_the_kernel(site: Site, family: int) -> None:
     """The program can't tell an ICMP error about a VIP's packet from one that only quotes such a packet: its verdict is
     `kernel`, and it comes out of the TAP into the host's stack, which counts it."""
-    testbed, daemon = site
+    testbed, _ = site
     topology, side, wanted = testbed.topology, 0 if family == 4 else 1, 20
 
     def counts() -> tuple[float, float, int]:

@@ -3,6 +3,7 @@
 client and the kernel know.
 """
 
+import itertools
 import json
 import os
 import re
@@ -269,7 +270,7 @@ def test_counters_never_go_backwards(site: Site) -> None:
     requests = client.report()["requests"]
     wait_until("traffic goes on", lambda: client.report()["requests"] > requests + 200, 20)
     pages.append(scrape(testbed).counters())
-    for before, after in zip(pages, pages[1:], strict=False):
+    for before, after in itertools.pairwise(pages):
         assert before.keys() <= after.keys()
         back = {k: (v, after[k]) for k, v in before.items() if after[k] < v}
         assert not back, back

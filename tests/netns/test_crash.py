@@ -92,7 +92,8 @@ def test_workers_killed_under_traffic(testbed: Testbed, lbd: Daemon) -> None:
     traffic, inside = talk(testbed), Inside(lbd)
     for number in range(KILLS):
         pass_time(choice.uniform(0.1, 1.0))
-        outage = kill_worker(lbd, inside, traffic, Victim(choice.randrange(2)))
+        victim = Victim(choice.randrange(2), steps=choice.randrange(1, 20_000) if number % 2 else 0)
+        outage = kill_worker(lbd, inside, traffic, victim)
         print(f"kill {number}: {outage}")
         assert outage.udp < OUTAGE_LIMIT and outage.tcp < 2 * OUTAGE_LIMIT, (number, outage)
         traffic.ask("pause")
@@ -103,6 +104,30 @@ def test_workers_killed_under_traffic(testbed: Testbed, lbd: Daemon) -> None:
     unharmed(traffic)
     inside.close()
     traffic.stop()
+
+
+def test_mirrored_tables_are_indexed_anew(testbed: Testbed, lbd: Daemon) -> None:
+    """A worker may die in the middle of a command: no entry is lost by that, and none is there twice afterwards."""
+    inside = Inside(lbd)
+    segment = inside.segments[0]
+
+    def tables() -> list[object]:
+        return [len(segment.routes()), len(segment.neighbours()), [n for n, _ in segment.services()]]
+
+    before, ctl = tables(), segment.ctl()
+    pid, applied = worker_pids(lbd)[0], ctl["gen_applied"]
+    os.kill(pid, signal.SIGSTOP)
+    offsets = sorted(value for name, value in ctl.items() if name.startswith("off_"))
+    with open(f"/proc/self/fd/{segment.fd}", "r+b", buffering=0) as memory:
+        for name in ("off_svc_hash", "off_adj_hash", "off_route_hash"):
+            memory.seek(ctl[name])
+            memory.write(bytes(offsets[offsets.index(ctl[name]) + 1] - ctl[name]))
+    os.kill(pid, signal.SIGKILL)
+    wait_until("its successor has heard everything again", lambda: segment.ctl()["gen_applied"] != applied, 20)
+    wait_until("all of it is applied", lambda: lbd.get("/v1/status")["ready"], 20)
+    assert tables() == before
+    assert {testbed.curl(family).status for family in (4, 6) for _ in range(6)} == {200}
+    inside.close()
 
 
 def test_hung_worker_is_replaced(testbed: Testbed, lbd: Daemon) -> None:

@@ -1,4 +1,4 @@
-"""The commands of docs/modes/*.md do what the page says: each `sh` block is run in order, a `text` block is the output before it."""
+"""The commands of docs/modes/*.md do what the page says: each `sh` block is run in order, a `text` block is what it printed."""
 
 import os
 import re

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real load through lbd with two workers: HTTP, DNS and bulk TCP, IPv4 and IPv6, judged at both ends."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ pytestmark = [pytest.mark.root, pytest.mark.netns]
 
 families = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 Balanced = tuple[Testbed, Daemon]
-BIG = 4 << 20
 
 
 def workers(lbd: Daemon) -> list[dict[str, Any]]:
@@ -90,25 +88,3 @@ def test_nothing_was_dropped_without_a_reason_and_no_worker_restarted(balanced: 
     _, lbd = balanced
     assert [w["restarts"] for w in workers(lbd)] == [0, 0]
     assert lbd.get("/v1/status")["problems"] == []
-
-
-@pytest.mark.parametrize("side", ["server_mtu", "client_mtu"])
-def test_path_mtu_is_discovered(make_testbed: Callable[..., Testbed], side: str) -> None:
-    """Hosts announce an MSS for 1500 bytes, but the balancer's link on that side takes 1400: who sends must
-    be told, the client for its VIP, real servers for the LIPs."""
-    with make_testbed(workers=2, servers=2, lips=1, **{side: 1400}) as testbed:
-        testbed.lbd()
-        body = testbed.directory / "body"
-        body.write_bytes(bytes(BIG))
-        for family in (4, 6):
-            for _ in range(2 * len(testbed.servers)):  # each worker deals out on its own
-                down = testbed.curl(family, "/big")
-                assert (down.status, len(down.body), down.error) == (200, BIG, "")
-                up = testbed.curl(family, "/", "--data-binary", f"@{body}")
-                assert (up.status, up.error) == (200, "")
-            lip = (testbed.topology.lips4 if family == 4 else testbed.topology.lips6)[0]
-            if side == "server_mtu":
-                seen = [testbed.client.run(["ip", "route", "get", testbed.vip(family)])]
-            else:
-                seen = [server.ns.run(["ip", "route", "get", lip]) for server in testbed.servers]
-            assert any("mtu 1400" in route for route in seen), seen

@@ -12,8 +12,6 @@ its own: what a sender has learned, it has learned for that address.
 
 import hashlib
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,10 +19,10 @@ import pytest
 
 from lbd.testbed import Namespace, Testbed
 from lbd.testbed.daemon import Daemon
-from lbd.testbed.netns import wait_until
 from lbd.testbed.server import HTTP_PORT, RealServer
 from lbd.testbed.testbed import FAMILIES, config_text, endpoint
 from lbd.testbed.topology import Host
+from tests.netns import traffic
 from tests.netns.dial import dial, exchange
 from tests.netns.metrics import scrape
 
@@ -35,7 +33,6 @@ NEAR, FAR = ("192.0.2.11", "2001:db8:1::11"), ("192.0.2.12", "2001:db8:1::12")  
 INNER, GUEST = ("10.77.0.20", "fd77::20"), ("198.51.100.2", "2001:db8:2::2")
 GUEST_ROUTER, FAR_ROUTER = ("198.51.100.1", "2001:db8:2::1"), ("10.78.0.1", "fd78::1")
 FAR_ADDRESS = ("10.78.0.11", "fd78::11")
-ECHO, ECHO_SERVER = 7, 7007
 BIG = 4 << 20
 
 
@@ -111,7 +108,7 @@ def config(testbed: Testbed) -> str:
     for n, family in enumerate(FAMILIES):
         near_addresses = [(h.address4, h.address6)[n] for h in near]
         for name, vip, servers in (("near", NEAR[n], near_addresses), ("far", FAR[n], [FAR_ADDRESS[n]])):
-            for kind, port, server_port in (("web", 80, HTTP_PORT), ("echo", ECHO, ECHO_SERVER)):
+            for kind, port, server_port in (("web", 80, HTTP_PORT), ("echo", traffic.PORT, traffic.SERVER_PORT)):
                 settings["service"].append({
                     "name": f"{kind}-{name}{family}", "address": endpoint(vip, port), "protocol": "tcp",
                     "scheduler": "rr", "interface": "eth0",
@@ -132,7 +129,7 @@ def site(make_shared: Callable[..., Testbed]):  # type: ignore[no-untyped-def]
         content = os.urandom(BIG)
         for s in [*testbed.servers, server]:
             (s.directory / "files/random").write_bytes(content)
-            start_echo(testbed, s.ns)
+            traffic.serve(testbed, s.ns)
         yield Site(testbed, testbed.lbd(config(testbed)), guest, server, content)
     finally:
         for ns in names:
@@ -141,18 +138,13 @@ def site(make_shared: Callable[..., Testbed]):  # type: ignore[no-untyped-def]
             server.stop()
 
 
-def start_echo(testbed: Testbed, ns: Namespace) -> None:
-    testbed.popen(ns, [sys.executable, "-m", "lbd.testbed.echo", str(ECHO_SERVER)], stderr=subprocess.DEVNULL)
-    wait_until("the echo server listens", lambda: ns.run(["ss", "-Hltn6", f"sport = :{ECHO_SERVER}"]), 10)
-
-
 def transfer(site: Site, ns: Namespace, vip: str, times: int) -> None:
     """A file down, and the same bytes up and down at once; unharmed. Each real server and worker comes in turn."""
     wanted = hashlib.sha256(site.content).hexdigest()
     name = f"[{vip}]" if ":" in vip else vip
     for _ in range(times):
         assert ns.run(["sh", "-c", f"curl -sS -m 60 http://{name}/random | sha256sum"], timeout=90).split()[0] == wanted
-        with dial(ns, vip, ECHO) as sock:
+        with dial(ns, vip, traffic.PORT) as sock:
             assert exchange(sock, site.content) == site.content
 
 

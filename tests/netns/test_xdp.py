@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lbd.xdp._xsk import Program, Socket, XdpError, busy_poll, open_socket, statistics
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from lbd.testbed.netns import Namespace, run, wait_until
 from lbd.xdp import kernel
+from lbd.xdp._xsk import Program, Socket, XdpError, busy_poll, open_socket, statistics
 from tests.netns.space import enter
 
 _port = pytest.importorskip("tests.netns._port", reason="tests/netns/_port.pyx is not built (make build)")

@@ -78,11 +78,18 @@ class Traffic:
         argv = [sys.executable, "-m", "lbd.testbed.talk", str(control), json.dumps(self.settings)]
         with open(self.log, "wb") as log:
             self.process = testbed.popen(testbed.client, argv, stdout=log, stderr=subprocess.STDOUT)
-        wait_until("the client is there", lambda: control.exists() or self.process.poll() is not None, 10)
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(10)
-        self.sock.connect(str(control))
+        wait_until("the client is there", lambda: self._connected(control), 10)
         self.lines = self.sock.makefile()
+
+    def _connected(self, control: Path) -> bool:
+        assert self.process.poll() is None, f"the client has ended: {self.log.read_text()}"
+        try:
+            self.sock.connect(str(control))
+        except (FileNotFoundError, ConnectionRefusedError):  # not bound yet; or bound, and not listening yet
+            return False
+        return True
 
     def ask(self, word: str) -> dict[str, Any]:
         self.sock.sendall(f"{word}\n".encode())
@@ -190,18 +197,24 @@ class Inside:
         if lost := sum(c["svc"] is None or c["dest"] is None for c in records):
             found.append(f"{lost} records belong to no service or real server")
         for worker, segment in enumerate(self.segments):
-            own = [c for c in records if c["worker"] == worker]
-            ctl = segment.ctl()
-            counts = {
-                "in the table": len(own),
-                "counted by the worker": ctl["conns4"] + ctl["conns6"],
-                "counted by local addresses": sum(lip[-1] for _, *lip in segment.lip_stats_all()),
-                "counted by services": sum(sum(svc[-2:]) for svc in segment.service_stats_all()),
-                "counted by real servers": sum(sum(dest[-2:]) for dest in segment.dest_stats_all()),
-            }
+            counts = {"in the table": sum(c["worker"] == worker for c in echo)} | self.counted(segment)
+            if not others:
+                ctl = segment.ctl()
+                counts["by the worker"] = ctl["conns4"] + ctl["conns6"]
+                counts["by local addresses"] = sum(segment.lip_stats(number)[-1] for number, _ in segment.lips())
             if len(set(counts.values())) > 1:
                 found.append(f"worker {worker}: connections {counts}")
         return found
+
+    @staticmethod
+    def counted(segment: shm.WorkerSegment) -> dict[str, int]:
+        """Connections of the echo services that a worker counts, active and inactive."""
+        services = {number for number, s in segment.services() if s["port"] == PORT}
+        dests = [number for number, d in segment.dests() if d["svc"] in services]
+        return {
+            "by services": sum(sum(segment.service_stats(number)[-2:]) for number in services),
+            "by real servers": sum(sum(segment.dest_stats(number)[-2:]) for number in dests),
+        }
 
     def settle(self, streams: int, flows: int, others: bool = False, seconds: float = 5) -> None:
         """With the traffic paused: until all is sound. AssertionError that says what is not."""

@@ -2,8 +2,10 @@
 
 import pytest
 
-from tests.packet.balancer import Balancer
+from lbd.shm import _shm as shm
+from tests.packet.balancer import Balancer, packed
 from tests.packet.flow import Tcp
+from tests.packet.frame import TCP, from_client
 
 FAMILIES = pytest.mark.parametrize("af", [4, 6])
 
@@ -62,3 +64,17 @@ def test_a_resting_record_forwards_nothing_and_holds_its_port(af: int) -> None:
     assert len({(c["real_server"], c["local"]) for c in b.engine.conns()}) == 2
     b.later(61)
     assert [c["resting"] for c in b.engine.conns()] == [False]
+
+
+@FAMILIES
+def test_a_local_address_that_was_taken_away_gets_nothing_new(af: int) -> None:
+    b = Balancer(servers=1)
+    f = Tcp(b, af).open()
+    old = f.record["local"]
+    other = "10.77.0.3" if af == 4 else "fd77::3"
+    b.do(shm.lip_set(5, 2, af=af, addr=packed(other), port_lo=10000, port_hi=60000, fresh=True))
+    b.do(shm.lip_del(0 if af == 4 else 1, 2))
+    f.close_by_server()
+    f.cseq += 100_000
+    assert b.send(from_client(af, TCP, f.sport, "S", f.cseq)).verdict == "forward"
+    assert f.record["local"][0] == packed(other) != old[0]

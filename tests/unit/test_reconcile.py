@@ -416,6 +416,46 @@ def test_numbers_come_round_in_turn() -> None:
     assert n.assign("e") == 1
 
 
+def test_numbers_come_back_to_their_key_while_connections_refer_to_them() -> None:
+    busy: set[int] = set()
+    n: Numbers[str] = Numbers(3, "tables.x", busy=busy.__contains__)
+    assert [n.assign(k) for k in "ab"] == [0, 1]
+    n.release("a")
+    assert n.recall("a") is None, "not within the same update"
+    n.settle()
+    assert n.recall("a") is None, "nobody refers to it"
+    busy.add(0)
+    assert n.recall("b") is None and n.recall("x") is None
+    assert n.recall("a") == 0 and n.number("a") == 0 and n.key(0) == "a"
+    n.cancel("a")
+    assert n.recall("a") == 0, "a cancelled one can be recalled again"
+    n.release("a")
+    n.settle()
+    busy.clear()
+    assert [n.assign(k) for k in "cd"] == [2, 0]
+    n.release("d")
+    n.settle()
+    busy.add(0)
+    assert n.recall("a") is None, "it was somebody else's since"
+    assert n.recall("d") == 0
+
+
+def test_what_comes_back_while_it_has_connections_goes_on_counting() -> None:
+    busy: set[int] = set()
+    r, model = make(busy=Busy(dest=busy.__contains__, lip=busy.__contains__))
+    lips = tuple(LocalAddress(bytes([10, 0, 0, n]), 1024, 2047) for n in range(2))
+    whole = Desired(services=(service("web", real(0), real(1)),), local_addresses=lips)
+    part = Desired(services=(service("web", real(0)),), local_addresses=lips[:1])
+    model.apply(r.update(whole))
+    for held, fresh in ((set(), [("lip", 2), ("dest", 2)]), ({2}, [])):
+        model.apply(r.update(part))
+        busy |= held
+        model.fresh.clear()
+        model.apply(r.update(whole))
+        assert model.fresh == fresh
+    assert r.lips.number(lips[1].address) == 2
+
+
 def test_numbers_adopted_first_come_first_served() -> None:
     n: Numbers[str] = Numbers(4, "tables.x", busy=lambda i: i == 1)
     n.adopt("a", 0)
