@@ -82,7 +82,7 @@ class Wire:
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
         self.gen, self.lb, self.sink = (Namespace(f"{prefix}-{role}") for role in ("gen", "lb", "sink"))
-        self.directory = Path("/run") / prefix
+        self.directory = Path("/dev/shm") / prefix
 
     def __enter__(self) -> "Wire":
         self.down()

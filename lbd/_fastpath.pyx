@@ -12,8 +12,8 @@ from posix.unistd cimport getpid
 
 from lbd.datapath.command cimport Cmd
 from lbd.datapath.command_apply cimport command_apply, lip_refresh
-from lbd.datapath.conn cimport (CONN_RESTING, BUCKET_FILL_X100, BUCKET_SPARE, Bucket, Conn4, Conn6, ConnCold, ConnCommon, ConnTable, conn4, conn6,
-                                conn_common)
+from lbd.datapath.conn cimport (BUCKET_FILL_X100, BUCKET_SPARE, CONN_RESTING, Bucket, Conn4, Conn6, ConnCold, ConnCommon,
+                                ConnTable, conn4, conn6, conn_common)
 from lbd.datapath.connfile cimport conn_file_attach, conn_file_bytes, conn_map
 from lbd.datapath.engine cimport Engine as CEngine
 from lbd.datapath.lifetime cimport engine_expire

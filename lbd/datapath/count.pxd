@@ -4,7 +4,7 @@ from libc.stdint cimport uint64_t
 
 cdef struct Counters:
     uint64_t drops[64]              # by Reason
-    uint64_t verdicts[8]            # by Verdict
+    uint64_t verdicts[8]            # by Verdict, as the engine decided; a full ring afterwards counts in drops alone
     uint64_t consumed[64]           # by Reason: answered by lbd (ICMP errors)
     uint64_t handed_out             # packets given to another worker
     uint64_t handed_in

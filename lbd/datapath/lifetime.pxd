@@ -84,13 +84,14 @@ cdef inline void conn_end(Engine *e, uint32_t i, uint32_t why, int af) noexcept 
 
 
 cdef inline uint32_t idlest_udp(Engine *e, int af) noexcept nogil:
-    """Of EVICT_LOOK records, others each time and spread over the table, the answered UDP flow that was silent longest; or CONN_NIL."""
+    """Of EVICT_LOOK records, others each time, spread over the table: the answered UDP flow silent for longest, or
+    CONN_NIL."""
     cdef Timer *w = timer_of(e, af)
     cdef ConnTable *t = table_of(e, af)
     cdef ConnCommon *c
-    cdef uint32_t k, idle, longest = 0, best = CONN_NIL
+    cdef uint32_t _, idle, longest = 0, best = CONN_NIL
     w.hand += 1
-    for k in range(EVICT_LOOK):
+    for _ in range(EVICT_LOOK):
         w.hand = (w.hand + lbd_scale(GOLDEN, t.capacity)) % t.capacity
         c = conn_common(t, w.hand, af)
         if c.live and c.state == STATE_UDP:

@@ -12,9 +12,7 @@ from lbd.xdp.io cimport port_tx_put
 
 
 cdef inline void lose(Loop *l, Pkt *p, uint32_t reason) noexcept nogil:
-    """Dropped after the engine had decided otherwise: the verdict is corrected, so that every packet counts once."""
-    l.e.count.verdicts[p.verdict] -= 1
-    l.e.count.verdicts[<int> VERDICT_DROP] += 1
+    """Dropped after the engine had decided otherwise. `verdicts` stay as the engine decided: a counter never goes backwards."""
     l.e.count.drops[reason] += 1
     p.verdict = VERDICT_DROP
     p.reason = reason

@@ -101,7 +101,6 @@ cdef inline void redo_staged(Loop *l, uint32_t to) noexcept nogil:
 cdef inline void count_lost(Loop *l) noexcept nogil:
     """NB: an upper limit: a frame that was just reclaimed looks the same, and there was no packet in it any more."""
     l.e.count.drops[<int> REASON_WORKER_RESTART] += 1
-    l.e.count.verdicts[<int> VERDICT_DROP] += 1
     l.e.count.frames_dropped_restart += 1
 
 

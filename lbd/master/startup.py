@@ -118,10 +118,6 @@ def create(config: Config, snapshot: Snapshot, links: Mapping[str, Link]) -> Res
             area = stack.enter_context(Area.create(sizes, config.tables.hugepages, numa_node(config)))
         except SegmentError as error:
             raise Refusal(str(error)) from None
-        if area.note:
-            log.warning("%s", area.note)
-        if kind := disk_under(config.daemon.run_dir):
-            log.warning("%s lies on %s: the connection tables in it are written back to disk", config.daemon.run_dir, kind)
         segments = open_segments(stack, sizes)
         conns = {n: open_connection_file(config, n, stack) for n in range(sizes["workers"])}
         wake = {n: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for n in range(sizes["workers"])}
@@ -136,6 +132,10 @@ def create(config: Config, snapshot: Snapshot, links: Mapping[str, Link]) -> Res
             program.set_socket(port.iface, port.queue, port.fd)
         stack.pop_all()
         log.info("%s", why)  # not before: a refusal is one line
+        if area.note:
+            log.warning("%s", area.note)
+        if kind := disk_under(config.daemon.run_dir):
+            log.warning("%s lies on %s: the connection tables in it are written back to disk", config.daemon.run_dir, kind)
         return Resources(sizes, host, area, program, segments, conns, wake, ports)
 
 

@@ -45,7 +45,7 @@ class Testbed:
     ) -> None:
         """`topology`: see Topology (lips, clients, client_mtu, server_mtu, routing)."""
         self.prefix, self.workers = prefix, workers
-        self.directory = directory or Path("/run") / prefix
+        self.directory = directory or Path("/dev/shm") / prefix
         self.topology = Topology(prefix, queues=workers, servers=servers, **topology)
         self.client, self.balancer = self.topology.client.ns, self.topology.lb
         self.servers = [RealServer(host, self.directory / host.name) for host in self.topology.servers]

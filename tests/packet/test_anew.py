@@ -33,6 +33,41 @@ def test_round_robin_goes_on_round(af: int) -> None:
 
 
 @FAMILIES
+@pytest.mark.parametrize("end", ["client", "server", "reset"])
+def test_turns_are_kept_however_connections_end(end: str, af: int) -> None:
+    b = Balancer(servers=4)
+    f = Tcp(b, af)
+    got, ports = [], {}
+    for _ in range(40):
+        f.open()
+        got.append(f.server)
+        assert ports.setdefault(f.server, f.lport) == f.lport
+        if end == "reset":
+            f.client("RA")
+        else:
+            f.close_by_client() if end == "client" else f.close_by_server()
+        f.cseq += 100_000
+        f.sseq += 100_000
+        b.audit()
+    assert all(len(set(got[i : i + 4])) == 4 for i in range(37))
+    b.later(61)
+    assert b.engine.conns() == []
+    b.audit()
+
+
+@FAMILIES
+def test_a_retransmitted_syn_is_no_new_connection(af: int) -> None:
+    b = Balancer(servers=4)
+    f = Tcp(b, af)
+    f.client("S")
+    first = (f.server, f.lport)
+    for _ in range(5):
+        f.client("S", seq=f.cseq - 1)
+        assert (f.server, f.lport) == first
+    assert len(b.engine.conns()) == 1
+
+
+@FAMILIES
 def test_one_port_per_real_server_however_often(af: int) -> None:
     """Each real server sees the client's tuple from one port, whose TIME_WAIT its own stack can judge; the table stays small."""
     b = Balancer(servers=3)

@@ -107,7 +107,7 @@ def test_answered_udp_makes_room_when_nothing_else_does(af: int) -> None:
 
 @FAMILIES
 def test_syn_and_reset_leave_nothing(af: int) -> None:
-    """A blind sender knows its own numbers and can reset what it opened: that must not be safer from eviction than the SYN alone."""
+    """A blind sender knows its own numbers and can reset what it opened: no safer from eviction than the SYN alone."""
     b = small(ports=(1024, 65000))
     for i in range(4 * CAPACITY):
         f = Tcp(b, af, 1024 + i, isn=i)
