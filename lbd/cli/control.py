@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
         "file", nargs="?", default=DEFAULT_FILE, metavar="FILE", help="configuration (%(default)s)"
     )
     commands.add("reload", "have the daemon read its configuration again and apply the difference", reload)
-    commands.add("stop", "end the daemon; connections are not kept", stop)
+    commands.add("stop", "end the daemon; the next one takes its connections over", stop)
     c = commands.add(
         "cleanup",
         "remove what a daemon that was killed left in the kernel: managed addresses, neighbours, ports",
