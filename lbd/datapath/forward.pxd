@@ -228,10 +228,15 @@ cdef inline void rebind(Engine *e, uint32_t i, ConnCommon *c, const Tuple *k, in
         c.lip = lip_lookup(e, laddr, af)
         if c.lip != LIP_NONE:
             e.lip_stat[c.lip].in_use += 1
-    svc = svc_lookup(e, k.daddr, k.dport, k.proto, af)
+    svc = c.svc
+    if svc == SVC_NONE:
+        svc = svc_lookup(e, k.daddr, k.dport, k.proto, af)
     if svc == SVC_NONE:
         return
-    c.flags &= <uint8_t> ~CONN_IMPORTED
+    if c.lip != LIP_NONE:
+        c.flags &= <uint8_t> ~CONN_IMPORTED
+    if c.svc == svc:
+        return
     stat_count(e, c, -1)
     c.svc = svc
     s = e.svc + svc

@@ -86,8 +86,9 @@ cdef inline void adj_unhash(Engine *e, uint32_t i) noexcept nogil:
 
 
 cdef inline uint32_t adj_take(Engine *e, uint32_t flags) noexcept nogil:
-    """A free adjacency; when none is free, the longest unused of a few learned ones is taken over."""
-    cdef uint32_t k, i, best = ADJ_NONE
+    """A free adjacency; when none is free, the longest unused of a few learned ones is taken over, else one of a next hop whose MAC
+    is gone (connections may hold its number: they look again)."""
+    cdef uint32_t k, i, best = ADJ_NONE, gone = ADJ_NONE
     for k in range(ADJ_MAX):
         i = (e.adj_free + k) % ADJ_MAX
         if e.adj[i].flags == 0:
@@ -95,8 +96,13 @@ cdef inline uint32_t adj_take(Engine *e, uint32_t flags) noexcept nogil:
             return i
         if e.adj[i].flags & ADJ_LEARNED and (best == ADJ_NONE or <int32_t> (e.adj[i].seen - e.adj[best].seen) < 0):
             best = i
+        elif not e.adj[i].flags & (ADJ_LEARNED | ADJ_VALID):
+            gone = i
         if k >= 64 and best != ADJ_NONE:
             break
+    if best == ADJ_NONE and gone != ADJ_NONE:
+        best = gone
+        e.fib_gen[0] += 1
     if best != ADJ_NONE:
         adj_unhash(e, best)
         e.adj[best].flags = 0
