@@ -284,6 +284,7 @@ class Control:
         self._servers.streams.add(task)
         self._daemon.capture.add(client)
         try:
+            await self._daemon.capturing()
             await response.write(bytes(4))  # capturing is on
             sent = 0
             while not left or sent < left:

@@ -284,6 +284,10 @@ class Daemon:
         command = shm.capture(self.reconciler.generation, points=points, snaplen=snaplen, svc=service)
         self.supervisor.broadcast(command)
 
+    async def capturing(self) -> None:
+        """Until the workers do what tell_capture said; one that hangs is not waited for."""
+        await self.supervisor.wait_applied(self.reconciler.generation, 1.0)
+
     # -- what others ask -------------------------------------------------------------------------------------
 
     def alarm(self, text: str) -> None:

@@ -71,7 +71,7 @@ def lacking() -> str | None:
 
 
 def sources() -> list[Path]:
-    return [ROOT / "tests/fuzz/fuzz_engine.pyx", *sorted((ROOT / "lbd/datapath").glob("*.pxd"))]
+    return [*sorted((ROOT / "tests/fuzz").glob("*.p[xy][xi]")), *sorted((ROOT / "lbd/datapath").glob("*.pxd"))]
 
 
 def fingerprint(*more: object) -> str:

@@ -1,6 +1,6 @@
 """A burst is its packets one by one: nothing of a packet, of either family, stays for the next one in its slot."""
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.packet.balancer import Balancer
@@ -26,7 +26,7 @@ def balancer() -> Balancer:
     return Balancer(servers=1, ports=(30000, 30007))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(client | server | odd, min_size=1, max_size=64))
 def test_a_burst_is_its_packets_one_by_one(packets: list[tuple[bytes, int]]) -> None:
     together, alone = balancer(), balancer()

@@ -4,7 +4,7 @@ tests/packet/template.py has the material, tests/packet/oracle.py what must hold
 """
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lbd.shm import _shm as shm
@@ -226,7 +226,7 @@ def mend(data: bytearray) -> None:
 
 
 @EACH
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(packets=st.lists(st.tuples(st.sampled_from(sorted(TEMPLATES)), st.lists(MUTATION, max_size=6), st.integers(0, 1)),
                         min_size=1, max_size=20))  # fmt: skip
 def test_mutations(kind: str, packets: list) -> None:
@@ -239,7 +239,7 @@ def test_mutations(kind: str, packets: list) -> None:
     b.audit()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=10), st.integers(0, 1))
 def test_noise(frames: list[bytes], iface: int) -> None:
     b = busy()

@@ -66,6 +66,9 @@ MAC = b"\2\0\0\0\0\1"
 class FakeDaemon:
     """What view.py, condition.py and api.py ask a daemon for."""
 
+    async def capturing(self) -> None:
+        """The fake's workers hear at once."""
+
     def __init__(self, run_dir: Path) -> None:
         self.config = loads(TEXT.format(run_dir=run_dir))
         self.path, self.pid, self.state = "/etc/lbd.toml", 42, "running"

@@ -50,11 +50,13 @@ def test_incremental_vectors() -> None:
         assert _engine.apply(int(case["hc"], 16), d) == int(case["hc_new"], 16)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=2000))
 def test_checksum_is_the_models(data: bytes) -> None:
     assert _engine.checksum(data) == model(data)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 65535), st.sampled_from([4, 16]), st.integers(1, 255), st.data())
 def test_pseudo_header(length: int, alen: int, proto: int, data: st.DataObject) -> None:
     source, destination = data.draw(st.binary(min_size=alen, max_size=alen)), data.draw(st.binary(min_size=alen, max_size=alen))
@@ -62,7 +64,7 @@ def test_pseudo_header(length: int, alen: int, proto: int, data: st.DataObject) 
     assert _engine.checksum(b"", _engine.pseudo_sum(source, destination, proto, length)) == model(pseudo)
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(st.lists(st.tuples(WORD, WORD), min_size=1, max_size=18), st.lists(WORD, max_size=12))
 @example([(b"\xff\xff", b"\x00\x00")], [])
 @example([(b"\x00\x00", b"\xff\xff")], [b"\x00\x00"])
@@ -77,6 +79,7 @@ def test_incremental_is_exact(changes: list[tuple[bytes, bytes]], rest: list[byt
     assert _engine.apply(model(new + constant), _engine.reverse(d)) == model(old + constant)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 0xFFFF), st.lists(st.tuples(WORD, WORD), min_size=1, max_size=6))
 def test_a_wrong_checksum_stays_wrong(check: int, changes: list[tuple[bytes, bytes]]) -> None:
     old = b"\x45\x00" + b"".join(a for a, _ in changes)
@@ -86,6 +89,7 @@ def test_a_wrong_checksum_stays_wrong(check: int, changes: list[tuple[bytes, byt
     assert (model(new + after.to_bytes(2, "big")) == 0) == right
 
 
+@settings(deadline=None)
 @given(st.integers(0, 0xFFFF))
 def test_reverse_undoes(check: int) -> None:
     for old, new in (("0000", "ffff"), ("ffff", "0000"), ("1234", "1234"), ("0001", "8000")):

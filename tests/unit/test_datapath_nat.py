@@ -186,6 +186,7 @@ def test_extension_headers(chain: list[tuple[int, int]], result: tuple[int, int 
         assert off == result[1]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80), st.integers(0, 255))
 def test_extension_headers_never_beyond_the_end(data: bytes, proto: int) -> None:
     result, off, _ = _engine.walk_headers(data, 0, proto)

@@ -2,7 +2,7 @@
 """The TCP transition table, read state by state, and the window test. Whole connections: tests/packet/test_tcp_state.py."""
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit import _engine
@@ -39,6 +39,7 @@ def test_reset_wins_over_syn_over_fin() -> None:
         assert _engine.tcp_event(flags) == expected
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(-(2**31), 2**31 - 1))
 @example(0, -(2**31))
 def test_window(edge: int, distance: int) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The wheel's arithmetic, over the wrap of the 32-bit clock too, and the token bucket of lbd's own ICMP errors."""
 
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit import _engine
@@ -11,6 +11,7 @@ TICKS = 2**32 // SLOT_MS
 SECOND = 1_000_000_000
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**30), st.integers(0, 1024))
 @example(2**32 - 1, 1, 0)
 @example(2**32 - 1, 900_000, 2)
@@ -29,6 +30,7 @@ def test_slot_is_ahead_of_the_wheel_and_never_late(now: int, left: int, lag: int
         assert ahead == SLOTS - 1
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1024), st.integers(0, 2**30))
 def test_a_moved_record_never_lands_in_the_slot_being_emptied(lag: int, left: int) -> None:
     now = 1_000_000_000
@@ -54,6 +56,7 @@ def test_token_bucket_of_rate_0_gives_nothing() -> None:
     assert not any(_engine.Bucketful(0).take(n * SECOND) for n in range(10))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**63), max_size=30))
 def test_token_bucket_survives_any_clock(times: list[int]) -> None:
     bucket = _engine.Bucketful(1000)

@@ -1,0 +1,118 @@
+# What must hold after each burst (judge) and after each input (audit); it ends the fuzzer where it does not. Part of
+# fuzz_engine.pyx.
+
+
+cdef bint transport_right(const Pkt *p, const uint8_t *l3, const uint8_t *l4) noexcept nogil:
+    """The transport checksum of the packet whose headers lie there; the engine's offsets, this one's arithmetic."""
+    cdef uint32_t size = p.l3 + p.l3_len - p.l4
+    cdef uint32_t alen = 4 if p.af == 4 else 16
+    cdef const uint8_t *addrs = l3 + (12 if p.af == 4 else 8)
+    if p.proto == 17:
+        size = lbd_bswap16(lbd_ld16(l4 + 4))
+    if p.proto == 1:
+        return csum_fold(csum_partial(l4, size, 0)) == 0xffff
+    return csum_fold(csum_partial(l4, size, csum_pseudo(addrs, addrs + alen, alen, p.proto, size))) == 0xffff
+
+
+cdef void judge_out(const Pkt *p, const uint8_t *block, const uint8_t *before, uint32_t size) noexcept nogil:
+    """A packet that leaves lies within its block, its lengths fit, and its checksums are no better than they came."""
+    cdef const uint8_t *l3 = p.data + p.l3
+    cdef const uint8_t *l4 = p.data + p.l4
+    cdef uint64_t at
+    never(p.data < block or p.data + p.len > block + size)
+    never(p.ifout >= IFACE_MAX)
+    if p.verdict == VERDICT_CONSUME:            # the offsets are those of the packet that it answers
+        never(p.ifout != p.ifin)
+        return
+    never(not world.e.iface[p.ifout].flags & IFACE_UP)
+    never(p.l3 + <uint32_t> p.l3_len > p.len or p.l4 < p.l3 + 20 or p.l4 >= p.l3 + p.l3_len)
+    if p.af == 4:
+        never(csum_fold(csum_partial(l3, p.l4 - p.l3, 0)) != 0xffff)
+    never(p.l3_len > world.e.iface[p.ifout].mtu)
+    if p.flags & PKT_PARTIAL:
+        never(not transport_right(p, l3, l4))
+        return
+    at = l3 - block                             # link headers grow and shrink before it: where it lies in the block stays
+    never(transport_right(p, l3, l4) != transport_right(p, before + at, before + (l4 - block))
+          and not (p.proto == 17 and lbd_ld16(before + (l4 - block) + 6) == 0))
+    if p.flags & PKT_ICMP_ERROR:
+        never(not transport_right(p, l3, l4))
+
+
+cdef void judge(const Pkt *p, const uint8_t *block, const uint8_t *before, uint32_t size) noexcept nogil:
+    never(p.verdict > VERDICT_HANDOVER or p.reason >= REASON_COUNT)
+    if p.verdict == VERDICT_FORWARD or p.verdict == VERDICT_CONSUME:
+        judge_out(p, block, before, size)
+    elif p.verdict == VERDICT_HANDOVER:
+        never(p.owner == world.e.worker or p.owner >= world.e.workers or p.hops >= 3)
+    else:
+        never(p.reason == REASON_NONE)
+    if p.verdict != VERDICT_FORWARD and p.verdict != VERDICT_CONSUME:
+        never(memcmp(block, before, size) != 0)     # the kernel, or another worker, gets it as it came
+
+
+cdef uint32_t chain(const ConnTable *t, uint32_t head) noexcept nogil:
+    """Records on a list; aborts on a circle."""
+    cdef uint32_t n = 0
+    while head != CONN_NIL:
+        never(head >= t.capacity or n > t.capacity)
+        head = t.cold[head].next
+        n += 1
+    return n
+
+
+cdef uint32_t entries(const ConnTable *t) noexcept nogil:
+    """Of the index, in primary buckets and their chains; aborts on a circle."""
+    cdef uint32_t b, at, slot, steps, n = 0
+    for b in range(t.buckets):
+        at = b
+        steps = 0
+        while True:
+            for slot in range(BUCKET_SLOTS):
+                n += t.index[at].tag[slot] != 0
+            at = t.index[at].next
+            if at == 0:
+                break
+            steps += 1
+            never(at < t.buckets or at >= t.buckets + t.overflow or steps > t.overflow)
+    return n
+
+
+cdef void audit(int af) noexcept nogil:
+    """The table is whole: every record is on one list, live ones are found by both tuples, and counts are what they count."""
+    cdef Engine *e = &world.e
+    cdef ConnTable *t = table_of(e, af)
+    cdef ConnCommon *c
+    cdef Tuple k
+    cdef uint32_t i, listed = 0, live = 0, lips = 0
+    for i in range(LIST_COUNT):
+        listed += chain(t, timer_of(e, af).head[i])
+    never(listed != t.used or chain(t, t.free_head) != t.capacity - t.used)
+    for i in range(t.capacity):
+        c = conn_common(t, i, af)
+        if c.live == CONN_FREE:
+            continue
+        live += 1
+        lips += c.lip != LIP_NONE
+        never(c.state == 0 or c.state >= STATE_COUNT)
+        conn_tuple(t, i, 1, &k, af)
+        never(conn_lookup(t, &k, tuple_hash(&k, e.hash_key, af), af) != (i << 1 | 1))
+        if c.live == CONN_LIVE:
+            conn_tuple(t, i, 0, &k, af)
+            never(conn_lookup(t, &k, tuple_hash(&k, e.hash_key, af), af) != i << 1)
+    never(live != t.used or entries(t) != 2 * live)
+    if not world.commanded:
+        never(e.lip_stat[0 if af == 4 else 1].in_use != lips)
+
+
+cdef void audit_counts() noexcept nogil:
+    cdef Engine *e = &world.e
+    cdef uint64_t verdicts = 0
+    cdef uint32_t i, counted = 0
+    for i in range(8):
+        verdicts += e.count.verdicts[i]
+    never(verdicts != world.packets)
+    if not world.commanded:
+        for i in range(SERVICES):
+            counted += e.svc_stat[i].active + e.svc_stat[i].inactive
+        never(counted > e.t4.used + e.t6.used)
