@@ -103,8 +103,8 @@ cdef inline bint lip_set(Engine *e, const Cmd *c, const CmdLip *b) noexcept nogi
     lip = e.lip + c.id
     if c.flags & CMD_FRESH:
         memset(e.lip_stat + c.id, 0, sizeof(LipStat))
-        # a restart begins elsewhere in the range, far from the ports that were used last
-        lip.cursor = <uint32_t> (e.hash_key[0] ^ e.now_ns) & 0xffff
+        # always at the range's start, so that a replay picks the same ports; those in use are known from the connection file
+        lip.cursor = 0
     memcpy(lip.addr, b.addr, 16)
     lip.af = b.af
     lip.port_lo = b.port_lo
