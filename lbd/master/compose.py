@@ -133,6 +133,13 @@ def in_force(configured: int, override: Override, healthy: bool) -> tuple[int, b
     return weight, healthy and override.state != "maint"
 
 
+def state_in_force(weight: int, up: bool, override: Override) -> str:
+    """up, down, drain or maint, of what in_force gave."""
+    if override.state == "maint":
+        return "maint"
+    return "down" if not up else "up" if weight > 0 else "drain"
+
+
 def milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 

@@ -21,7 +21,7 @@ from lbd.config import Config
 from lbd.config.service import RealServer
 from lbd.health.target import Status
 from lbd.master import series
-from lbd.master.compose import in_force
+from lbd.master.compose import in_force, state_in_force
 from lbd.master.desired import DestKey
 from lbd.master.exposition import Exposition, Labels, Templates
 from lbd.master.metric import CHECK_BUCKETS, LAG_BUCKETS, METRICS
@@ -184,9 +184,7 @@ def totals(workers: Iterable[Sequence[tuple[int, ...]]]) -> dict[int, tuple[int,
 def state_of(real: RealServer, override: Override, status: Status | None) -> tuple[int, str]:
     """Weight in force, and up, down, drain or maint."""
     weight, up = in_force(real.weight, override, status is None or status.up)
-    if override.state == "maint":
-        return weight, "maint"
-    return weight, "down" if not up else "up" if weight > 0 else "drain"
+    return weight, state_in_force(weight, up, override)
 
 
 class Layout:

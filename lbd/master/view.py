@@ -16,7 +16,7 @@ from lbd import __version__
 from lbd.config.address import Endpoint
 from lbd.config.service import RealServer, Service
 from lbd.datapath.reason import REASONS
-from lbd.master.compose import in_force
+from lbd.master.compose import in_force, state_in_force
 from lbd.master.condition import notes, problems
 from lbd.master.reach import ELSEWHERE
 from lbd.master.resources import Port
@@ -46,9 +46,7 @@ def real_server_state(daemon: Daemon, service: Service, real: RealServer) -> str
     name = str(real.address)
     override = daemon.runtime.get(service.name, name)
     weight, up = in_force(real.weight, override, daemon.health.is_up(service.name, name))
-    if override.state == "maint":
-        return "maint"
-    return "down" if not up else "up" if weight > 0 else "drain"
+    return state_in_force(weight, up, override)
 
 
 def count_states(states: Iterable[str]) -> Json:
