@@ -43,9 +43,6 @@ cdef enum Live:                 # ConnCommon.live
 
 cdef enum ConnFlag:
     CONN_SYNACK = 1             # the real server has answered the SYN
-    CONN_REPLIED = 2            # UDP: the real server has answered
-    CONN_FIN_CLIENT = 4
-    CONN_FIN_SERVER = 8
     CONN_ACTIVE = 16            # counted as active (else inactive) in the statistics
     CONN_IMPORTED = 32          # recovered from an earlier life
 

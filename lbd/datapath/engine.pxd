@@ -57,7 +57,6 @@ cdef struct Engine:
     uint32_t return_route
     TokenBucket icmp_bucket
     TokenBucket kernel_bucket
-    uint32_t half_open_limit
     # mirrored addresses in use, for quick walks
     uint16_t lip4[1024]
     uint16_t lip6[1024]

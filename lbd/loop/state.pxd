@@ -90,5 +90,4 @@ cdef struct Loop:
     uint64_t now
     uint64_t published          # when gauges and socket statistics were published last
     uint64_t events_sent
-    uint64_t heartbeat_due
     uint32_t quit               # set by another thread of this process (atomic): leave the loop

@@ -18,7 +18,6 @@ cdef enum:
     CHUNK = 2048                    # frame size, bytes
     CHUNK_SHIFT = 11
     CAPTURE_SLOT = 2048             # one capture or slow-path record: CaptureHead + bytes
-    LATENCY_BUCKETS = 8
 
 # who may change it to what: the worker goes up the list; the master sets STARTING before a spawn
 cdef enum WorkerState:
