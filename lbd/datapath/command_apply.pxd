@@ -5,7 +5,8 @@ from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.command cimport *
 from lbd.datapath.svc cimport (LIP_MAX, Svc, SvcStat, Dest, Lip, LipStat, SVC_NONE, DEST_NONE, SVC_USED, DEST_USED)
-from lbd.datapath.neigh cimport (Iface, Adj, ADJ_NONE, ADJ_MAX, ADJ_USED, ADJ_VALID, ADJ_LEARNED, IFACE_USED)
+from lbd.datapath.neigh cimport (Iface, adj_refresh, Adj, ADJ_NONE, ADJ_MAX, ADJ_USED, ADJ_VALID, ADJ_LEARNED, IFACE_PARTIAL,
+                                 IFACE_USED)
 from lbd.datapath.timer cimport TIMEOUT_MAX
 from lbd.datapath.fib cimport Route, FIB_MAX, ROUTE_USED
 from lbd.datapath.pkt cimport IFACE_MAX
@@ -115,9 +116,30 @@ cdef inline bint lip_set(Engine *e, const Cmd *c, const CmdLip *b) noexcept nogi
     return True
 
 
+cdef inline void fast_refresh(Engine *e) noexcept nogil:
+    """Transport checksums are looked at by the general way alone."""
+    cdef uint32_t i
+    for i in range(IFACE_MAX):
+        e.fast[i] = not e.fast_off and not e.verify_csum and not e.iface[i].flags & IFACE_PARTIAL
+
+
+cdef inline void iface_refresh(Engine *e, uint32_t id) noexcept nogil:
+    """An interface has changed: so have the next hops behind it."""
+    cdef uint32_t i
+    for i in range(ADJ_MAX):
+        if e.adj[i].flags & ADJ_USED and e.adj[i].iface == id:
+            memcpy(e.adj[i].smac, e.iface[id].mac, 6)
+            adj_refresh(e.adj + i, e.iface)
+
+
+cdef inline void iface_del(Engine *e, uint32_t id) noexcept nogil:
+    e.iface[id].flags = 0
+    iface_refresh(e, id)
+    e.fib_gen[0] += 1
+
+
 cdef inline bint iface_set(Engine *e, const Cmd *c, const CmdIface *b) noexcept nogil:
     cdef Iface *f
-    cdef uint32_t i
     if c.id >= IFACE_MAX:
         return False
     f = e.iface + c.id
@@ -128,9 +150,8 @@ cdef inline bint iface_set(Engine *e, const Cmd *c, const CmdIface *b) noexcept 
     f.ifindex = b.ifindex
     f.gen = c.gen
     f.flags = b.flags | IFACE_USED
-    for i in range(ADJ_MAX):
-        if e.adj[i].flags & ADJ_USED and e.adj[i].iface == c.id:
-            memcpy(e.adj[i].smac, b.mac, 6)
+    iface_refresh(e, c.id)
+    fast_refresh(e)
     e.fib_gen[0] += 1
     return True
 
@@ -138,6 +159,7 @@ cdef inline bint iface_set(Engine *e, const Cmd *c, const CmdIface *b) noexcept 
 cdef inline void neigh_drop(Engine *e, uint32_t i) noexcept nogil:
     """Connections may hold its number: the entry stays, without a MAC, until its place is needed."""
     e.adj[i].flags &= <uint8_t> ~ADJ_VALID
+    adj_refresh(e.adj + i, e.iface)
 
 
 cdef inline bint neigh_set(Engine *e, const Cmd *c, const CmdNeigh *b) noexcept nogil:
@@ -151,6 +173,7 @@ cdef inline bint neigh_set(Engine *e, const Cmd *c, const CmdNeigh *b) noexcept 
     if b.valid:
         memcpy(e.adj[i].dmac, b.mac, 6)
         e.adj[i].flags |= ADJ_VALID
+        adj_refresh(e.adj + i, e.iface)
     else:
         neigh_drop(e, i)
     return True
@@ -245,7 +268,7 @@ cdef inline bint sweep(Engine *e, uint32_t what, uint32_t gen) noexcept nogil:
     elif what == SWEEP_IFACE:
         for i in range(IFACE_MAX):
             if e.iface[i].flags & IFACE_USED and older(e.iface[i].gen, gen):
-                e.iface[i].flags = 0
+                iface_del(e, i)
     else:
         return False
     return True
@@ -254,6 +277,7 @@ cdef inline bint sweep(Engine *e, uint32_t what, uint32_t gen) noexcept nogil:
 cdef inline bint setting(Engine *e, uint32_t which, uint64_t value) noexcept nogil:
     if which == SET_VERIFY_CSUM:
         e.verify_csum = value != 0
+        fast_refresh(e)
     elif which == SET_RETURN_ROUTE:
         e.return_route = value != 0
     elif which == SET_ICMP_RATE:
@@ -294,8 +318,7 @@ cdef inline bint command_apply(Engine *e, const Cmd *c) noexcept nogil:
         return iface_set(e, c, <const CmdIface *> c.body)
     elif c.op == CMD_IFACE_DEL:
         if c.id < IFACE_MAX:
-            e.iface[c.id].flags = 0
-            e.fib_gen[0] += 1
+            iface_del(e, c.id)
     elif c.op == CMD_NEIGH_SET:
         return neigh_set(e, c, <const CmdNeigh *> c.body)
     elif c.op == CMD_NEIGH_DEL:

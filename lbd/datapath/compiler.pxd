@@ -28,6 +28,18 @@ cdef extern from * nogil:
         return (uint64_t)m ^ (uint64_t)(m >> 64);
     }
     static inline uint32_t lbd_scale(uint32_t h, uint32_t n) { return (uint32_t)(((uint64_t)h * n) >> 32); }
+    /* the halves of a word exchanged */
+    static inline uint64_t lbd_swap32s(uint64_t x) { return x << 32 | x >> 32; }
+    static inline uint32_t lbd_swap16s(uint32_t x) { return x << 16 | x >> 16; }
+    /* x % 65535 == 0, by the inverse of 65535 modulo 2^64 */
+    static inline int lbd_is_multiple_of_65535(uint64_t x) { return x * 0xfffefffefffeffffull <= 0xffffffffffffffffull / 65535; }
+    /* a 4-byte address at the beginning of 16 bytes, the rest 0 */
+    static inline void lbd_copy4_wide(void *d, const void *s)
+    {
+        uint32_t v[4] = { 0, 0, 0, 0 };
+        memcpy(v, s, 4);
+        memcpy(d, v, 16);
+    }
     static inline int lbd_ctz(uint32_t x) { return __builtin_ctz(x); }
     #define lbd_bswap16(x) __builtin_bswap16(x)
     #define lbd_bswap32(x) __builtin_bswap32(x)
@@ -47,6 +59,10 @@ cdef extern from * nogil:
     void lbd_copy16(void *, const void *) noexcept
     uint64_t lbd_mum(uint64_t, uint64_t) noexcept
     uint32_t lbd_scale(uint32_t, uint32_t) noexcept
+    uint64_t lbd_swap32s(uint64_t) noexcept
+    uint32_t lbd_swap16s(uint32_t) noexcept
+    bint lbd_is_multiple_of_65535(uint64_t) noexcept
+    void lbd_copy4_wide(void *, const void *) noexcept
     int lbd_ctz(uint32_t) noexcept
     uint16_t lbd_bswap16(uint16_t) noexcept
     uint32_t lbd_bswap32(uint32_t) noexcept

@@ -54,24 +54,25 @@ cdef struct ConnCommon:         # 24 bytes: what both families keep the same way
     uint16_t svc                # numbers of this run; SVC_NONE, DEST_NONE after both are gone
     uint16_t dest
     uint16_t lip
-    uint8_t proto
+    uint16_t l4_delta           # checksum delta client → real server: addresses and ports
+    uint8_t proto               # NB: proto, state, flags, live are read as one word by fast.pxd
     uint8_t state               # TcpState; UDP uses STATE_UDP
     uint8_t flags               # ConnFlag
     uint8_t live                # Live; stored last, cleared first
-    uint16_t l4_delta           # checksum delta client → real server: addresses and ports
 
+# A record begins with its two ends, each as its packets carry it, source first: what comes from one end leaves with the halves of
+# the other one exchanged (conn_end).
 cdef struct Conn4:              # 64 bytes
     uint32_t caddr              # client; network order all
     uint32_t vaddr              # virtual service
-    uint32_t laddr              # local address (LIP)
-    uint32_t daddr              # real server
     uint16_t cport
     uint16_t vport
-    uint16_t lport
+    uint32_t daddr              # real server
+    uint32_t laddr              # local address (LIP)
     uint16_t dport
+    uint16_t lport
     ConnCommon c
-    uint16_t ip_delta           # checksum delta of the IPv4 header, client → real server, addresses alone
-    uint16_t spare
+    uint16_t ip_delta[2]        # checksum delta of the IPv4 header by direction: addresses and TTL - 1
     uint32_t seq_client         # next sequence number expected from the client (highest seen), host order
     uint32_t seq_server         # the same from the real server
     uint32_t ext                # extension record, 0 = none
@@ -81,11 +82,11 @@ cdef struct Conn6:              # 128 bytes
     uint8_t vaddr[16]
     uint16_t cport
     uint16_t vport
-    uint16_t lport
-    uint16_t dport
-    ConnCommon c
-    uint8_t laddr[16]
     uint8_t daddr[16]
+    uint8_t laddr[16]
+    uint16_t dport
+    uint16_t lport
+    ConnCommon c
     uint32_t seq_client
     uint32_t seq_server
     uint32_t ext
@@ -139,6 +140,13 @@ cdef inline ConnCommon *conn_common(ConnTable *t, uint32_t i, int af) noexcept n
     if af == 4:
         return &conn4(t, i).c
     return &conn6(t, i).c
+
+
+cdef inline uint8_t *conn_end(ConnTable *t, uint32_t i, uint32_t direction, int af) noexcept nogil:
+    """One end as its packets carry it: source, destination address, source, destination port."""
+    if af == 4:
+        return <uint8_t *> conn4(t, i) + 12 * direction
+    return <uint8_t *> conn6(t, i) + 36 * direction
 
 
 cdef inline Bucket *conn_bucket(ConnTable *t, uint64_t h) noexcept nogil:

@@ -10,12 +10,12 @@ from lbd.datapath.lifetime cimport table_of, timer_of, rebuild_family, conn_sche
 from lbd.datapath.timer cimport Timer, timer_clear, timer_link, timer_start, timer_unlink, WHEEL_SLOTS
 from lbd.datapath.tcp cimport state_active, state_half_open, STATE_SYN_RECV, STATE_UDP_ONEWAY
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED, DEST_USED
-from lbd.datapath.neigh cimport ADJ_NONE
+from lbd.datapath.neigh cimport ADJ_MAX, ADJ_NONE
 from lbd.datapath.lookup cimport lip_lookup
 
 cdef enum:
     CONN_MAGIC = 0x4e4f434c         # "LCON"
-    CONN_VERSION = 1
+    CONN_VERSION = 2
     CONN_PAGE = 4096
 
 cdef struct ConnHead:
@@ -133,7 +133,7 @@ cdef inline uint32_t conn_recover(Engine *e, bint fresh_tables, int af) noexcept
         if not c.live:
             continue
         numbers_check(e, i, c, af)
-        if fresh_tables:
+        if fresh_tables or c.adj_rev >= ADJ_MAX:
             c.adj_rev = ADJ_NONE
         if state_active(c.state):
             c.flags |= CONN_ACTIVE

@@ -50,6 +50,12 @@ cdef inline uint16_t csum_apply(uint16_t check, uint32_t delta) noexcept nogil:
     return <uint16_t> ~s
 
 
+cdef inline uint16_t csum_add(uint16_t check, uint16_t delta) noexcept nogil:
+    """csum_apply for a folded delta: one carry at most."""
+    cdef uint32_t s = <uint32_t> <uint16_t> ~check + delta
+    return <uint16_t> ~(s + (s >> 16))
+
+
 cdef inline uint16_t csum_reverse(uint16_t delta) noexcept nogil:
     """The delta of the opposite change: its ones' complement negation."""
     return <uint16_t> ~delta

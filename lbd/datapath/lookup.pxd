@@ -5,7 +5,8 @@ from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_ld64, lbd_mum
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.svc cimport Svc, SVC_NONE
-from lbd.datapath.neigh cimport (Adj, ADJ_NONE, ADJ_MAX, ADJ_HASH, ADJ_USED, ADJ_VALID, ADJ_LEARNED, IFACE_USED, IFACE_UP)
+from lbd.datapath.neigh cimport (Adj, adj_refresh, ADJ_NONE, ADJ_MAX, ADJ_HASH, ADJ_USED, ADJ_VALID, ADJ_LEARNED, IFACE_USED,
+                                 IFACE_UP)
 from lbd.datapath.fib cimport Route, FIB_HASH, ROUTE_ONLINK
 
 
@@ -91,6 +92,8 @@ cdef inline uint32_t adj_take(Engine *e, uint32_t flags) noexcept nogil:
     cdef uint32_t k, i, best = ADJ_NONE, gone = ADJ_NONE
     for k in range(ADJ_MAX):
         i = (e.adj_free + k) % ADJ_MAX
+        if i == ADJ_NONE:
+            continue
         if e.adj[i].flags == 0:
             e.adj_free = i + 1
             return i
@@ -127,6 +130,7 @@ cdef inline uint32_t adj_make(Engine *e, const uint8_t *addr, uint32_t af, uint3
     a.iface = iface
     a.vlan = vlan
     a.flags = ADJ_USED
+    adj_refresh(a, e.iface)
     b = adj_bucket_addr(addr, iface, vlan)
     a.next = e.adj_hash[b]
     e.adj_hash[b] = i + 1
@@ -156,6 +160,7 @@ cdef inline uint32_t adj_learn(Engine *e, const uint8_t *mac, uint32_t iface, ui
     a.outer = outer
     a.seen = e.now_ms
     a.flags = ADJ_USED | ADJ_VALID | ADJ_LEARNED
+    adj_refresh(a, e.iface)
     a.next = e.adj_hash[b]
     e.adj_hash[b] = i + 1
     return i

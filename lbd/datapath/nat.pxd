@@ -7,9 +7,12 @@ from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_st16, lbd_st32, lbd_
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt, PKT_PARTIAL
 from lbd.datapath.hdr cimport *
-from lbd.datapath.csum cimport csum_apply, csum_reverse, csum_fold, csum_partial, csum_pseudo, csum_diff
+from lbd.datapath.csum cimport csum_add, csum_apply, csum_reverse, csum_fold, csum_partial, csum_pseudo, csum_diff
 from lbd.datapath.conn cimport Conn4, Conn6, ConnCommon, ConnTable, conn4, conn6, conn_common
 from lbd.datapath.neigh cimport Adj
+
+cdef enum:
+    TTL_DELTA = 0xfffe          # TTL - 1 as a checksum delta, in memory order: TTL is the first byte of its word
 
 
 cdef inline void delta_set(ConnTable *t, uint32_t i, int af) noexcept nogil:
@@ -20,7 +23,8 @@ cdef inline void delta_set(ConnTable *t, uint32_t i, int af) noexcept nogil:
     if af == 4:
         c = conn4(t, i)
         s = csum_diff(&c.caddr, &c.laddr, 4, csum_diff(&c.vaddr, &c.daddr, 4, 0))
-        c.ip_delta = csum_fold(s)
+        c.ip_delta[0] = csum_fold(s + TTL_DELTA)
+        c.ip_delta[1] = csum_fold(<uint64_t> csum_reverse(csum_fold(s)) + TTL_DELTA)
         c.c.l4_delta = csum_fold(csum_diff(&c.cport, &c.lport, 2, csum_diff(&c.vport, &c.dport, 2, s)))
         return
     d = conn6(t, i)
@@ -60,13 +64,6 @@ cdef inline void check_complete(Pkt *p) noexcept nogil:
     lbd_st16(check, c)
 
 
-cdef inline void ttl_decrement4(IpHdr *ip, uint16_t delta) noexcept nogil:
-    """TTL - 1 and an address delta into the header checksum at once; TTL is the high byte of its word."""
-    cdef uint32_t ttl_delta = <uint16_t> ~lbd_bswap16(0x0100)
-    ip.ttl -= 1
-    ip.check = csum_apply(ip.check, <uint32_t> delta + ttl_delta)
-
-
 cdef inline void rewrite4(Pkt *p, const Conn4 *c, uint32_t direction) noexcept nogil:
     cdef IpHdr *ip = <IpHdr *> (p.data + p.l3)
     cdef uint8_t *l4 = p.data + p.l4
@@ -76,7 +73,6 @@ cdef inline void rewrite4(Pkt *p, const Conn4 *c, uint32_t direction) noexcept n
         ip.daddr = c.daddr
         lbd_st16(l4, c.lport)
         lbd_st16(l4 + 2, c.dport)
-        ttl_decrement4(ip, c.ip_delta)
         if not p.flags & PKT_PARTIAL:
             check_update(p, check, c.c.l4_delta)
     else:
@@ -84,9 +80,10 @@ cdef inline void rewrite4(Pkt *p, const Conn4 *c, uint32_t direction) noexcept n
         ip.daddr = c.caddr
         lbd_st16(l4, c.vport)
         lbd_st16(l4 + 2, c.cport)
-        ttl_decrement4(ip, csum_reverse(c.ip_delta))
         if not p.flags & PKT_PARTIAL:
             check_update(p, check, csum_reverse(c.c.l4_delta))
+    ip.ttl -= 1
+    ip.check = csum_add(ip.check, c.ip_delta[direction])
     if lbd_unlikely(p.flags & PKT_PARTIAL):
         check_complete(p)
 

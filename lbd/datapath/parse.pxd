@@ -19,6 +19,7 @@ from libc.string cimport memcmp
 cdef enum Kind:
     KIND_DONE = 0               # verdict and reason are set
     KIND_FLOW = 1               # tuple is the packet's
+    KIND_FAST = 3               # a flow, parsed by the fast lane: it may go on there
     KIND_ICMP = 2               # tuple is the quoted packet's, reversed: that of an answer to it
 
 cdef enum:

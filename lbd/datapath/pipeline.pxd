@@ -8,7 +8,8 @@ from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_ICMP_ERROR, BURST_MAX
 from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.reason cimport *
-from lbd.datapath.parse cimport parse, KIND_DONE, KIND_FLOW, KIND_ICMP
+from lbd.datapath.fast cimport fast_parse, fast_forward
+from lbd.datapath.parse cimport parse, KIND_DONE, KIND_FAST, KIND_ICMP
 from lbd.datapath.conn cimport (ConnTable, Bucket, REF_NONE, conn_bucket, conn_tag, conn_lookup, conn_is, conn4, conn6,
                                 lbd_tag_match)
 from lbd.datapath.lifetime cimport table_of
@@ -21,13 +22,21 @@ from lbd.datapath.hdr cimport PROTO_TCP, TCP_SYN, TCP_ACK, TCP_RST
 
 cdef enum:
     HOPS_MAX = 3                # this epoch's owner, the previous epoch's, and back
-    AHEAD = 4                   # packets ahead of the parser whose headers are prefetched
+    AHEAD = 16                   # packets ahead of the parser whose headers are prefetched
 
 
 cdef inline void hash_and_prefetch(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     cdef uint64_t h = tuple_hash(&e.tuple[i], e.hash_key, af)
     e.hash[i] = h
     lbd_prefetch(conn_bucket(table_of(e, af), h))
+
+
+cdef inline void prepare(Pkt *p) noexcept nogil:
+    """For the general way; the fast lane sets them when it forwards."""
+    p.svc = SVC_NONE
+    p.dest = DEST_NONE
+    p.verdict = VERDICT_DROP
+    p.reason = REASON_MALFORMED
 
 
 cdef inline void stage_parse(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
@@ -37,11 +46,11 @@ cdef inline void stage_parse(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
         if i + AHEAD < n:
             lbd_prefetchw(pkts[i + AHEAD].data)
         p = pkts + i
-        p.svc = SVC_NONE
-        p.dest = DEST_NONE
-        p.verdict = VERDICT_DROP
-        p.reason = REASON_MALFORMED
-        e.kind[i] = parse(e, p, &e.tuple[i])
+        if lbd_likely(fast_parse(e, p, &e.tuple[i])):
+            e.kind[i] = KIND_FAST
+        else:
+            prepare(p)
+            e.kind[i] = parse(e, p, &e.tuple[i])
         if lbd_likely(e.kind[i] != KIND_DONE):
             if p.af == 4:
                 hash_and_prefetch(e, p, i, 4)
@@ -88,7 +97,7 @@ cdef inline bint hand_over(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil
     if owner == e.worker:
         # a SYN opens a connection: no need to ask where it lived before
         if not e.owner_prev_valid or p.hops > 1 or (
-                p.proto == PROTO_TCP and (p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN and e.kind[i] == KIND_FLOW):
+                p.proto == PROTO_TCP and (p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN and e.kind[i] != KIND_ICMP):
             return False
         owner = flow_owner(e, &e.tuple[i], e.hash[i], af, 1)
         if owner == e.worker:
@@ -140,7 +149,8 @@ cdef inline bint lip_port(Engine *e, const Tuple *t, int af) noexcept nogil:
     return lip != LIP_NONE and e.lip[lip].port_lo <= lbd_bswap16(t.dport) <= e.lip[lip].port_hi
 
 
-cdef inline void settle_one(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
+cdef inline void settle(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
+    """The general way."""
     cdef ConnTable *t = table_of(e, af)
     cdef Tuple *k = &e.tuple[i]
     cdef uint32_t ref = p.ref
@@ -149,35 +159,49 @@ cdef inline void settle_one(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogi
         ref = conn_lookup(t, k, e.hash[i], af)
     if lbd_unlikely(ref == REF_NONE):
         miss(e, p, i, af)
-        return
-    if lbd_unlikely(e.kind[i] == KIND_ICMP):
+    elif lbd_unlikely(e.kind[i] == KIND_ICMP):
         forward_icmp(e, p, ref, k.proto, af)
-        return
-    if lbd_unlikely(starts_anew(e, p, ref, af)):
+    elif lbd_unlikely(starts_anew(e, p, ref, af)):
         start_anew(e, p, k, e.hash[i], ref, af)
-        return
-    forward_known(e, p, ref, af)
+    else:
+        forward_known(e, p, ref, af)
+
+
+cdef inline bint settle_fast(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
+    if e.kind[i] != KIND_FAST or p.ref == REF_NONE:
+        return False
+    if p.af == 4:
+        return fast_forward(e, p, &e.tuple[i], p.ref, 4)
+    return fast_forward(e, p, &e.tuple[i], p.ref, 6)
+
+
+cdef inline void verdict_count(Engine *e, const Pkt *p) noexcept nogil:
+    e.count.verdicts[p.verdict] += 1
+    if p.verdict == VERDICT_DROP:
+        e.count.drops[p.reason] += 1
+    elif p.verdict == VERDICT_CONSUME:
+        e.count.consumed[p.reason] += 1
+
+
+cdef inline void settle_slowly(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
+    if e.kind[i] != KIND_DONE:
+        if e.kind[i] == KIND_FAST:
+            prepare(p)
+        if p.af == 4:
+            settle(e, p, i, 4)
+        else:
+            settle(e, p, i, 6)
+    verdict_count(e, p)
 
 
 cdef inline void stage_settle(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
-    cdef uint32_t i
+    cdef uint32_t i, fast = 0
     for i in range(n):
-        if lbd_unlikely(e.kind[i] == KIND_DONE):
-            continue
-        if pkts[i].af == 4:
-            settle_one(e, pkts + i, i, 4)
+        if lbd_likely(settle_fast(e, pkts + i, i)):
+            fast += 1
         else:
-            settle_one(e, pkts + i, i, 6)
-
-
-cdef inline void stage_count(Engine *e, const Pkt *pkts, uint32_t n) noexcept nogil:
-    cdef uint32_t i
-    for i in range(n):
-        e.count.verdicts[pkts[i].verdict] += 1
-        if lbd_unlikely(pkts[i].verdict == VERDICT_DROP):
-            e.count.drops[pkts[i].reason] += 1
-        elif lbd_unlikely(pkts[i].verdict == VERDICT_CONSUME):
-            e.count.consumed[pkts[i].reason] += 1
+            settle_slowly(e, pkts + i, i)
+    e.count.verdicts[<int> VERDICT_FORWARD] += fast
 
 
 cdef inline void engine_burst(Engine *e, Pkt *pkts, uint32_t n, uint64_t now_ns) noexcept nogil:
@@ -187,4 +211,3 @@ cdef inline void engine_burst(Engine *e, Pkt *pkts, uint32_t n, uint64_t now_ns)
     stage_parse(e, pkts, n)
     stage_probe(e, pkts, n)
     stage_settle(e, pkts, n)
-    stage_count(e, pkts, n)

@@ -11,13 +11,23 @@ cdef enum:
 
 cdef enum SchedKind:        # how a worker uses the service's table of dest numbers (built by the master, in the host segment)
     SCHED_SEQ = 0           # rr, wrr: next slot in turn
-    SCHED_HASH = 1          # sh, mh: slot = keyless stable hash % slots
+    SCHED_HASH = 1          # mh, conhash: slot = keyless stable hash of the client % slots
     SCHED_LEAST = 2         # lc, wlc: scan the slots (one per dest) for the least connections / weight
+    SCHED_SED = 3           # sed: the least (active + 1) / weight
+    SCHED_NQ = 4            # nq: one without an active connection, else as sed
+    SCHED_FIRST = 5         # fo: the first slot that can take it; the master sorts by weight
+    SCHED_OVF = 6           # ovf: of those with at most `weight` active connections
+    SCHED_SOURCE = 7        # sh: IPVS's hash of the client's address
+    SCHED_DEST = 8          # dh: IPVS's hash of the destination's address
+    SCHED_HOME = 9          # lblc: the server that the destination's address has its home on, or the least loaded
+    SCHED_HOMES = 10        # lblcr: the least loaded of its homes
+    SCHED_COUNT = 11
 
 cdef enum SvcFlag:
     SVC_USED = 1
-    SVC_HASH_PORT = 2       # SCHED_HASH: the client's port takes part (sh-port, mh-port)
+    SVC_HASH_PORT = 2       # SCHED_HASH, SCHED_SOURCE: the client's port takes part (sh-port, mh-port)
     SVC_LEAST_WEIGHTED = 4  # SCHED_LEAST: divide by weight (wlc)
+    SVC_HASH_FALLBACK = 8   # SCHED_HASH, SCHED_SOURCE: another slot when the hashed one's server can't (sh-fallback, mh-fallback)
 
 cdef enum SvcMode:          # forwarding mode; FULLNAT alone exists now
     MODE_FULLNAT = 0
@@ -33,16 +43,19 @@ cdef struct Svc:            # 64 bytes
     uint32_t gen            # of the command that set it last (mark and sweep)
     uint32_t table_off      # first slot of its table in the host segment's table arena (uint32 slots)
     uint32_t table_len      # slots; 0 = no real server
-    uint32_t cursor         # SCHED_SEQ: next slot (worker)
+    uint32_t cursor         # next slot; SCHED_HOME, SCHED_HOMES: when it was last used, ms (worker)
     uint32_t next           # hash chain: number + 1 of the next service, 0 = end (worker)
     uint32_t timeout_established   # ms; 0 = the worker's default
-    uint8_t reserved[16]
+    # SCHED_HOME, SCHED_HOMES (worker); a service has one address, so its entry of IPVS's per-destination table stands here
+    uint64_t homes          # mask of slots
+    uint32_t homes_table    # table_off that the mask is of
+    uint32_t homes_changed  # when the mask last changed, ms
 
 cdef struct SvcStat:        # 64 bytes
     uint64_t conns
-    uint64_t in_pkts
-    uint64_t out_pkts
+    uint64_t in_pkts        # from clients
     uint64_t in_bytes       # layer 3 bytes
+    uint64_t out_pkts       # from real servers
     uint64_t out_bytes
     uint32_t active         # connections established
     uint32_t inactive       # connections in any other state

@@ -15,11 +15,11 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from lbd.datapath.command_apply cimport svc_hash_in
+from lbd.datapath.command_apply cimport fast_refresh, svc_hash_in
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.fib cimport FIB_HASH, FIB_MAX, ROUTE_USED, Route
 from lbd.datapath.lookup cimport adj_bucket_addr, adj_bucket_mac, route_bucket
-from lbd.datapath.neigh cimport ADJ_HASH, ADJ_LEARNED, ADJ_MAX, ADJ_USED, Adj
+from lbd.datapath.neigh cimport ADJ_HASH, ADJ_LEARNED, ADJ_MAX, ADJ_USED, Adj, adj_refresh
 from lbd.datapath.reason cimport REASON_WORKER_RESTART, VERDICT_DROP
 from lbd.datapath.svc cimport SVC_USED
 from lbd.loop.state cimport Loop
@@ -52,6 +52,8 @@ cdef inline void tables_repair(Engine *e) noexcept nogil:
                 b = adj_bucket_addr(a.addr, a.iface, a.vlan)
             a.next = e.adj_hash[b]
             e.adj_hash[b] = i + 1
+            adj_refresh(a, e.iface)
+    fast_refresh(e)
     memset(e.route_hash, 0, FIB_HASH * sizeof(uint32_t))
     for i in range(FIB_MAX):
         r = e.route + i

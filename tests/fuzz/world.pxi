@@ -174,6 +174,7 @@ cdef void set_network(uint8_t setup) noexcept nogil:
         address(addr4, 4, i, 1)
         memcpy(f.addr4, addr4, 4)
         address(f.addr6, 6, i, 1)
+    fast_refresh(&world.e)
     for i in range(2):
         memset(&r, 0, sizeof(r))
         r.af = 4 if i == 0 else 6

@@ -7,13 +7,14 @@ real servers 10.77.0.11.., fd77::11.. on iface 1.
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-from lbd._fastpath import Engine, Result
+from lbd._fastpath import Result
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from lbd.shm import _shm as shm
+from tests.packet.twin import Twin
 
 SIZES = {
     "workers": 1, "services": 64, "dests": 256, "lips": 16, "conns4": 1024, "conns6": 1024, "frames": 256,
@@ -59,7 +60,7 @@ class Balancer:
     packets: int = field(default=0, init=False)  # given to the engine so far
 
     def __post_init__(self) -> None:
-        self.engine = Engine({**SIZES, "workers": self.workers, **self.sizes}, self.worker)
+        self.engine = Twin({**SIZES, "workers": self.workers, **self.sizes}, self.worker)
         self.now = self.start_ms * MS
         self.engine.expire(self.now)
         up = shm.IFACE_UP | (shm.IFACE_PARTIAL if self.partial else 0)

@@ -146,8 +146,10 @@ cdef class Table:
             c = conn4(&self.t, i)
             memset(c, 0, 64)
             c.cport, c.vport, c.lport, c.dport = ports
-            for at, address in zip((0, 4, 8, 12), ends):
-                memcpy(<uint8_t *> c + <int> at, <const uint8_t *> address, 4)
+            memcpy(&c.caddr, <const uint8_t *> ends[0], 4)
+            memcpy(&c.vaddr, <const uint8_t *> ends[1], 4)
+            memcpy(&c.laddr, <const uint8_t *> ends[2], 4)
+            memcpy(&c.daddr, <const uint8_t *> ends[3], 4)
         else:
             d = conn6(&self.t, i)
             memset(d, 0, 128)

@@ -1,0 +1,40 @@
+"""Two engines that do the same: one with the fast lane, one without. Whatever a test sends goes through both, and what comes of it
+must be the same in every respect: verdicts, bytes, connections, statistics, counters.
+"""
+
+from typing import Any
+
+from lbd._fastpath import Engine, Result
+
+ALIKE = ("apply", "set_table", "set_rss", "set_owner", "expire", "recover", "conns", "used", "counters",
+         "service_stats", "dest_stats", "lip_stats")  # fmt: skip
+
+
+def told(r: Result) -> tuple[object, ...]:
+    return r.verdict, r.reason, r.svc, r.dest, r.out, r.owner if r.verdict == "handover" else None
+
+
+class Twin:
+    """As Engine."""
+
+    def __init__(self, sizes: dict[str, int], worker: int = 0, **more: Any) -> None:
+        self.fast = Engine(sizes, worker, **more)
+        self.general = Engine(sizes, worker, fast=False, **more)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ALIKE:
+            raise AttributeError(name)
+
+        def both(*args: Any, **more: Any) -> Any:
+            a, b = getattr(self.fast, name)(*args, **more), getattr(self.general, name)(*args, **more)
+            assert a == b, f"{name}: the fast lane says {a}, the general way {b}"
+            return a
+
+        return both
+
+    def process(self, frames: list[tuple[bytes, int]], now_ns: int, **more: Any) -> list[Result]:
+        results: list[Result] = self.fast.process(frames, now_ns, **more)
+        for (frame, iface), a, b in zip(frames, results, self.general.process(frames, now_ns, **more), strict=True):
+            assert told(a) == told(b), f"frame {frame.hex()} on {iface}: the fast lane {a}, the general way {b}"
+        assert self.fast.counters() == self.general.counters()
+        return results
