@@ -22,7 +22,7 @@ from lbd.datapath.hdr cimport PROTO_TCP, TCP_SYN, TCP_ACK, TCP_RST
 
 cdef enum:
     HOPS_MAX = 3                # this epoch's owner, the previous epoch's, and back
-    AHEAD = 16                   # packets ahead of the parser whose headers are prefetched
+    AHEAD = 6                   # packets ahead of the parser whose headers are prefetched
 
 
 cdef inline void hash_and_prefetch(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
