@@ -104,7 +104,8 @@ def conn_bytes(sizes: dict) -> int:
 def conn_record_bytes() -> dict:
     """Bytes of memory per connection, all told, by address family."""
     index = 2.0 * 64 * 100 / BUCKET_FILL_X100 * (1 + 1.0 / BUCKET_SPARE)
-    return {4: sizeof(Conn4) + sizeof(ConnCold) + index, 6: sizeof(Conn6) + sizeof(ConnCold) + index}
+    rest = sizeof(ConnCold) + sizeof(uint32_t) + index
+    return {4: sizeof(Conn4) + rest, 6: sizeof(Conn6) + rest}
 
 
 cdef bytes boot_id():

@@ -32,7 +32,7 @@ cdef struct ConnHead:
 
 cdef inline uint64_t conn_family_bytes(uint32_t n, uint32_t record) noexcept nogil:
     return (<uint64_t> n * record + <uint64_t> n * sizeof(ConnCold)
-            + (<uint64_t> conn_buckets(n) + conn_overflow(n)) * sizeof(Bucket) + 3 * 64)
+            + (<uint64_t> conn_buckets(n) + conn_overflow(n)) * sizeof(Bucket) + <uint64_t> n * sizeof(uint32_t) + 4 * 64)
 
 
 cdef inline uint64_t conn_file_bytes(uint32_t conns4, uint32_t conns6) noexcept nogil:
@@ -54,7 +54,8 @@ cdef inline uint8_t *conn_map(ConnTable *t, uint8_t *at, uint32_t n, uint32_t af
     t.hot = line_up(at)
     t.cold = <ConnCold *> line_up(t.hot + <uint64_t> n * t.stride)
     t.index = <Bucket *> line_up(<uint8_t *> (t.cold + n))
-    return <uint8_t *> (t.index + t.buckets + t.overflow)
+    t.free = <uint32_t *> line_up(<uint8_t *> (t.index + t.buckets + t.overflow))
+    return <uint8_t *> (t.free + n)
 
 
 cdef inline bint svc_is(Engine *e, const ConnCommon *c, const void *vaddr, uint16_t vport, int af) noexcept nogil:

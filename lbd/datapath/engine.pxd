@@ -15,6 +15,12 @@ cdef struct TokenBucket:        # `rate` per second, a burst of a tenth of it
     uint64_t credit_ns          # time saved up, at most 0.1 s
     uint64_t last_ns
 
+cdef struct Plan:               # of a connection to be opened (open.pxd), valid within a burst
+    Tuple back                  # what its answers will carry
+    uint64_t hash               # of that
+    uint32_t dest
+    uint32_t lip                # LIP_NONE: no guess
+
 cdef struct Engine:
     # tables; `max_*` are their sizes
     Svc *svc
@@ -81,3 +87,6 @@ cdef struct Engine:
     Tuple tuple[64]
     uint64_t hash[64]
     uint8_t kind[64]
+    uint8_t later[64]           # packets without a connection, in order
+    uint8_t step[64]            # of each of them: Step
+    Plan plan[64]

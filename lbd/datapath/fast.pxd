@@ -18,7 +18,8 @@ from lbd.datapath.csum cimport csum_add
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.neigh cimport Adj, adj_sender
 from lbd.datapath.svc cimport DEST_NONE, SvcStat
-from lbd.datapath.tcp cimport SEQ_AHEAD, STATE_ESTABLISHED, STATE_UDP
+from lbd.datapath.tcp cimport SEQ_AHEAD, STATE_ESTABLISHED, STATE_UDP, STATE_UDP_ONEWAY
+from lbd.datapath.timer cimport WHEEL_SHIFT
 
 cdef enum:
     IP4 = 14                    # offsets from the frame's first byte
@@ -124,13 +125,17 @@ cdef inline bint end_is(const uint8_t *end, const Tuple *t, int af) noexcept nog
             | (lbd_ld32(end + 32) ^ lbd_ld32(&t.sport))) == 0
 
 
-cdef inline bint settled(const ConnCommon *c, uint8_t proto) noexcept nogil:
-    """Live, of this run, established: proto, state, flags and live as one word, little-endian."""
+cdef inline bint settled(const ConnCommon *c, uint8_t proto, uint32_t direction, uint32_t now_ms) noexcept nogil:
+    """Live, of this run, established: proto, state, flags and live as one word, little-endian. An unanswered UDP flow is as good
+    while its client's packets do not move it in its queue (udp_step of forward.pxd)."""
     cdef uint32_t word = lbd_ld32(&c.proto) & ~(<uint32_t> (CONN_SYNACK | CONN_ACTIVE) << 16)
     cdef uint32_t live = <uint32_t> CONN_LIVE << 24
     if proto == PROTO_TCP:
         return word == (live | <uint32_t> STATE_ESTABLISHED << 8 | PROTO_TCP)
-    return word == (live | <uint32_t> STATE_UDP << 8 | PROTO_UDP)
+    if word == (live | <uint32_t> STATE_UDP << 8 | PROTO_UDP):
+        return True
+    return (word == (live | <uint32_t> STATE_UDP_ONEWAY << 8 | PROTO_UDP) and direction == 0
+            and (now_ms ^ c.last_seen) >> WHEEL_SHIFT == 0)
 
 
 cdef inline void seq_step(uint32_t *edges, const uint8_t *tcp, uint32_t l4_len, uint32_t direction) noexcept nogil:
@@ -192,7 +197,9 @@ cdef inline bint fast_forward(Engine *e, Pkt *p, const Tuple *t, uint32_t ref, i
     cdef uint8_t *d = p.data
     cdef const Adj *a
     cdef uint8_t proto = p.proto
-    if not end_is(conn_end(tab, i, direction, af), t, af) or not settled(c, proto) or c.fib_gen != e.fib_gen[0]:
+    if not end_is(conn_end(tab, i, direction, af), t, af) or c.fib_gen != e.fib_gen[0]:
+        return False
+    if not settled(c, proto, direction, e.now_ms):
         return False
     if c.dest == DEST_NONE:                     # (a record that is not imported has a service)
         return False

@@ -18,6 +18,14 @@ cdef enum:
     PORT_RUN = 16               # the first of them one after another, the others anywhere in the range
 
 
+cdef inline bint port_is_ours(Engine *e, const Tuple *back, uint64_t h, int af) noexcept nogil:
+    """Does the answer come to this worker? By the previous epoch's rule too, while that holds: what its owner chose lies in its
+    table, not in this one."""
+    if flow_owner(e, back, h, af, 0) != e.worker:
+        return False
+    return not e.owner_prev_valid or flow_owner(e, back, h, af, 1) == e.worker
+
+
 cdef inline uint32_t laddr_from(Engine *e, uint32_t n, Tuple *back, uint64_t *hash_out, int af) noexcept nogil:
     """Tries one LIP: fills back.daddr and back.dport (network order) with a free pair and returns True, or False."""
     cdef Lip *lip = e.lip + n
@@ -38,15 +46,31 @@ cdef inline uint32_t laddr_from(Engine *e, uint32_t n, Tuple *back, uint64_t *ha
             lip.cursor = 0
         back.dport = lbd_bswap16(<uint16_t> (lip.port_lo + lip.cursor))
         h = tuple_hash(back, e.hash_key, af)
-        if flow_owner(e, back, h, af, 0) != e.worker:
-            continue
-        # what the previous epoch's owner chose lies in its table, not in this one
-        if e.owner_prev_valid and flow_owner(e, back, h, af, 1) != e.worker:
-            continue
-        if conn_lookup(table_of(e, af), back, h, af) == REF_NONE:
+        if port_is_ours(e, back, h, af) and conn_lookup(table_of(e, af), back, h, af) == REF_NONE:
             hash_out[0] = h
             return True
     return False
+
+
+cdef inline uint32_t laddr_guess(Engine *e, Tuple *back, uint64_t *hash_out, int af) noexcept nogil:
+    """Like laddr_pick, but whether the port is free is left to be seen: where to look is known early, and can be prefetched."""
+    cdef uint32_t _k, n, count = e.lip4_n if af == 4 else e.lip6_n
+    cdef Lip *lip
+    if count == 0:
+        return LIP_NONE
+    e.lip_cursor += 1
+    n = e.lip4[e.lip_cursor % count] if af == 4 else e.lip6[e.lip_cursor % count]
+    lip = e.lip + n
+    memcpy(back.daddr, lip.addr, 16)
+    for _k in range(PORT_RUN):
+        lip.cursor += 1
+        if lip.cursor > <uint32_t> lip.port_hi - lip.port_lo:
+            lip.cursor = 0
+        back.dport = lbd_bswap16(<uint16_t> (lip.port_lo + lip.cursor))
+        hash_out[0] = tuple_hash(back, e.hash_key, af)
+        if port_is_ours(e, back, hash_out[0], af):
+            return n
+    return LIP_NONE
 
 
 cdef inline uint32_t laddr_pick(Engine *e, Tuple *back, uint64_t *hash_out, int af) noexcept nogil:

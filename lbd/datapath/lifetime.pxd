@@ -185,5 +185,5 @@ cdef inline void rebuild_family(Engine *e, int af) noexcept nogil:
             t.used += 1
             continue
         c.live = 0
-        t.cold[i].next = t.free_head
-        t.free_head = i
+        t.free[t.free_n] = i
+        t.free_n += 1

@@ -1,5 +1,5 @@
 # A burst's way through the engine, in stages that each take the whole burst and prefetch for the next:
-#     parse → probe (bucket line) → settle (connection line: forward, or the miss path)
+#     parse → probe (bucket line) → settle (connection line: forward) → open (what has no connection)
 # The adapter has filled e's burst (data, len, room, ifin, flags, hops) and afterwards acts on verdict, ifout, data, len.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -13,15 +13,11 @@ from lbd.datapath.parse cimport parse, KIND_DONE, KIND_FAST, KIND_ICMP
 from lbd.datapath.conn cimport (ConnTable, Bucket, REF_NONE, conn_bucket, conn_tag, conn_lookup, conn_is, conn4, conn6,
                                 lbd_tag_match)
 from lbd.datapath.lifetime cimport table_of
-from lbd.datapath.forward cimport forward_known, forward_icmp, conn_open, start_anew, starts_anew, drop
-from lbd.datapath.owner cimport flow_owner
-from lbd.datapath.sched cimport schedule
-from lbd.datapath.lookup cimport svc_lookup, lip_lookup
-from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE
-from lbd.datapath.hdr cimport PROTO_TCP, TCP_SYN, TCP_ACK, TCP_RST
+from lbd.datapath.forward cimport forward_known, forward_icmp
+from lbd.datapath.open cimport STEP_AGAIN, STEP_OPEN, looks_new, met_before, open_planned, plan_open, start_anew, starts_anew
+from lbd.datapath.svc cimport SVC_NONE, DEST_NONE
 
 cdef enum:
-    HOPS_MAX = 3                # this epoch's owner, the previous epoch's, and back
     AHEAD = 6                   # packets ahead of the parser whose headers are prefetched
 
 
@@ -85,86 +81,23 @@ cdef inline void stage_probe(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
             pkts[i].ref = probe(&e.t6, e.hash[i], 6)
 
 
-cdef inline bint hand_over(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
-    """On a local miss: is the flow another worker's? This epoch's owner is asked, and it asks the previous epoch's where that is
-    still valid; there on a miss the packet comes back, and the owner may open a connection. At most three hops."""
-    cdef uint32_t owner
-    if e.workers == 1:
-        return False
-    owner = flow_owner(e, &e.tuple[i], e.hash[i], af, 0)
-    if owner != e.worker and not p.flags & PKT_HANDED:
-        e.count.misplaced += 1
-    if owner == e.worker:
-        # a SYN opens a connection: no need to ask where it lived before
-        if not e.owner_prev_valid or p.hops > 1 or (
-                p.proto == PROTO_TCP and (p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN and e.kind[i] != KIND_ICMP):
-            return False
-        owner = flow_owner(e, &e.tuple[i], e.hash[i], af, 1)
-        if owner == e.worker:
-            return False
-    if p.hops >= HOPS_MAX or owner >= e.workers:
-        drop(p, REASON_HOP_LIMIT)
-        return True
-    p.verdict = VERDICT_HANDOVER
-    p.reason = REASON_NONE
-    p.owner = owner
-    return True
-
-
-cdef inline void miss(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
-    """No connection here: another worker's, a new one, or nobody's."""
-    cdef Tuple *t = &e.tuple[i]
-    cdef uint32_t dest, ref, svc
-    if hand_over(e, p, i, af):
-        return
-    if e.kind[i] == KIND_ICMP:
-        drop(p, REASON_ICMP_UNMATCHED)
-        if svc_lookup(e, t.daddr, t.dport, t.proto, af) == SVC_NONE and not lip_port(e, t, af):
-            p.verdict = VERDICT_KERNEL
-        return
-    svc = svc_lookup(e, t.daddr, t.dport, t.proto, af)
-    if svc == SVC_NONE:
-        if not lip_port(e, t, af):
-            p.verdict = VERDICT_KERNEL
-            p.reason = REASON_NOT_FOR_US
-            return
-        drop(p, REASON_NO_STATE)
-        return
-    p.svc = svc
-    if t.proto == PROTO_TCP and (p.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) != TCP_SYN:
-        drop(p, REASON_NO_STATE)
-        return
-    dest = schedule(e, e.svc + svc, t)
-    if dest == DEST_NONE:
-        drop(p, REASON_NO_BACKEND)
-        return
-    ref = conn_open(e, p, t, svc, dest, af)
-    if ref != REF_NONE:
-        forward_known(e, p, ref, af)
-
-
-cdef inline bint lip_port(Engine *e, const Tuple *t, int af) noexcept nogil:
-    """Is its destination a local address and a port of lbd's own range? The address's other ports are the kernel's."""
-    cdef uint32_t lip = lip_lookup(e, t.daddr, af)
-    return lip != LIP_NONE and e.lip[lip].port_lo <= lbd_bswap16(t.dport) <= e.lip[lip].port_hi
-
-
-cdef inline void settle(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
-    """The general way."""
+cdef inline bint settle_known(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
+    """The general way of a packet that has a connection. False: it has none."""
     cdef ConnTable *t = table_of(e, af)
     cdef Tuple *k = &e.tuple[i]
     cdef uint32_t ref = p.ref
     # the probe may be stale (a packet before this one made or ended the connection) or a tag's coincidence: look properly
     if lbd_unlikely(ref == REF_NONE or not conn_is(t, ref, k, af)):
         ref = conn_lookup(t, k, e.hash[i], af)
-    if lbd_unlikely(ref == REF_NONE):
-        miss(e, p, i, af)
-    elif lbd_unlikely(e.kind[i] == KIND_ICMP):
+    if ref == REF_NONE:
+        return False
+    if lbd_unlikely(e.kind[i] == KIND_ICMP):
         forward_icmp(e, p, ref, k.proto, af)
     elif lbd_unlikely(starts_anew(e, p, ref, af)):
         start_anew(e, p, k, e.hash[i], ref, af)
     else:
         forward_known(e, p, ref, af)
+    return True
 
 
 cdef inline bint settle_fast(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
@@ -183,25 +116,61 @@ cdef inline void verdict_count(Engine *e, const Pkt *p) noexcept nogil:
         e.count.consumed[p.reason] += 1
 
 
-cdef inline void settle_slowly(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
-    if e.kind[i] != KIND_DONE:
-        if e.kind[i] == KIND_FAST:
-            prepare(p)
-        if p.af == 4:
-            settle(e, p, i, 4)
-        else:
-            settle(e, p, i, 6)
-    verdict_count(e, p)
+cdef inline bint settle(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
+    """The general way. False: the packet has no connection (yet)."""
+    if e.kind[i] == KIND_DONE:
+        return True
+    if p.af == 4:
+        return settle_known(e, p, i, 4)
+    return settle_known(e, p, i, 6)
+
+
+cdef inline void stage_open(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
+    """The n packets of e.later: plan, then open (see open.pxd)."""
+    cdef uint8_t seen[128]
+    cdef uint32_t k, i, n4 = 0, n6 = 0
+    memset(seen, 0, sizeof(seen))
+    for k in range(n):
+        i = e.later[k]
+        e.step[k] = STEP_AGAIN
+        if pkts[i].af == 4:
+            if looks_new(e, pkts + i, i, 4) and not met_before(seen, e.hash, i):
+                e.step[k] = plan_open(e, pkts + i, i, &e.plan[k], n4, 4)
+                n4 += e.step[k] == STEP_OPEN
+        elif looks_new(e, pkts + i, i, 6) and not met_before(seen, e.hash, i):
+            e.step[k] = plan_open(e, pkts + i, i, &e.plan[k], n6, 6)
+            n6 += e.step[k] == STEP_OPEN
+    for k in range(n):
+        i = e.later[k]
+        if e.step[k] == STEP_AGAIN and not settle(e, pkts + i, i):
+            if pkts[i].af == 4:
+                e.step[k] = plan_open(e, pkts + i, i, &e.plan[k], 0, 4)
+            else:
+                e.step[k] = plan_open(e, pkts + i, i, &e.plan[k], 0, 6)
+        if e.step[k] == STEP_OPEN:
+            if pkts[i].af == 4:
+                open_planned(e, pkts + i, i, &e.plan[k], 4)
+            else:
+                open_planned(e, pkts + i, i, &e.plan[k], 6)
+        verdict_count(e, pkts + i)
 
 
 cdef inline void stage_settle(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
-    cdef uint32_t i, fast = 0
+    cdef uint32_t i, fast = 0, later = 0
     for i in range(n):
         if lbd_likely(settle_fast(e, pkts + i, i)):
             fast += 1
+            continue
+        if e.kind[i] == KIND_FAST:
+            prepare(pkts + i)
+        if settle(e, pkts + i, i):
+            verdict_count(e, pkts + i)
         else:
-            settle_slowly(e, pkts + i, i)
+            e.later[later] = i
+            later += 1
     e.count.verdicts[<int> VERDICT_FORWARD] += fast
+    if lbd_unlikely(later):
+        stage_open(e, pkts, later)
 
 
 cdef inline void engine_burst(Engine *e, Pkt *pkts, uint32_t n, uint64_t now_ns) noexcept nogil:

@@ -87,7 +87,7 @@ cdef void audit(int af) noexcept nogil:
     cdef uint32_t i, listed = 0, live = 0, lips = 0
     for i in range(LIST_COUNT):
         listed += chain(t, timer_of(e, af).head[i])
-    never(listed != t.used or chain(t, t.free_head) != t.capacity - t.used)
+    never(listed != t.used or t.free_n != t.capacity - t.used)
     for i in range(t.capacity):
         c = conn_common(t, i, af)
         if c.live == CONN_FREE:

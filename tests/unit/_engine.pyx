@@ -128,8 +128,8 @@ cdef class Table:
             self.t.overflow = overflow
         conn_clear(&self.t)
         for n in range(self.t.capacity):
-            self.t.cold[self.t.capacity - 1 - n].next = self.t.free_head
-            self.t.free_head = self.t.capacity - 1 - n
+            self.t.free[n] = self.t.capacity - 1 - n
+            self.t.free_n += 1
 
     def __dealloc__(self):
         free(self.memory)

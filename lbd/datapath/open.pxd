@@ -1,0 +1,314 @@
+# The making of a connection: what a burst's packets without one become. They are taken in two steps, so that the lines a new
+# connection needs (its record, and the bucket of its answers) are on their way while the others are planned: plan (judge, schedule,
+# guess the local port), then open. Order among them is kept: whatever is not plainly a flow's first packet is looked up again in
+# its turn. (Packets with a connection were served before: one that an eviction here ends was still good for this burst's.)
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from lbd.datapath.compiler cimport lbd_bswap16, lbd_compiler_barrier, lbd_ld32, lbd_prefetch, lbd_prefetchw
+from lbd.datapath.engine cimport Engine, Plan
+from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_NEW
+from lbd.datapath.flow cimport Tuple
+from lbd.datapath.hdr cimport PROTO_TCP, TCP_ACK, TCP_RST, TCP_SYN
+from lbd.datapath.reason cimport *
+from lbd.datapath.conn cimport *
+from lbd.datapath.tcp cimport *
+from lbd.datapath.svc cimport DEST_NONE, DEST_UP, DEST_USED, LIP_NONE, SVC_NONE
+from lbd.datapath.neigh cimport ADJ_NONE
+from lbd.datapath.lookup cimport lip_lookup, svc_lookup
+from lbd.datapath.lifetime cimport conn_end, conn_schedule, evict, stat_count, table_of
+from lbd.datapath.laddr cimport laddr_guess, laddr_pick
+from lbd.datapath.owner cimport flow_owner
+from lbd.datapath.parse cimport KIND_ICMP
+from lbd.datapath.sched cimport schedule
+from lbd.datapath.nat cimport delta_set
+from lbd.datapath.forward cimport drop, forward_known
+from lbd.datapath.count cimport EXPIRE_ADMIN
+
+cdef enum Step:
+    STEP_DONE = 0               # the verdict is set
+    STEP_OPEN = 1               # by its plan
+    STEP_AGAIN = 2              # an earlier one may have opened its connection: look up again
+
+cdef enum:
+    HOPS_MAX = 3                # this epoch's owner, the previous epoch's, and back
+    SEEN = 128                  # slots of the set of tuples met in a burst (64 packets)
+
+
+cdef inline bint hand_over(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
+    """On a local miss: is the flow another worker's? This epoch's owner is asked, and it asks the previous epoch's where that is
+    still valid; there on a miss the packet comes back, and the owner may open a connection. At most three hops."""
+    cdef uint32_t owner
+    if e.workers == 1:
+        return False
+    owner = flow_owner(e, &e.tuple[i], e.hash[i], af, 0)
+    if owner != e.worker and not p.flags & PKT_HANDED:
+        e.count.misplaced += 1
+    if owner == e.worker:
+        # a SYN opens a connection: no need to ask where it lived before
+        if not e.owner_prev_valid or p.hops > 1 or (
+                p.proto == PROTO_TCP and (p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN and e.kind[i] != KIND_ICMP):
+            return False
+        owner = flow_owner(e, &e.tuple[i], e.hash[i], af, 1)
+        if owner == e.worker:
+            return False
+    if p.hops >= HOPS_MAX or owner >= e.workers:
+        drop(p, REASON_HOP_LIMIT)
+        return True
+    p.verdict = VERDICT_HANDOVER
+    p.reason = REASON_NONE
+    p.owner = owner
+    return True
+
+
+cdef inline bint lip_port(Engine *e, const Tuple *t, int af) noexcept nogil:
+    """Is its destination a local address and a port of lbd's own range? The address's other ports are the kernel's."""
+    cdef uint32_t lip = lip_lookup(e, t.daddr, af)
+    return lip != LIP_NONE and e.lip[lip].port_lo <= lbd_bswap16(t.dport) <= e.lip[lip].port_hi
+
+
+cdef inline bint may_open(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
+    """No connection here: does this packet open one (of service p.svc)? False: another worker's, or nobody's; verdict set."""
+    cdef const Tuple *t = &e.tuple[i]
+    if hand_over(e, p, i, af):
+        return False
+    p.svc = svc_lookup(e, t.daddr, t.dport, t.proto, af)
+    if e.kind[i] == KIND_ICMP:
+        drop(p, REASON_ICMP_UNMATCHED)
+        if p.svc == SVC_NONE and not lip_port(e, t, af):
+            p.verdict = VERDICT_KERNEL
+        p.svc = SVC_NONE
+        return False
+    if p.svc == SVC_NONE:
+        if lip_port(e, t, af):
+            return drop(p, REASON_NO_STATE)
+        p.verdict = VERDICT_KERNEL
+        p.reason = REASON_NOT_FOR_US
+        return False
+    if t.proto == PROTO_TCP and (p.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) != TCP_SYN:
+        return drop(p, REASON_NO_STATE)
+    return True
+
+
+cdef inline bint looks_new(Engine *e, const Pkt *p, uint32_t i, int af) noexcept nogil:
+    """Will it open a connection if it has none?"""
+    cdef const Tuple *t = &e.tuple[i]
+    if e.kind[i] == KIND_ICMP or (t.proto == PROTO_TCP and (p.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) != TCP_SYN):
+        return False
+    return svc_lookup(e, t.daddr, t.dport, t.proto, af) != SVC_NONE
+
+
+cdef inline void reserve(Engine *e, uint32_t svc, uint32_t dest, int by) noexcept nogil:
+    """Counts a planned connection, so that the next one is scheduled as if this one were open."""
+    e.svc_stat[svc].inactive += by
+    e.dest_stat[dest].inactive += by
+
+
+cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32_t nth, int af) noexcept nogil:
+    """nth: how many connections of this family were planned before in this burst."""
+    cdef ConnTable *tab = table_of(e, af)
+    cdef uint32_t record
+    if not may_open(e, p, i, af):
+        return STEP_DONE
+    plan.dest = schedule(e, e.svc + p.svc, &e.tuple[i])
+    if plan.dest == DEST_NONE:
+        drop(p, REASON_NO_BACKEND)
+        return STEP_DONE
+    reserve(e, p.svc, plan.dest, 1)
+    if nth < tab.free_n:
+        record = tab.free[tab.free_n - 1 - nth]
+        lbd_prefetchw(conn_common(tab, record, af))
+        lbd_prefetchw(tab.cold + record)
+    back_from(e, &plan.back, plan.dest, p.proto, af)
+    plan.lip = laddr_guess(e, &plan.back, &plan.hash, af)
+    if plan.lip != LIP_NONE:
+        lbd_prefetch(conn_bucket(tab, plan.hash))
+    return STEP_OPEN
+
+
+cdef inline void open_planned(Engine *e, Pkt *p, uint32_t i, Plan *plan, int af) noexcept nogil:
+    cdef uint32_t ref
+    reserve(e, p.svc, plan.dest, -1)
+    ref = conn_open(e, p, &e.tuple[i], e.hash[i], p.svc, plan, af)
+    if ref != REF_NONE:
+        forward_known(e, p, ref, af)
+
+
+cdef inline bint met_before(uint8_t *seen, const uint64_t *hashes, uint32_t i) noexcept nogil:
+    """seen: the packets met so far (number + 1) by hash, open addressing."""
+    cdef uint32_t k = <uint32_t> hashes[i] & (SEEN - 1)
+    while seen[k]:
+        if hashes[seen[k] - 1] == hashes[i]:
+            return True
+        k = (k + 1) & (SEEN - 1)
+    seen[k] = i + 1
+    return False
+
+
+cdef inline void conn_fill(Engine *e, uint32_t i, const Tuple *t, const Tuple *back, uint32_t svc, uint32_t dest, uint32_t lip,
+                           int af) noexcept nogil:
+    """The record, but for `live`."""
+    cdef ConnTable *tab = table_of(e, af)
+    cdef Conn4 *c
+    cdef Conn6 *d
+    cdef ConnCommon *m
+    if af == 4:
+        c = conn4(tab, i)
+        memset(c, 0, sizeof(Conn4))
+        c.caddr = lbd_ld32(t.saddr)
+        c.vaddr = lbd_ld32(t.daddr)
+        c.laddr = lbd_ld32(back.daddr)
+        c.daddr = lbd_ld32(back.saddr)
+        c.cport = t.sport
+        c.vport = t.dport
+        c.lport = back.dport
+        c.dport = back.sport
+    else:
+        d = conn6(tab, i)
+        memset(d, 0, sizeof(Conn6))
+        memcpy(d.caddr, t.saddr, 16)
+        memcpy(d.vaddr, t.daddr, 16)
+        memcpy(d.laddr, back.daddr, 16)
+        memcpy(d.daddr, back.saddr, 16)
+        d.cport = t.sport
+        d.vport = t.dport
+        d.lport = back.dport
+        d.dport = back.sport
+    m = conn_common(tab, i, af)
+    m.last_seen = e.now_ms
+    m.fib_gen = e.fib_gen[0] - 1
+    m.adj_fwd = ADJ_NONE
+    m.adj_rev = ADJ_NONE
+    m.svc = svc
+    m.dest = dest
+    m.lip = lip
+    m.proto = t.proto
+    tab.cold[i].created = e.now_ms
+    tab.cold[i].timeout = 0
+    delta_set(tab, i, af)
+
+
+cdef inline uint32_t conn_room(Engine *e, int af) noexcept nogil:
+    cdef uint32_t i = conn_alloc(table_of(e, af))
+    if i == CONN_NIL and evict(e, af):
+        i = conn_alloc(table_of(e, af))
+    if i == CONN_NIL:
+        e.table_full_n += 1
+    return i
+
+
+cdef inline void scheduled(Engine *e, uint32_t svc, uint32_t dest) noexcept nogil:
+    """Counts a connection given to a real server, on a new record or an old one."""
+    e.svc_stat[svc].conns += 1
+    e.dest_stat[dest].conns += 1
+
+
+cdef inline void back_from(Engine *e, Tuple *back, uint32_t dest, uint8_t proto, int af) noexcept nogil:
+    """The source of a real server's answers."""
+    memset(back, 0, sizeof(Tuple))
+    memcpy(back.saddr, e.dest[dest].addr, 16)
+    back.sport = e.dest[dest].port
+    back.proto = proto
+    back.af = af
+
+
+cdef inline uint32_t laddr_for(Engine *e, Plan *plan, int af) noexcept nogil:
+    """The guess of the plan, if that port is free, or another one."""
+    if plan.lip != LIP_NONE and conn_lookup(table_of(e, af), &plan.back, plan.hash, af) == REF_NONE:
+        e.lip_stat[plan.lip].conns += 1
+        e.lip_stat[plan.lip].in_use += 1
+        return plan.lip
+    return laddr_pick(e, &plan.back, &plan.hash, af)
+
+
+cdef inline uint32_t conn_open(Engine *e, Pkt *p, const Tuple *t, uint64_t h, uint32_t svc, Plan *plan, int af) noexcept nogil:
+    """A connection for the first packet of a flow (tuple t, its hash h) to the plan's real server: local address and port, record,
+    index. REF_NONE: dropped."""
+    cdef uint32_t lip, i, dest = plan.dest
+    cdef ConnCommon *m
+    p.svc = svc
+    p.dest = dest
+    i = conn_room(e, af)                        # before the port: evicting may free one
+    if i == CONN_NIL:
+        drop(p, REASON_CONN_TABLE_FULL)
+        return REF_NONE
+    lip = laddr_for(e, plan, af)
+    if lip == LIP_NONE:
+        conn_free(table_of(e, af), i, af)
+        drop(p, REASON_LOCAL_PORT_EXHAUSTED)
+        return REF_NONE
+    conn_fill(e, i, t, &plan.back, svc, dest, lip, af)
+    m = conn_common(table_of(e, af), i, af)
+    m.state = STATE_SYN_RECV if t.proto == PROTO_TCP else STATE_UDP_ONEWAY
+    if not conn_index_at(table_of(e, af), i, h, plan.hash):
+        e.lip_stat[lip].in_use -= 1
+        conn_free(table_of(e, af), i, af)
+        drop(p, REASON_CONN_TABLE_FULL)
+        return REF_NONE
+    conn_schedule(e, i, m, af)
+    lbd_compiler_barrier()
+    m.live = CONN_LIVE
+    stat_count(e, m, 1)
+    scheduled(e, svc, dest)
+    e.count.conns_made += 1
+    p.flags |= PKT_NEW
+    return i << 1
+
+
+cdef inline bint dest_gone(Engine *e, const ConnCommon *c) noexcept nogil:
+    """Its real server can't take a new connection any more."""
+    if c.dest == DEST_NONE:
+        return True
+    return (e.dest[c.dest].flags & (DEST_USED | DEST_UP)) != (DEST_USED | DEST_UP) or e.dest[c.dest].weight == 0
+
+
+cdef inline bint starts_anew(Engine *e, const Pkt *p, uint32_t ref, int af) noexcept nogil:
+    """A client's SYN on a connection that is over, or half open towards a real server that is gone: to be scheduled again."""
+    cdef ConnCommon *c
+    if p.proto != PROTO_TCP or (p.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN or ref & 1:
+        return False
+    c = conn_common(table_of(e, af), ref >> 1, af)
+    if c.svc == SVC_NONE:
+        return False
+    if c.state == STATE_SYN_RECV:
+        return dest_gone(e, c)
+    return c.state == STATE_TIME_WAIT or c.state == STATE_LAST_ACK or c.state == STATE_CLOSE
+
+
+cdef inline bint lip_in_use(Engine *e, const ConnCommon *c) noexcept nogil:
+    """Is its local address still configured? One that is being taken away gets no new connections."""
+    return c.lip != LIP_NONE and e.lip[c.lip].flags & 1
+
+
+cdef inline void start_anew(Engine *e, Pkt *p, const Tuple *k, uint64_t h, uint32_t ref, int af) noexcept nogil:
+    """The scheduler picks a real server as for any new connection. Each of them sees a client's tuple from one local port only,
+    however often the client comes back: the record is reopened in place for the same real server; for another one it rests,
+    holding the port that its server may have in TIME_WAIT, until it expires or is that server's turn again."""
+    cdef ConnTable *t = table_of(e, af)
+    cdef ConnCommon *c = conn_common(t, ref >> 1, af)
+    cdef uint32_t svc = c.svc, other
+    cdef Plan plan
+    cdef uint32_t dest = schedule(e, e.svc + svc, k)
+    p.svc = svc
+    if dest == DEST_NONE:
+        drop(p, REASON_NO_BACKEND)
+        return
+    if dest == c.dest and lip_in_use(e, c):
+        scheduled(e, svc, dest)
+        forward_known(e, p, ref, af)
+        return
+    other = conn_resting(t, k, h, e.dest[dest].addr, e.dest[dest].port, af)
+    if c.state == STATE_SYN_RECV:
+        conn_end(e, ref >> 1, EXPIRE_ADMIN, af)
+    else:
+        c.live = CONN_RESTING
+    if other != REF_NONE and lip_in_use(e, conn_common(t, other >> 1, af)):
+        conn_common(t, other >> 1, af).live = CONN_LIVE
+        scheduled(e, svc, dest)
+    else:
+        plan.dest = dest
+        plan.lip = LIP_NONE
+        back_from(e, &plan.back, dest, k.proto, af)
+        other = conn_open(e, p, k, h, svc, &plan, af)
+        if other == REF_NONE:
+            return
+    forward_known(e, p, other, af)
