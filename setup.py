@@ -33,9 +33,11 @@ EXTENSIONS = {
     "lbd._fastpath": ["xdp", "bpf"],
     "lbd.xdp._xsk": ["xdp", "bpf"],
     "lbd.shm._shm": [],
+    "lbd.sched._table": [],
 }
 TEST_EXTENSIONS = {
     "tests.unit._engine": [],
+    "tests.unit._sched": [],
     "tests.netns._port": ["xdp", "bpf"],
     "bench._engine": [],
 }

@@ -76,7 +76,8 @@ def listing(services: list[dict[str, Any]], real_servers: dict[str, list[dict[st
     ]
     for s in services:
         forward = FORWARD.get(s["mode"], s["mode"])
-        lines.append(f"{s['protocol'].upper():<4} {s['address']} {s['scheduler']} name {s['name']}")
+        flags = f" ({','.join(s['scheduler_flags'])})" if s["scheduler_flags"] else ""
+        lines.append(f"{s['protocol'].upper():<4} {s['address']} {s['scheduler']}{flags} name {s['name']}")
         for r in real_servers[s["name"]]:
             state = "" if r["state"] == "up" else r["state"]
             line = (

@@ -59,7 +59,7 @@ def explain(error: ErrorDetails, loc: Loc, value: Any) -> str:
 
 def _wanted(key: Key, value: Any, element: bool) -> tuple[str, str]:
     """What a value must be, and the remedy if there is a better one than an example."""
-    if key.choices:
+    if key.choices and (element or key.element is None):
         listed = ", ".join(f'"{c}"' for c in key.choices)
         close = closest(value.lower(), key.choices) if isinstance(value, str) else None
         return (

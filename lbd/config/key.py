@@ -58,7 +58,9 @@ class Key:
 
     @cached_property
     def choices(self) -> tuple[str, ...]:
-        return self.tags or (get_args(self.kind) if get_origin(self.kind) is Literal else ())
+        """Of an array: those of its elements."""
+        kind = self.kind if self.element is None else bare(self.element)
+        return self.tags or (get_args(kind) if get_origin(kind) is Literal else ())
 
     @cached_property
     def metadata(self) -> list[Any]:
@@ -111,7 +113,8 @@ class Key:
     def type_text(self) -> str:
         """Its type with its range, for the reference."""
         if self.choices:
-            return " \\| ".join(f"`{json.dumps(c)}`" for c in self.choices)
+            listed = " \\| ".join(f"`{json.dumps(c)}`" for c in self.choices)
+            return listed if self.element is None else f"array of {listed}"
         if self.element is not None:
             return f"array of integers, each between {self.range_text(element=True)}"
         if self.kind is bool:

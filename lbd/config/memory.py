@@ -3,16 +3,16 @@
 
     total = workers × (connections + tables + frames + sockets + process) + shared + master
 
-    connections  116 bytes × connections_ipv4 + 180 bytes × connections_ipv6:
+    connections  123 bytes × connections_ipv4 + 187 bytes × connections_ipv6:
                  records and index, in a file of run_dir
-    tables       3.1 MiB of neighbours, routes and rings to and from the master;
+    tables       3.3 MiB of neighbours, routes and rings to and from the master;
                  136 bytes × services + 112 bytes × real_servers
     frames       2049 bytes × frames: the packet, and a byte that says who holds it
     sockets      48 bytes × ring for each interface: the four rings of an AF_XDP socket
     process      8 MiB: interpreter, stacks
     shared       4 bytes × 1024 × services, at least 16 MiB: scheduling tables;
                  for each ordered pair of workers 24 bytes × frames: rings between them
-    master       80 MiB, and 2 KiB for each service and real server of the file
+    master       80 MiB, and 7 KiB for each service and real server of the file
 
 The first three and `shared` are asked of the layouts themselves; the figures above are what they come to, and
 tests hold them against each other. `process` and `master` are measured (Python 3.11), and estimates at that.
@@ -25,7 +25,7 @@ from lbd.config.model import Config
 SOCKET_ENTRY = 8 + 8 + 16 + 16  # bytes: fill and completion ring, rx and tx ring
 WORKER_PROCESS = 8 << 20
 MASTER_PROCESS = 80 << 20
-MASTER_ITEM = 2 << 10
+MASTER_ITEM = 7 << 10  # after reloads that change everything; 4 KiB before
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,17 @@ def _ineffective(view: View) -> Iterator[Finding]:
             yield (*loc, "tcp_established"), "has no effect on a UDP service; remove it"
 
 
+def _refused(view: View) -> Iterator[Finding]:
+    for outer, service in view.services():
+        name = service.scheduler
+        if name not in ("sh", "dh") or "sh-fallback" in service.scheduler_flags or not view.good(outer, "scheduler_flags"):
+            continue
+        for loc, server in view.real_servers(outer, service):
+            if server.weight == 0 and view.good(loc, "weight"):
+                remedy = 'write scheduler_flags = ["sh-fallback"], or remove it' if name == "sh" else "remove it"
+                yield (*loc, "weight"), f"clients that {name} hashes to this real server are refused, as by IPVS; {remedy}"
+
+
 def _ports(view: View) -> Iterator[Finding]:
     low, high = EPHEMERAL
     for loc, lip in view.each(view.config.local_address, "local_address"):
@@ -85,4 +96,4 @@ def _frames(view: View) -> Iterator[Finding]:
         )
 
 
-RULES: tuple[Rule, ...] = (_idle_services, _foreign_interfaces, _ineffective, _ports, _time_wait, _frames)
+RULES: tuple[Rule, ...] = (_idle_services, _foreign_interfaces, _ineffective, _refused, _ports, _time_wait, _frames)

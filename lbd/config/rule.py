@@ -14,6 +14,7 @@ from lbd.config.model import Config
 from lbd.config.problem import Loc
 from lbd.config.service import RealServer, Service
 from lbd.config.value import duration_text, shown
+from lbd.sched import scheduler
 
 Finding = tuple[Loc, str]
 T = TypeVar("T")
@@ -192,6 +193,26 @@ def _health(view: View) -> Iterator[Finding]:
             yield (*loc, key), f"{wrong}; shorten it, or check less often"
 
 
+def _schedulers(view: View) -> Iterator[Finding]:
+    for loc, service in view.services():
+        if not view.good(loc, "scheduler"):
+            continue
+        name, flags = service.scheduler, service.scheduler_flags
+        method = scheduler(name)
+        for i, flag in enumerate(flags):
+            if flag not in method.OPTIONS:
+                have = f"has {' and '.join(shown(f) for f in method.OPTIONS)}" if method.OPTIONS else "has none"
+                yield (*loc, "scheduler_flags", i), f"{shown(flag)} is no flag of {shown(name)}, which {have}; remove it"
+            elif flag in flags[:i]:
+                yield (*loc, "scheduler_flags", i), f"{shown(flag)} stands there already; remove one"
+        if service.hash_target == "qid":
+            remedy = 'write hash_target = "sip"'
+            yield (*loc, "hash_target"), f"qid needs the connection id of QUIC, which lbd does not read yet; {remedy}"
+        number, room = len(service.real_server), method.LIMIT
+        if room and number > room:
+            yield (*loc, "scheduler"), f"{name} takes at most {room} real servers, not {number}; split the service, or use wlc"
+
+
 Rule = Callable[[View], Iterable[Finding]]
 RULES: tuple[Rule, ...] = (
     _names,
@@ -203,4 +224,5 @@ RULES: tuple[Rule, ...] = (
     _workers,
     _capacity,
     _health,
+    _schedulers,
 )

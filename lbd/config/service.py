@@ -10,6 +10,8 @@ from lbd.config.section import Section
 from lbd.config.value import Bool, Duration, Int, InterfaceName, Name, RequestPath
 
 PROTOCOLS = {"tcp": 6, "udp": 17}
+Scheduler = Literal["rr", "wrr", "lc", "wlc", "sed", "nq", "fo", "ovf", "sh", "mh", "conhash", "dh", "lblc", "lblcr"]
+SchedulerFlag = Literal["sh-fallback", "sh-port", "mh-fallback", "mh-port"]
 
 
 class HealthCheck(Section):
@@ -67,10 +69,22 @@ class Service(Section):
     name: Name = Field(description="Name in commands, logs and metrics; unique.", examples=["web"])
     address: EndpointValue = Field(description="VIP and port.", examples=["192.0.2.10:80"])
     protocol: Literal["tcp", "udp"] = Field("tcp", description="Transport protocol.")
-    scheduler: Literal["rr", "wrr", "lc", "wlc", "sh", "mh"] = Field(
+    scheduler: Scheduler = Field(
         "wlc",
-        description="How a real server is chosen: round robin (`rr`, weighted `wrr`), least connections "
-        "(`lc`, weighted `wlc`), hash of the source address (`sh`), Maglev hash (`mh`).",
+        description="How a real server is chosen, by ipvsadm's names: round robin (`rr`, weighted `wrr`), least "
+        "connections (`lc`, weighted `wlc`), shortest expected delay (`sed`, `nq`), the heaviest that is there (`fo`) "
+        "or not full (`ovf`), hash of the client's address (`sh`, Maglev `mh`, ring `conhash`) or of the destination's "
+        "(`dh`), locality (`lblc`, `lblcr`). See [schedulers](schedulers.md).",
+    )
+    scheduler_flags: tuple[SchedulerFlag, ...] = Field(
+        (),
+        max_length=4,
+        description="As ipvsadm's `--sched-flags`: `sh-port` and `mh-port` hash the client's port too; `sh-fallback` and "
+        "`mh-fallback` take another real server when the hashed one has weight 0 or is down.",
+        examples=[["mh-fallback", "mh-port"]],
+    )
+    hash_target: Literal["sip", "qid"] = Field(
+        "sip", description="What `conhash` hashes: the client's address (`sip`). `qid` (QUIC's connection id) is not there yet."
     )
     interface: InterfaceName = Field(
         "lo", description="Where the VIP is added if `manage`.", examples=["eth0"]

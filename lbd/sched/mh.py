@@ -8,18 +8,24 @@ against whose tables tests/data/maglev-tables.json holds it.)
 
 The table's size m is a prime, at least 100 times the number of servers, so that shares differ by 1 % at most. It
 counts the drained and the dead too: or the death of one might change m, and with it everybody's server.
+
+As in IPVS, a server of weight 0 keeps its slots by the weight that it had. Its clients are refused, or, with mh-fallback,
+go elsewhere, while nobody else's server changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from heapq import heapify, heapreplace
 
-from lbd.sched import Flag, Kind, Server
+from lbd.sched import Flag, Kind, Server, live, seated
+from lbd.sched._table import maglev
 
 KIND = Kind.HASH
 FLAGS = Flag.NONE
+OPTIONS: Mapping[str, Flag] = {"mh-fallback": Flag.HASH_FALLBACK, "mh-port": Flag.HASH_PORT}
+LIMIT = 0
 
 PRIMES = (251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 131071)
 
@@ -34,46 +40,15 @@ def place(key: bytes, m: int) -> tuple[int, int]:
     return int.from_bytes(digest[:8], "big") % m, int.from_bytes(digest[8:], "big") % (m - 1) + 1
 
 
-def populate(m: int, places: Sequence[tuple[int, int]], weights: Sequence[int]) -> list[int]:
-    """Indexes of servers by slot. Places are (offset, skip); weights are above 0."""
-    turns = turn_order(m, weights)
-    slots = [-1] * m
-    at = [offset for offset, _ in places]
-    skips = [skip for _, skip in places]
-    for i in turns:
-        slot = at[i]
-        skip = skips[i]
-        while slots[slot] >= 0:
-            slot += skip
-            if slot >= m:
-                slot -= m
-        slots[slot] = i
-        at[i] = slot
-    return slots
+def populate(m: int, places: Sequence[tuple[int, int]], weights: Sequence[int], numbers: Sequence[int]) -> array[int]:
+    """Numbers of servers by slot. Places are (offset, skip); weights are above 0."""
+    return maglev(m, [offset for offset, _ in places], [skip for _, skip in places], weights, numbers)
 
 
-def turn_order(m: int, weights: Sequence[int]) -> list[int]:
-    """Whose turn it is, m times: server i claims its k-th slot in round ceil(k * greatest / weight)."""
-    n = len(weights)
-    greatest = max(weights)
-    if min(weights) == greatest:
-        return (list(range(n)) * (m // n + 1))[:m]
-    # the rounds by a heap, not one after the other: most servers sit out most rounds when weights differ much
-    claims = [(-(-greatest // w), i, 1) for i, w in enumerate(weights)]
-    heapify(claims)
-    turns = []
-    for _ in range(m):
-        _, i, k = claims[0]
-        turns.append(i)
-        heapreplace(claims, (-(-(k + 1) * greatest // weights[i]), i, k + 1))
-    return turns
-
-
-def table(servers: Sequence[Server]) -> list[int]:
-    # NB: ordered by key: who claims first must not hang on the order in the configuration
-    live = sorted((s for s in servers if s.weight > 0), key=lambda s: s.key)
-    if not live:
+def table(servers: Sequence[Server], flags: Flag = Flag.NONE) -> Sequence[int]:
+    if not live(servers):
         return []
+    # NB: ordered by key: who claims first must not hang on the order in the configuration
+    here = sorted((s for s in seated(servers, flags) if s.place > 0), key=lambda s: s.key)
     m = table_size(len(servers))
-    slots = populate(m, [place(s.key, m) for s in live], [s.weight for s in live])
-    return [live[i].number for i in slots]
+    return populate(m, [place(s.key, m) for s in here], [s.place for s in here], [s.number for s in here])

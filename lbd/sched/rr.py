@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from lbd.sched import Flag, Kind, Server
+from lbd.sched import Flag, Kind, Server, live
 
 KIND = Kind.SEQ
 FLAGS = Flag.NONE
+OPTIONS: Mapping[str, Flag] = {}
+LIMIT = 0
 
 
-def table(servers: Sequence[Server]) -> list[int]:
-    return [s.number for s in servers if s.weight > 0]
+def table(servers: Sequence[Server], flags: Flag = Flag.NONE) -> Sequence[int]:
+    return [s.number for s in live(servers)]

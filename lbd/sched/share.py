@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import gcd
 
-from lbd.sched import Server
+from lbd.sched import Server, live
+from lbd.sched._table import spread
 
 
 def apportion(weights: Sequence[int], limit: int) -> list[int]:
@@ -27,14 +28,14 @@ def apportion(weights: Sequence[int], limit: int) -> list[int]:
     return scaled
 
 
-def interleave(servers: Sequence[Server], limit: int) -> list[int]:
+def interleave(servers: Sequence[Server], limit: int) -> Sequence[int]:
     """Numbers in a sequence in which each server comes up at even distances, first in the servers' order.
 
     The k-th slot of a server with s slots lies at (2k + 1) / 2s of the way round (Sainte-Laguë's order).
     """
-    live = [s for s in servers if s.weight > 0]
-    if not live:
+    able = live(servers)
+    if not able:
         return []
-    shares = apportion([s.weight for s in live], limit)
-    places = [((2 * k + 1) / (2 * n), i) for i, n in enumerate(shares) for k in range(n)]
-    return [live[i].number for _, i in sorted(places)]
+    shares = apportion([s.weight for s in able], limit)
+    numbers = [s.number for s in able]
+    return numbers if max(shares) == 1 else spread(shares, numbers)

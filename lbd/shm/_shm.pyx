@@ -47,6 +47,7 @@ from lbd.shm.ring cimport (
 
 import fcntl
 import os
+from array import array
 
 from lbd.datapath.reason import NAMES
 

@@ -73,11 +73,11 @@ def svc_set(id, gen, *, af, addr, port, proto, sched, flags=0, table_off=0, tabl
     if proto != 6 and proto != 17:
         raise ValueError(f"proto must be 6 (TCP) or 17 (UDP), not {proto!r}")
     b.proto = proto
-    b.sched = bounded("sched", sched, c_svc.SCHED_SEQ, c_svc.SCHED_LEAST)
+    b.sched = bounded("sched", sched, c_svc.SCHED_SEQ, c_svc.SCHED_COUNT - 1)
     b.mode = bounded("mode", mode, c_svc.MODE_FULLNAT, c_svc.MODE_FULLNAT)
     b.flags = bounded("flags", flags, 0, 0xffff)
-    if b.flags & ~(c_svc.SVC_HASH_PORT | c_svc.SVC_LEAST_WEIGHTED):
-        raise ValueError(f"flags {flags:#x}: only SVC_HASH_PORT and SVC_LEAST_WEIGHTED may be set")
+    if b.flags & ~(c_svc.SVC_HASH_PORT | c_svc.SVC_LEAST_WEIGHTED | c_svc.SVC_HASH_FALLBACK):
+        raise ValueError(f"flags {flags:#x}: only SVC_HASH_PORT, SVC_HASH_FALLBACK and SVC_LEAST_WEIGHTED may be set")
     b.table_off = bounded("table_off", table_off, 0, 0xffffffff)
     b.table_len = bounded("table_len", table_len, 0, 0xffffffff)
     b.timeout_established = bounded("timeout_established", timeout_established, 0, 0xffffffff)

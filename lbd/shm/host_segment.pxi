@@ -83,7 +83,12 @@ cdef class HostSegment(Mapping):
         """Writes uint32 slots from `off` on, where no worker reads now: see lbd/master/arena.py."""
         cdef uint32_t *to = self.slots(off, len(values))
         cdef size_t i = 0
+        cdef bytes raw
         self.writable()
+        if isinstance(values, array) and values.typecode == "I":
+            raw = values.tobytes()
+            memcpy(to, PyBytes_AS_STRING(raw), len(raw))
+            return
         for value in values:
             to[i] = value
             i += 1

@@ -71,6 +71,8 @@ GOOD: list[tuple[str, dict[str, str]]] = [
             "address": '"192.0.2.10:80"',
             "protocol": '"tcp"',
             "scheduler": '"mh"',
+            "scheduler_flags": "[]",
+            "hash_target": '"sip"',
             "interface": '"eth0"',
             "manage": "true",
             "mode": '"fullnat"',
@@ -153,6 +155,9 @@ def outside(key: Key, element: bool = False) -> st.SearchStrategy[str]:
 
 
 def bad(key: Key) -> st.SearchStrategy[str]:
+    if key.choices and key.element is not None:
+        words = st.one_of(TEXT.filter(lambda t: t not in key.choices).map(toml), NUMBERS, TRUTH, TABLES_INLINE)
+        return st.one_of(words.map("[{}]".format), words, FLOATS, DATES, st.just("[[]]"))
     if key.choices:
         return st.one_of(
             TEXT.filter(lambda t: t not in key.choices).map(toml), NUMBERS, FLOATS, TRUTH, OTHERS

@@ -33,6 +33,7 @@ def warned(text: str) -> list[tuple[int | None, str, str]]:
     return [(w.line, w.field, w.message) for w in loads(text).warnings]
 
 
+SECOND = '[[service]]\nname = "second"\naddress = "192.0.2.11:80"\ninterface = "eth0"\n'
 # What is appended to GOOD: the line after that (0: the first appended), the field, words of the message.
 BROKEN = {
     "unknown table": ("[demon]", 0, "demon", "did you mean `[daemon]`?"),
@@ -236,7 +237,43 @@ BROKEN = {
         '[[service]]\nscheduler = "best"',
         1,
         "service[1].scheduler",
-        '"mh", not "best"',
+        '"lblcr", not "best"',
+    ),
+    "service, scheduler_flags": (
+        '[[service]]\nscheduler_flags = ["mh-prot"]',
+        1,
+        "service[1].scheduler_flags[0]",
+        'did you mean "mh-port"?',
+    ),
+    "service, scheduler_flags of another": (
+        SECOND + 'scheduler = "sh"\nscheduler_flags = ["sh-port", "mh-port"]',
+        5,
+        "service[1].scheduler_flags[1]",
+        '"mh-port" is no flag of "sh", which has "sh-fallback" and "sh-port"; remove it',
+    ),
+    "service, scheduler_flags without any": (
+        SECOND + 'scheduler_flags = ["mh-port"]',
+        4,
+        "service[1].scheduler_flags[0]",
+        '"mh-port" is no flag of "wlc", which has none; remove it',
+    ),
+    "service, scheduler_flags twice": (
+        SECOND + 'scheduler = "mh"\nscheduler_flags = ["mh-port", "mh-port"]',
+        5,
+        "service[1].scheduler_flags[1]",
+        '"mh-port" stands there already; remove one',
+    ),
+    "service, hash_target": (
+        SECOND + 'scheduler = "conhash"\nhash_target = "qid"',
+        5,
+        "service[1].hash_target",
+        'which lbd does not read yet; write hash_target = "sip"',
+    ),
+    "service, lblc of many": (
+        SECOND + 'scheduler = "lblc"\n' + "".join(f'[[service.real_server]]\naddress = "10.1.0.{n}:80"\n' for n in range(65)),
+        4,
+        "service[1].scheduler",
+        "lblc takes at most 64 real servers, not 65; split the service, or use wlc",
     ),
     "service, protocol": ('[[service]]\nprotocol = "tpc"', 1, "service[1].protocol", 'did you mean "tcp"?'),
     "service, mode": ('[[service]]\nmode = "dr"', 1, "service[1].mode", 'must be "fullnat", not "dr"'),

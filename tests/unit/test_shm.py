@@ -146,7 +146,7 @@ def test_adopt_refuses_what_is_no_segment(segment, raw, tmp_path):
         shm.WorkerSegment.adopt(empty)
     with pytest.raises(shm.SegmentError, match="not sealed"):
         shm.WorkerSegment.adopt(loose)
-    with pytest.raises(shm.SegmentError, match="no memory segment|not sealed"):
+    with pytest.raises(shm.SegmentError, match=r"no memory segment|not sealed"):
         shm.WorkerSegment.adopt(file)
     with pytest.raises(shm.SegmentError, match="contradicts"):
         shm.HostSegment.adopt(segment.fd)

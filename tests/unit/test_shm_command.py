@@ -119,7 +119,7 @@ SVC = {"af": 4, "addr": VIP, "port": 80, "proto": 6, "sched": 0}
         (lambda: shm.svc_set(1, 1, **SVC | {"port": 0}), "port must be"),
         (lambda: shm.svc_set(1, 1, **SVC | {"port": True}), "port must be"),
         (lambda: shm.svc_set(1, 1, **SVC | {"proto": 1}), "proto must be 6"),
-        (lambda: shm.svc_set(1, 1, **SVC | {"sched": 3}), "sched must be"),
+        (lambda: shm.svc_set(1, 1, **SVC | {"sched": 11}), "sched must be"),
         (lambda: shm.svc_set(1, 1, **SVC, flags=shm.SVC_USED), "flags"),
         (lambda: shm.dest_set(1, 1, af=4, addr=VIP, port=80, svc=0xFFFF), "svc must be"),
         (lambda: shm.dest_set(1, 1, af=4, addr=VIP, port=80, svc=0, weight=65536), "weight must be"),
