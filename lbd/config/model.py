@@ -53,6 +53,13 @@ class Config(Section):
     def __hash__(self) -> int:
         return hash(tuple(self.__dict__.values()))
 
+    def keeping(self, old: "Config") -> "Config":
+        """The same value, with those services of `old` themselves that have not changed: who keeps something by service
+        then sees at a glance what it need not make anew."""
+        known = {s.name: s for s in old.service}
+        services = tuple(was if (was := known.get(s.name)) == s and was is not None else s for s in self.service)
+        return self.model_copy(update={"service": services})
+
     def to_plain(self) -> dict[str, Any]:
         """What differs from the defaults, in TOML's types: written to a file, it gives this again."""
         return self.model_dump(mode="json", exclude_defaults=True)

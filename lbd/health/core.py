@@ -66,7 +66,7 @@ class Health:
 
     def set(self, targets: Mapping[Key, Check], down: Collection[Key] = ()) -> None:
         """What is to be checked from now on. `down`: new keys known to be down (to a restarted master)."""
-        left = [key for key, check in self._wanted.items() if targets.get(key) != check]
+        left = [key for key, check in self._wanted.items() if (now := targets.get(key)) is not check and now != check]
         abandoned = {check: self._targets[check] for key in left if (check := self._wanted[key])}
         for key in left:
             del self._targets[self._wanted.pop(key)].keys[key]

@@ -11,7 +11,9 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Awaitable, Callable
+import zlib
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 SOCKET = "control.sock"
 BODY_MAX = 64 << 10
 CONNS_MAX = 100_000
+ROWS_A_PART = 256
+JSON = "application/json; charset=utf-8"
 SNAPLEN_MAX = shm.CAPTURE_SLOT - 32
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -176,15 +180,55 @@ def answer(body: object, status: int = 200, kind: str = "application/json") -> w
     return web.Response(text=json.dumps(body) + "\n", status=status, content_type=kind)
 
 
+async def stream(request: web.Request, kind: str, parts: Iterable[bytes]) -> web.StreamResponse:
+    """An answer that takes long to make, in parts: between two of them the loop does what else is to do."""
+    response = web.StreamResponse(headers={"Content-Type": kind})
+    zipped = zlib.compressobj(1, wbits=31) if "gzip" in request.headers.get("Accept-Encoding", "") else None
+    if zipped is not None:
+        response.headers["Content-Encoding"] = "gzip"
+    await response.prepare(request)
+    if request.method == "HEAD":
+        return response
+    loop = asyncio.get_running_loop()
+    try:
+        for part in parts:
+            if zipped is not None and part:
+                part = await loop.run_in_executor(None, zipped.compress, part)
+            if part:
+                await response.write(part)
+            await asyncio.sleep(0)
+        await response.write_eof(zipped.flush() if zipped is not None else b"")
+    except ConnectionError:
+        pass  # the client has gone
+    except Exception:  # too late for another status: the client sees that the end is missing
+        log.exception("%s %s", request.method, request.path)
+        if request.transport is not None:
+            request.transport.abort()
+    return response
+
+
+def json_parts(name: str, rows: Iterable[object]) -> Iterator[bytes]:
+    """{name: [rows]} in parts."""
+    yield f'{{"{name}": ['.encode()
+    comma = ""
+    for some in batched(rows, ROWS_A_PART):
+        yield (comma + json.dumps(some)[1:-1]).encode()
+        comma = ", "
+    yield b"]}\n"
+
+
+def batched(rows: Iterable[object], size: int) -> Iterator[list[object]]:
+    rest = iter(rows)
+    while some := list(islice(rest, size)):
+        yield some
+
+
 # -- metrics ---------------------------------------------------------------------------------------------------
 
 
 def metrics_routes(daemon: Daemon) -> list[web.RouteDef]:
-    async def metrics(request: web.Request) -> web.Response:
-        kind, text = daemon.exporter.render(request.headers.get("Accept", ""))
-        response = web.Response(body=text, headers={"Content-Type": kind})
-        response.enable_compression()
-        return response
+    async def metrics(request: web.Request) -> web.StreamResponse:
+        return await stream(request, *daemon.exporter.page(request.headers.get("Accept", "")))
 
     async def healthz(request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -208,7 +252,7 @@ def control_routes(daemon: Daemon, servers: Servers) -> list[web.RouteDef]:
     handlers = Control(daemon, servers)
     return [
         web.get("/v1/status", shows(view.status)),
-        web.get("/v1/services", shows(view.services)),
+        web.get("/v1/services", handlers.services),
         web.get("/v1/real-servers", handlers.real_servers),
         web.get("/v1/conns", handlers.conns),
         web.get("/v1/workers", shows(view.workers)),
@@ -236,9 +280,13 @@ class Control:
             raise not_found(f"there is no service {name}", "lbd service lists them")
         return name
 
-    async def real_servers(self, request: web.Request) -> web.Response:
+    async def services(self, request: web.Request) -> web.StreamResponse:
+        return await stream(request, JSON, json_parts("services", view.services(self._daemon)))
+
+    async def real_servers(self, request: web.Request) -> web.StreamResponse:
         name = request.query.get("service")
-        return answer(view.real_servers(self._daemon, self._service(name) if name is not None else None))
+        rows = view.real_servers(self._daemon, self._service(name) if name is not None else None)
+        return await stream(request, JSON, json_parts("real_servers", rows))
 
     async def conns(self, request: web.Request) -> web.Response:
         limit = number(request, "limit", 100, 1, CONNS_MAX)
@@ -257,7 +305,7 @@ class Control:
             daemon.change((name, address), await changed_values(request))
         except (NumbersUsedUp, ArenaFull) as error:
             raise Problem(409, "refused", str(error)) from None
-        return answer(view.real_servers(daemon, name, address)["real_servers"][0])
+        return answer(next(view.real_servers(daemon, name, address)))
 
     async def reload(self, request: web.Request) -> web.Response:
         try:

@@ -137,7 +137,7 @@ class Applier:
         if routes:
             for cause in [c for c in self.failures if c.startswith("reach: ") and c[7:] not in reach.alarms]:
                 del self.failures[cause]
-            self.network.keep_resolved(reach.next_hops(self.composer.destinations()))
+            self.network.keep_resolved(self.composer.next_hops(reach))
 
     # -- what is in use --------------------------------------------------------------------------------------
 

@@ -31,16 +31,23 @@ class Checks:
         on_result: Callable[[Where, Result, float], None],
     ) -> None:
         self._on_transition = on_transition
+        self._made: dict[str, tuple[Service, dict[Hashable, Check]]] = {}  # by name; of all real servers, maintained or not
         self._health = Health(self._turned, loop, on_result=on_result)  # type: ignore[arg-type]
 
     def configure(self, config: Config, runtime: Runtime, down: Collection[Where] = ()) -> None:
         """`down`: known to be down from before a restart of the master."""
         targets: dict[Hashable, Check] = {}
+        made = {}
         for service in config.service:
-            for real in service.real_server:
-                where = (service.name, str(real.address))
-                if service.health is not None and runtime.get(*where).state != "maint":
-                    targets[where] = check_of(service, (str(real.address.addr), real.address.port))
+            known = self._made.get(service.name)
+            if known is None or known[0] is not service:
+                known = (service, checks_of(service))
+            made[service.name] = known
+            targets.update(known[1])
+        self._made = made
+        for where, override in runtime.items():
+            if override.state == "maint":
+                targets.pop(where, None)
         self._health.set(targets, down)
 
     def states(self) -> Mapping[Where, Status]:
@@ -63,7 +70,12 @@ class Checks:
         self._on_transition(service)
 
 
-def check_of(service: Service, endpoint: tuple[str, int]) -> Check:
-    assert service.health is not None
-    fields = [name for name in type(service.health).model_fields if name != "type"]
-    return build_check(service.health.type, endpoint, **{name: getattr(service.health, name) for name in fields})
+def checks_of(service: Service) -> dict[Hashable, Check]:
+    health = service.health
+    if health is None:
+        return {}
+    settings = {name: getattr(health, name) for name in type(health).model_fields if name != "type"}
+    return {
+        (service.name, str(r.address)): build_check(health.type, (str(r.address.addr), r.address.port), **settings)
+        for r in service.real_server
+    }

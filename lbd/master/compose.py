@@ -13,7 +13,7 @@ from lbd.config import Config
 from lbd.config.service import RealServer as ConfiguredServer
 from lbd.config.service import Service as ConfiguredService
 from lbd.master.desired import Desired, LocalAddress, RealServer, Service
-from lbd.master.reach import Reach
+from lbd.master.reach import NextHops, Reach
 from lbd.master.record import Address4or6
 from lbd.master.runtime import PLAIN, Override
 from lbd.shm import _shm as shm
@@ -53,6 +53,8 @@ class Composer:
         self.healthy = healthy
         self.override = override
         self._services: dict[str, tuple[ConfiguredService, Service]] = {}
+        self._destinations: frozenset[Address4or6] | None = None
+        self._hops: tuple[object, NextHops] | None = None  # of what they were found from
         self.desired = Desired()
         self.configure(config)
 
@@ -60,12 +62,14 @@ class Composer:
 
     def configure(self, config: Config) -> None:
         self.config = config
+        self._destinations = None
         kept = self._services
         self._services = {}
         for service in config.service:
             old = kept.get(service.name)
-            same = old is not None and old[0] == service
-            self._services[service.name] = old if same and old else (service, self._service(service))
+            if old is None or (old[0] is not service and old[0] != service):
+                old = (service, self._service(service))
+            self._services[service.name] = old
         self._join(
             local_addresses=tuple(LocalAddress(lip.address.packed, lip.ports.lo, lip.ports.hi) for lip in config.local_address),
             settings=settings(config),
@@ -87,19 +91,27 @@ class Composer:
 
     def look(self, reach: Reach, *, neighbours: bool = True, routes: bool = True) -> None:
         """A new snapshot of the kernel; what it left alone need not be made anew."""
-        destinations = self.destinations()
         parts: dict[str, object] = {"interfaces": reach.interfaces()}
         if neighbours:
-            parts["neighbours"] = reach.neighbours(reach.next_hops(destinations))
+            parts["neighbours"] = reach.neighbours(self.next_hops(reach))
         if routes:
-            parts["routes"] = reach.routes(destinations)
+            parts["routes"] = reach.routes(self.destinations())
         self._join(**parts)
 
     # -- what follows ----------------------------------------------------------------------------------------
 
-    def destinations(self) -> set[Address4or6]:
+    def destinations(self) -> frozenset[Address4or6]:
         """Addresses of the real servers."""
-        return {r.address.addr for s in self.config.service for r in s.real_server}
+        if self._destinations is None:
+            self._destinations = frozenset(r.address.addr for s in self.config.service for r in s.real_server)
+        return self._destinations
+
+    def next_hops(self, reach: Reach) -> NextHops:
+        """Found again only if routes or destinations are others: most looks are for neighbours and addresses."""
+        source = (reach.snapshot.routes, reach.places, self.destinations())
+        if self._hops is None or self._hops[0] != source:
+            self._hops = (source, reach.next_hops(self.destinations()))
+        return self._hops[1]
 
     def _join(self, **parts: object) -> None:
         now = self.desired
@@ -117,12 +129,15 @@ class Composer:
             scheduler=s.scheduler,
             real_servers=tuple(self._real_server(s.name, r) for r in s.real_server),
             timeout_established=milliseconds(s.tcp_established) if s.tcp_established is not None else 0,
+            scheduler_flags=s.scheduler_flags,
         )
 
     def _real_server(self, service: str, r: ConfiguredServer) -> RealServer:
         name = str(r.address)
-        weight, up = in_force(r.weight, self.override(service, name), self.healthy(service, name))
-        return RealServer(r.address.addr.packed, r.address.port, weight, up)
+        override = self.override(service, name)
+        weight, up = in_force(r.weight, override, self.healthy(service, name))
+        rest = 0 if weight else override.weight or r.weight
+        return RealServer(r.address.addr.packed, r.address.port, weight, up, rest)
 
 
 def in_force(configured: int, override: Override, healthy: bool) -> tuple[int, bool]:

@@ -30,6 +30,7 @@ from lbd._fastpath import connections
 from lbd.config import Config, ConfigError, load
 from lbd.config.service import Service
 from lbd.health.check import Result
+from lbd.master import garbage
 from lbd.master.api import Servers
 from lbd.master.applier import FULL, Applier
 from lbd.master.capture_hub import CaptureHub
@@ -112,7 +113,8 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         self.life = Life(self)
         async with AsyncExitStack() as stack:
-            await self.life.come_up(stack)
+            with garbage.resting():
+                await self.life.come_up(stack)
             self.state = "running"
             self.on_look(self.network.reach(), set(KINDS))  # what came while starting
             notify("READY=1", f"STATUS={summary(self)}")
@@ -211,7 +213,8 @@ class Daemon:
             self.state = "reloading"
             notify_reloading()
             try:
-                return await self._reload()
+                with garbage.resting():
+                    return await self._reload()
             except (ConfigError, Refusal) as error:
                 self.rejected += 1
                 self.reload_error = str(error)
@@ -223,7 +226,8 @@ class Daemon:
 
     async def _reload(self) -> list[str]:
         # in a thread: a second for thousands of services, in which health checks go on
-        old, new = self.config, await asyncio.to_thread(load, self.path)
+        old = self.config
+        new = await asyncio.to_thread(lambda: load(self.path).keeping(old))
         for warning in new.warnings:
             log.warning("%s", warning)
         if fields := restart_fields(needs_restart(old), new):
@@ -340,8 +344,10 @@ def describe(override: Override) -> str:
 
 def main(path: str) -> int:
     """`lbd run FILE`: 0 after a stop, 1 if it can't start."""
+    garbage.collect_seldom()
     try:
-        config = load(path)
+        with garbage.resting():
+            config = load(path)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1

@@ -28,6 +28,7 @@ class RealServer:
     port: int
     weight: int  # effective: 0 = takes no new connection, keeps those it has
     up: bool  # health and administrator agree that it may serve
+    rest: int = 0  # while weight is 0: the one that it had; hashes keep its place by it
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Service:
     scheduler: str
     real_servers: tuple[RealServer, ...]
     timeout_established: int = 0  # ms, 0 = the default
+    scheduler_flags: tuple[str, ...] = ()
 
     @property
     def key(self) -> ServiceKey:

@@ -53,7 +53,7 @@ def keyed(what: str, old: Mapping[str, V], new: Mapping[str, V], inside: object 
     for key, value in new.items():
         if key not in old:
             yield f"{what} {key} added"
-        elif old[key] != value:
+        elif old[key] is not value and old[key] != value:
             if callable(inside):
                 yield from inside(old[key], value)
             else:

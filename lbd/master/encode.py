@@ -12,7 +12,6 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from lbd.master.desired import Interface, LocalAddress, Neighbour, RealServer, Route, Service
-from lbd.sched import Scheduler
 from lbd.shm import _shm as shm
 
 HEAD = struct.Struct("=HHII")  # Cmd: op, flags, id, gen
@@ -101,10 +100,11 @@ def dest(number: int, real: RealServer, svc: int) -> bytes:
     )
 
 
-def service(number: int, s: Service, method: Scheduler, table_at: int, table_len: int) -> bytes:
+def service(number: int, s: Service, kind: int, flags: int, table_at: int, table_len: int) -> bytes:
+    """Kind and flags: those of its scheduler."""
     return shm.svc_set(
-        number, 0, af=family(s.address), addr=s.address, port=s.port, proto=s.protocol, sched=method.KIND,
-        flags=method.FLAGS, table_off=table_at, table_len=table_len, timeout_established=s.timeout_established,
+        number, 0, af=family(s.address), addr=s.address, port=s.port, proto=s.protocol, sched=kind,
+        flags=flags, table_off=table_at, table_len=table_len, timeout_established=s.timeout_established,
     )  # fmt: skip
 
 

@@ -3,29 +3,34 @@
 
 Scope: reading. Counters are sums over workers, whose segments outlive them, so they go back only when the
 host starts anew; a service's series end with the service. What is exported, is in metric.py; series that
-are many are written by exposition.py; process metrics, histograms and the choice of the format are
-prometheus-client's.
+are many are written by exposition.py; process metrics, the master's own histogram and the choice of the format
+are prometheus-client's.
+
+A page comes in parts, each a few milliseconds of work: whoever asks lets the loop turn between them, or asks for all
+(`render`). Configuration and states are those of the moment in which their part began.
 """
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from operator import add
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 
 from lbd.config import Config
-from lbd.config.service import RealServer
+from lbd.config.service import RealServer, Service
+from lbd.health.check import Result
 from lbd.health.target import Status
 from lbd.master import series
 from lbd.master.compose import in_force, state_in_force
 from lbd.master.desired import DestKey
-from lbd.master.exposition import Exposition, Labels, Templates
-from lbd.master.metric import CHECK_BUCKETS, LAG_BUCKETS, METRICS
-from lbd.master.runtime import Override
+from lbd.master.exposition import Exposition, label_text
+from lbd.master.metric import CHECK_BUCKETS, LAG_BUCKETS, METRICS, ONE, SERVICE
+from lbd.master.runtime import Override, Where
 from lbd.master.series import Daemon
 from lbd.version import versions
 
@@ -42,32 +47,33 @@ TRAFFIC = (
 )
 
 
+ROWS = 2048  # services or real servers looked at in one part of a page
+BUCKETS = tuple(map(float, CHECK_BUCKETS))
+
+
 class Exporter:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._templates = Templates()
-        self._layout = Layout(daemon.config)
+        self._layout = Layout(Config())  # of the daemon's own with the first scrape
         self._workers = series.Workers()
         self._build = (versions(), platform.python_version())
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        self._lag = self._histogram("lbd_event_loop_lag_seconds", LAG_BUCKETS)
-        self._checks = self._histogram("lbd_health_check_duration_seconds", CHECK_BUCKETS)
-        self._checked: set[str] = set()
+        lag = METRICS["lbd_event_loop_lag_seconds"]
+        self._lag = Histogram(lag.name, lag.help, lag.labels, buckets=LAG_BUCKETS, registry=self._registry)
+        self._checks: dict[str, Durations] = {}  # by service
         requests = METRICS["lbd_api_requests_total"]
         self._requests = Counter(requests.name, requests.help, requests.labels, registry=self._registry)
-
-    def _histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
-        metric = METRICS[name]
-        return Histogram(name, metric.help, metric.labels, buckets=buckets, registry=self._registry)
 
     # -- what the daemon tells as it happens -----------------------------------------------------------------
 
     def checked(self, service: str, seconds: float) -> None:
         """A health check has ended."""
-        self._checked.add(service)
-        self._checks.labels(service).observe(seconds)
+        known = self._checks.get(service)
+        if known is None:
+            known = self._checks[service] = Durations()
+        known.add(seconds)
 
     def lagged(self, seconds: float) -> None:
         """The event loop was late by so much."""
@@ -81,24 +87,35 @@ class Exporter:
 
     def render(self, accept: str = "") -> tuple[str, bytes]:
         """Content type and page, by the request's Accept."""
+        content_type, parts = self.page(accept)
+        return content_type, b"".join(parts)
+
+    def page(self, accept: str = "") -> tuple[str, Iterator[bytes]]:
+        """The same, the page in parts."""
         encoder, content_type = choose_encoder(accept)
+        page = Exposition(content_type.startswith("application/openmetrics-text"))
+
+        def parts() -> Iterator[bytes]:
+            for text in self._parts(page):
+                yield text.encode()
+            # prometheus-client's part is the last: OpenMetrics ends with "# EOF"
+            yield encoder(self._registry)
+
+        return content_type, parts()
+
+    def _parts(self, page: Exposition) -> Iterator[str]:
         if self._layout.config is not self._daemon.config:
-            self._layout = Layout(self._daemon.config)
-            for name in self._checked - {s.name for s in self._layout.config.service}:
-                self._checks.remove(name)
-                self._checked.discard(name)
-        page = Exposition(self._templates, content_type.startswith("application/openmetrics-text"))
+            self._layout = yield from Layout.made(self._daemon.config)
+            for name in self._checks.keys() - set(self._layout.names):
+                del self._checks[name]
         self._master(page)
-        self._services(page)
-        self._real_servers(page)
-        self._health(page)
-        series.packets(page, self._daemon)
-        series.connections(page, self._daemon)
-        self._workers.write(page, self._daemon)
-        series.queues(page, self._daemon)
-        series.network(page, self._daemon)
-        # prometheus-client's part is the last: OpenMetrics ends with "# EOF"
-        return content_type, page.text().encode() + encoder(self._registry)
+        yield page.take()
+        yield from self._services(page, self._layout)
+        yield from self._real_servers(page, self._layout)
+        yield from self._health(page, self._layout)
+        for write in (series.packets, series.connections, self._workers.write, series.queues, series.network):
+            write(page, self._daemon)
+            yield page.take()
 
     def _master(self, page: Exposition) -> None:
         d = self._daemon
@@ -113,71 +130,95 @@ class Exporter:
 
     # -- services and real servers ---------------------------------------------------------------------------
 
-    def _services(self, page: Exposition) -> None:
-        layout = self._layout
-        total = totals(s.service_stats_all() for s in self._daemon.segments.values())
-        numbers = [p.number if p else -1 for p in map(self._daemon.placed, layout.config.service)]
-        page.family("lbd_service_info", layout.info, [1] * len(layout.info))
-        self._traffic(page, "service", layout.services, [total.get(n, NOTHING) for n in numbers])
+    def _services(self, page: Exposition, layout: Layout) -> Iterator[str]:
+        total = yield from totals(s.service_stats_all() for s in self._daemon.segments.values())
+        placed = map(self._daemon.placed, layout.config.service)
+        rows = [total.get(p.number, NOTHING) if p else NOTHING for p in placed]
+        yield from page.family("lbd_service_info", layout.info, [1] * len(layout.info))
+        yield from self._traffic(page, "service", layout.services, rows)
 
-    def _real_servers(self, page: Exposition) -> None:
-        d, layout = self._daemon, self._layout
-        total = totals(s.dest_stats_all() for s in d.segments.values())
+    def _real_servers(self, page: Exposition, layout: Layout) -> Iterator[str]:
+        d = self._daemon
+        total = yield from totals(s.dest_stats_all() for s in d.segments.values())
         rows: list[tuple[int, ...]] = []
         up: list[int] = []
         weights: list[int] = []
-        counts: list[int] = []
+        counts: list[list[int]] = [[] for _ in STATES]
         statuses = d.health.states()
-        for service, keys in zip(layout.config.service, layout.keys, strict=True):
+        for n, (service, keys) in enumerate(zip(layout.config.service, layout.keys, strict=True)):
             placed = d.placed(service)
             dests = placed.dests if placed else {}
             count = dict.fromkeys(STATES, 0)
-            for real, (name, key) in zip(service.real_server, keys, strict=True):
+            for real, (where, key) in zip(service.real_server, keys, strict=True):
                 rows.append(total.get(dests.get(key, -1), NOTHING))
-                weight, state = state_of(
-                    real, d.runtime.get(service.name, name), statuses.get((service.name, name))
-                )
+                weight, state = state_of(real, d.runtime.get(*where), statuses.get(where))
                 weights.append(weight)
                 up.append(int(state == "up"))
                 count[state] += 1
-            counts += count.values()
-        self._traffic(page, "real_server", layout.real_servers, rows)
-        page.family("lbd_real_server_up", layout.pairs, up)
-        page.family("lbd_real_server_weight", layout.pairs, weights)
-        page.family("lbd_service_real_servers", layout.states, counts)
+            for column, number in zip(counts, count.values(), strict=True):
+                column.append(number)
+            if (len(rows) + n) % ROWS <= len(keys):
+                yield ""
+        yield from self._traffic(page, "real_server", layout.real_servers, rows)
+        pairs = list(layout.pairs.values())
+        yield from page.family("lbd_real_server_up", pairs, up)
+        yield from page.family("lbd_real_server_weight", pairs, weights)
+        yield from page.crossed("lbd_service_real_servers", layout.names_text, STATES, counts)
 
-    def _traffic(self, page: Exposition, what: str, labels: Labels, rows: list[tuple[int, ...]]) -> None:
-        columns = list(zip(*rows, strict=True))[1:]
-        for name, values in zip(TRAFFIC, columns, strict=False):
-            page.family(f"lbd_{what}_{name}", labels, values)
+    def _traffic(self, page: Exposition, what: str, labels: list[str], rows: list[tuple[int, ...]]) -> Iterator[str]:
+        for place, name in enumerate(TRAFFIC, 1):
+            yield from page.family(f"lbd_{what}_{name}", labels, [row[place] for row in rows])
 
-    def _health(self, page: Exposition) -> None:
+    def _health(self, page: Exposition, layout: Layout) -> Iterator[str]:
         """Of those that are checked."""
         now = time.monotonic()
-        known: list[tuple[tuple[str, str], Status]] = list(self._daemon.health.states().items())
-        each = [status for _, status in known]
-        where = [key for key, _ in known]
+        states = self._daemon.health.states()
+        known, each = list(states), list(states.values())
+        where: list[str] = []
+        for first in range(0, len(known), ROWS):
+            where += [layout.pairs.get(key) or label_text(ONE, key) for key in known[first : first + ROWS]]
+            yield ""
         name = "lbd_real_server_transitions_total"
-        labels = [(*key, to) for key in where for to in ("up", "down")]
-        page.family(name, labels, [n for s in each for n in (s.transitions_up, s.transitions_down)])
+        columns = [[s.transitions_up for s in each], [s.transitions_down for s in each]]
+        yield from page.crossed(name, where, ("up", "down"), columns)
         name = "lbd_real_server_last_transition_timestamp_seconds"
-        page.family(name, where, [s.last_transition for s in each])
+        yield from page.family(name, where, [s.last_transition for s in each])
         name = "lbd_real_server_downtime_seconds_total"
-        page.family(name, where, [s.downtime(now) for s in each])
-        labels = [(*key, str(result)) for key, s in known for result in s.checks]
-        page.family("lbd_health_checks_total", labels, [n for s in each for n in s.checks.values()])
+        yield from page.family(name, where, [s.downtime(now) for s in each])
+        results = [str(result) for result in Result]
+        columns = [[s.checks[result] for s in each] for result in Result]
+        yield ""
+        yield from page.crossed("lbd_health_checks_total", where, results, columns)
+        durations = [((name,), d.counts, d.total) for name, d in self._checks.items()]
+        yield from page.histograms("lbd_health_check_duration_seconds", durations, CHECK_BUCKETS)
 
 
-def totals(workers: Iterable[Sequence[tuple[int, ...]]]) -> dict[int, tuple[int, ...]]:
-    """Rows of (number, counts …) added up over workers, by number. The sum's first element means nothing."""
+class Durations:
+    """A histogram of one service's checks."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS) + 1)
+        self.total = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(BUCKETS, seconds)] += 1
+        self.total += seconds
+
+
+def totals(workers: Iterable[Sequence[tuple[int, ...]]]) -> Generator[str, None, dict[int, tuple[int, ...]]]:
+    """Rows of (number, counts …) added up over workers, by number. The sum's first element means nothing.
+    In parts, of no text."""
     total: dict[int, tuple[int, ...]] = {}
     for rows in workers:
-        if not total:
-            total = {row[0]: row for row in rows}
-            continue
-        for row in rows:
+        yield ""
+        for n, row in enumerate(rows):
             known = total.get(row[0])
             total[row[0]] = row if known is None else tuple(map(add, known, row))
+            if n % ROWS == ROWS - 1:
+                yield ""
+        yield ""
     return total
 
 
@@ -188,26 +229,40 @@ def state_of(real: RealServer, override: Override, status: Status | None) -> tup
 
 
 class Layout:
-    """Labels that follow from the configuration alone."""
+    """Texts of labels that follow from the configuration alone."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.info: list[tuple[str, ...]] = []
-        self.services: list[tuple[str, ...]] = []
-        self.states: list[tuple[str, ...]] = []
-        self.real_servers: list[tuple[str, ...]] = []
-        self.pairs: list[tuple[str, ...]] = []
-        self.keys: list[list[tuple[str, DestKey]]] = []  # by service: each real server's name and key
-        for s in config.service:
-            labels = (s.name, str(s.address), s.protocol)
-            self.services.append(labels)
-            self.info.append((*labels, s.mode, s.scheduler))
-            self.states += [(s.name, state) for state in STATES]
-            service = (s.vip.packed, s.port, s.proto)
-            keys: list[tuple[str, DestKey]] = []
-            for real in s.real_server:
-                name = str(real.address)
-                keys.append((name, (service, real.address.addr.packed, real.address.port)))
-                self.real_servers.append((*labels, name))
-                self.pairs.append((s.name, name))
-            self.keys.append(keys)
+        self.names = [s.name for s in config.service]
+        self.names_text = [label_text(SERVICE, (name,)) for name in self.names]
+        self.info: list[str] = []
+        self.services: list[str] = []
+        self.real_servers: list[str] = []
+        self.pairs: dict[Where, str] = {}
+        self.keys: list[list[tuple[Where, DestKey]]] = []  # by service: each real server's name and key
+
+    @classmethod
+    def made(cls, config: Config) -> Generator[str, None, Layout]:
+        """In parts, of no text."""
+        layout = cls(config)
+        for n, s in enumerate(config.service):
+            layout._add(s)
+            if (len(layout.real_servers) + n) % ROWS <= len(s.real_server):
+                yield ""
+        return layout
+
+    def _add(self, s: Service) -> None:
+        labels = (s.name, str(s.address), s.protocol)
+        text = label_text(METRICS["lbd_service_info"].labels, labels)
+        self.services.append(text)
+        self.info.append(label_text(METRICS["lbd_service_info"].labels, (*labels, s.mode, s.scheduler)))
+        service = (s.vip.packed, s.port, s.proto)
+        keys: list[tuple[Where, DestKey]] = []
+        for real in s.real_server:
+            name = str(real.address)
+            where = (s.name, name)
+            last = label_text(("real_server",), (name,))
+            keys.append((where, (service, real.address.addr.packed, real.address.port)))
+            self.real_servers.append(f"{text},{last}")
+            self.pairs[where] = f'{label_text(ONE, (s.name,))},{last}'
+        self.keys.append(keys)

@@ -21,7 +21,8 @@ import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from functools import lru_cache
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ from typing import Any, TypeVar
 from lbd.master import reservation, tap
 from lbd.master.managed import Entry, Managed, PortRange, current_scope
 from lbd.master.mirror import Mirror
-from lbd.master.record import Address4or6, Change, Interface4or6, Link, Neighbour
+from lbd.master.record import Change, Interface4or6, Link, Neighbour
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,11 @@ _TEND_EVERY = 5.0
 _TEND_GAP = 0.2  # seconds between rounds at least, however many hints come
 _FRESH = frozenset(("REACHABLE", "DELAY", "PROBE", "PERMANENT", "NOARP"))
 _GONE = (errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO, errno.ENOENT)
+
+
+@lru_cache(maxsize=16384)
+def parsed(address: str | Interface4or6) -> Interface4or6:
+    return ip_interface(address)
 
 
 class Kernel:
@@ -95,57 +101,64 @@ class Kernel:
 
     async def add_addresses(self, entries: Collection[Entry]) -> dict[Entry, bool | OSError]:
         """Many at once, with one record: for each (canonical text) what `add_address` makes of it."""
-        entries = [(interface, str(ip_interface(address))) for interface, address in entries]
+        entries = [(interface, str(parsed(address))) for interface, address in entries]
         async with self._lock:
             new = set(entries) - self._managed.addresses
             if new:
                 self._managed.addresses |= new
                 await self._save()
-            held = {(held.ifindex, held.address.ip): held.address for held in self._mirror.addresses()}
-            outcomes: dict[Entry, bool | OSError] = {}
-            for entry in entries:
-                try:
-                    outcomes[entry] = await self._add(entry, held) or entry not in new
-                except OSError as error:
-                    outcomes[entry] = error
+            outcomes = await self._add(entries)
+            outcomes |= {entry: True for entry, added in outcomes.items() if added is False and entry not in new}
             if not_ours := {entry for entry in new if outcomes[entry] is not True}:
                 self._managed.addresses -= not_ours
                 await self._save()
             self._look_soon()
             return outcomes
 
-    async def _add(self, entry: Entry, held: Mapping[tuple[int, Address4or6], Interface4or6]) -> bool:
+    async def _add(self, entries: Collection[Entry]) -> dict[Entry, bool | OSError]:
         """False: it was there."""
-        wanted = ip_interface(entry[1])
-        if (link := self._link(entry[0])) is None:
-            raise OSError(errno.ENODEV, f"address {entry[1]}: there is no interface {entry[0]}")
-        if held.get((link.ifindex, wanted.ip), wanted) != wanted:
-            return False  # 10.0.0.1/24 serves a wish for 10.0.0.1/32; the kernel would add a second one
-        try:
-            await self._thread(self._mirror.thread.requests.add_address(link.ifindex, wanted))
-        except OSError as error:
-            if error.errno != errno.EEXIST:
-                raise
-            return False
-        return True
+        links = {link.name: link.ifindex for link in self._mirror.links()}
+        there = {(held.ifindex, held.address.ip): held.address for held in self._mirror.addresses()}
+        outcomes: dict[Entry, bool | OSError] = {}
+        asked: list[tuple[Entry, tuple[int, Interface4or6]]] = []
+        for entry in entries:
+            wanted = parsed(entry[1])
+            if (ifindex := links.get(entry[0])) is None:
+                outcomes[entry] = OSError(errno.ENODEV, f"address {entry[1]}: there is no interface {entry[0]}")
+            elif there.get((ifindex, wanted.ip), wanted) != wanted:
+                outcomes[entry] = False  # 10.0.0.1/24 serves a wish for 10.0.0.1/32; the kernel would add a second one
+            else:
+                asked.append((entry, (ifindex, wanted)))
+        refused = await self._thread(self._mirror.thread.requests.add_addresses([where for _, where in asked]))
+        for (entry, _), error in zip(asked, refused, strict=True):
+            outcomes[entry] = True if error is None else False if error.errno == errno.EEXIST else error
+        return outcomes
 
     async def del_address(self, interface: str, address: str | Interface4or6) -> bool:
         """True: lbd's address is gone. False: it was not lbd's, and stays."""
-        wanted = ip_interface(address)
-        entry = (interface, str(wanted))
+        entry = (interface, str(ip_interface(address)))
+        outcome = (await self.del_addresses([entry]))[entry]
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    async def del_addresses(self, entries: Collection[Entry]) -> dict[Entry, bool | OSError]:
+        """Many at once: for each (canonical text) what `del_address` makes of it."""
+        entries = [(interface, str(parsed(address))) for interface, address in entries]
         async with self._lock:
-            if entry not in self._managed.addresses:
-                return False
-            if (link := self._link(interface)) is not None:
-                try:
-                    await self._thread(self._mirror.thread.requests.del_address(link.ifindex, wanted))
-                except OSError as error:
-                    if error.errno not in _GONE:
-                        raise
-            self._managed.addresses.discard(entry)
-            await self._save()
-            self._look_soon()
-            return True
+            outcomes: dict[Entry, bool | OSError] = {entry: entry in self._managed.addresses for entry in entries}
+            links = {link.name: link.ifindex for link in self._mirror.links()}
+            ours = [entry for entry, held in outcomes.items() if held]
+            asked = [(entry, (links[entry[0]], parsed(entry[1]))) for entry in ours if entry[0] in links]
+            refused = await self._thread(self._mirror.thread.requests.del_addresses([where for _, where in asked]))
+            for (entry, _), error in zip(asked, refused, strict=True):
+                if error is not None and error.errno not in _GONE:
+                    outcomes[entry] = error
+            if gone := {entry for entry in ours if outcomes[entry] is True}:
+                self._managed.addresses -= gone
+                await self._save()
+                self._look_soon()
+            return outcomes
 
     def _link(self, name: str) -> Link | None:
         return next((link for link in self._mirror.links() if link.name == name), None)
@@ -249,18 +262,21 @@ class Kernel:
             await self._tend_neighbours(links)
 
     async def _tend_addresses(self, links: dict[str, Link]) -> None:
-        held = {(held.ifindex, held.address.ip) for held in self._mirror.addresses()}
-        for interface, text in sorted(self._managed.addresses):
-            wanted = ip_interface(text)
-            link = links.get(interface)
-            if link is None or (link.ifindex, wanted.ip) in held:
-                continue
-            try:
-                await self._thread(self._mirror.thread.requests.add_address(link.ifindex, wanted))
-                log.warning("address %s was gone from %s: added again", wanted, interface)
-            except OSError as error:
-                if error.errno != errno.EEXIST:  # just added, the mirror does not know yet
-                    self._complain((interface, text), f"address {wanted} on {interface}: {error.strerror}")
+        held = {(held.ifindex, held.address.ip.packed) for held in self._mirror.addresses()}
+        missing = [
+            ((interface, text), (links[interface].ifindex, parsed(text)))
+            for interface, text in self._managed.addresses
+            if interface in links and (links[interface].ifindex, parsed(text).ip.packed) not in held
+        ]
+        if not missing:
+            return
+        missing.sort(key=lambda item: item[0])
+        refused = await self._thread(self._mirror.thread.requests.add_addresses([where for _, where in missing]))
+        for (entry, (_, wanted)), error in zip(missing, refused, strict=True):
+            if error is None:
+                log.warning("address %s was gone from %s: added again", wanted, entry[0])
+            elif error.errno != errno.EEXIST:  # just added, the mirror does not know yet
+                self._complain(entry, f"address {wanted} on {entry[0]}: {error.strerror}")
 
     async def _tend_neighbours(self, links: dict[str, Link]) -> None:
         full = 0

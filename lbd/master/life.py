@@ -99,14 +99,15 @@ class Life:
         d = self.daemon
         for number in range(d.resources.sizes["workers"]):
             d.supervisor.add(worker_set(d.resources, number, d.config))
-        d.applier.look(d.network.reach())
-        d.applier.apply()
         for number in d.supervisor.members:
             d.supervisor.start(number)
+        # while they start: 0.4 s for 2,000 services. They find the commands in their rings
+        d.applier.look(d.network.reach())
+        d.applier.apply()
+        d.health.configure(d.config, d.runtime)
         d.supervisor.begin()
         await self._wait_for_workers()
         await d.applier.settle()
-        d.health.configure(d.config, d.runtime)
 
     async def _take_workers_over(self) -> None:
         d = self.daemon

@@ -9,7 +9,8 @@ decoding a large table in Python would hold up the master's loop: health checks 
 
 Requests (few, varied) go through pyroute2. Notifications and dumps (many, alike) are read from plain sockets
 and decoded by `rtnetlink.py`: at 10,000 route changes per second pyroute2's decoder alone would take a
-whole core.
+whole core. Addresses come by thousands, too: many requests go in one datagram, and all are answered, in order
+(measured: 2,000 addresses take 0.1 s so, 1.1 s one by one through pyroute2).
 
 NB: a thread belongs to the network namespace of the thread that started it.
 """
@@ -22,7 +23,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pyroute2 import AsyncIPRoute
@@ -32,6 +33,7 @@ from lbd.master import rtnetlink as rt
 from lbd.master.record import Address4or6, Interface4or6
 
 T = TypeVar("T")
+Held = tuple[int, Interface4or6]  # ifindex, address with length
 
 _SOL_NETLINK = 270
 _NETLINK_ADD_MEMBERSHIP, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 1, 11, 12
@@ -125,6 +127,66 @@ def _dump(sock: socket.socket, question: int, payload: bytes) -> Iterator[rt.Eve
                 yield event
 
 
+# ---- addresses ---------------------------------------------------------------------------------------------
+
+_BATCH = 128  # requests in a datagram; their answers fit into the receive buffer
+_NLM_F_ASK = 0x5  # NLM_F_REQUEST | NLM_F_ACK
+_NLM_F_NEW = 0x600  # NLM_F_EXCL | NLM_F_CREATE
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO, _IFA_FLAGS = 1, 2, 6, 8
+_FOREVER = 0xFFFFFFFF
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value  # NB: all of these are multiples of 4 bytes
+
+
+def _address_message(new: bool, ifindex: int, address: Interface4or6) -> bytes:
+    plen, raw = address.network.prefixlen, address.ip.packed
+    family = rt.AF_INET if address.version == 4 else rt.AF_INET6
+    body = struct.pack("=BBBBI", family, plen, 0, 0, ifindex) + _attribute(_IFA_ADDRESS, raw)
+    if family == rt.AF_INET:
+        body += _attribute(_IFA_LOCAL, raw)
+    elif new:
+        # usable at once, without duplicate detection: other directors may hold the same VIP
+        body += _attribute(_IFA_FLAGS, struct.pack("=I", _IFA_F_NODAD))
+        if plen == 128:  # no source for the host's connections unless they ask for it: preferred for 0 s
+            body += _attribute(_IFA_CACHEINFO, struct.pack("=IIII", 0, _FOREVER, 0, 0))
+    return body
+
+
+def _ask_for_addresses(kind: int, flags: int, verb: str, wanted: Sequence[Held]) -> list[OSError | None]:
+    outcomes: list[OSError | None] = [None] * len(wanted)
+    with _open_requests() as sock:
+        for first in range(0, len(wanted), _BATCH):
+            some = range(first, min(first + _BATCH, len(wanted)))
+            datagram = bytearray()
+            for n in some:
+                body = _address_message(kind == rt.RTM_NEWADDR, *wanted[n])
+                datagram += rt.NLMSG.pack(rt.NLMSG.size + len(body), kind, _NLM_F_ASK | flags, n, 0) + body
+            sock.sendto(datagram, (0, 0))
+            for n, code in _answers(sock, len(some)):
+                if code:
+                    outcomes[n] = OSError(code, f"{verb} address {wanted[n][1]}: {os.strerror(code)}")
+    return outcomes
+
+
+def _answers(sock: socket.socket, count: int) -> Iterator[tuple[int, int]]:
+    """The sequence number of each request, and its errno."""
+    buf = bytearray(DATAGRAM)
+    while count:
+        size = sock.recv_into(buf)
+        for kind, _, pos, _ in rt.split(buf, size):
+            if kind == rt.NLMSG_ERROR:
+                yield rt.NLMSG.unpack_from(buf, pos - rt.NLMSG.size)[3], -struct.unpack_from("=i", buf, pos)[0]
+                count -= 1
+
+
+def _raise(outcomes: Sequence[OSError | None]) -> None:
+    for error in outcomes:
+        if error is not None:
+            raise error
+
+
 # ---- requests ----------------------------------------------------------------------------------------------
 
 
@@ -143,21 +205,18 @@ class Requests:
         except NetlinkError as error:
             raise OSError(error.code, f"{what}: {os.strerror(error.code)}") from None
 
+    async def add_addresses(self, wanted: Sequence[Held]) -> list[OSError | None]:
+        """For each what the kernel refused, or None: one refusal does not end the others."""
+        return _ask_for_addresses(rt.RTM_NEWADDR, _NLM_F_NEW, "add", wanted)
+
+    async def del_addresses(self, wanted: Sequence[Held]) -> list[OSError | None]:
+        return _ask_for_addresses(rt.RTM_DELADDR, 0, "remove", wanted)
+
     async def add_address(self, ifindex: int, address: Interface4or6) -> None:
-        settings: dict[str, Any] = {}
-        if address.version == 6:
-            # usable at once, without duplicate detection: other directors may hold the same VIP
-            settings["flags"] = _IFA_F_NODAD
-            if address.network.prefixlen == 128:
-                settings["preferred_lft"] = 0  # no source for the host's connections unless they ask for it
-        plen = address.network.prefixlen
-        request = self._ipr.addr("add", index=ifindex, address=str(address.ip), prefixlen=plen, **settings)
-        await self._ask(f"add address {address}", request)
+        _raise(await self.add_addresses([(ifindex, address)]))
 
     async def del_address(self, ifindex: int, address: Interface4or6) -> None:
-        plen = address.network.prefixlen
-        request = self._ipr.addr("del", index=ifindex, address=str(address.ip), prefixlen=plen)
-        await self._ask(f"remove address {address}", request)
+        _raise(await self.del_addresses([(ifindex, address)]))
 
     async def manage_neighbour(self, ifindex: int, address: Address4or6) -> None:
         """Have the kernel keep it resolved. Kernels before 5.16 ignore the flag, without a word.

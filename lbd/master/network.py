@@ -141,21 +141,22 @@ class Network:
     # -- managed addresses -----------------------------------------------------------------------------------
 
     async def hold(self, wanted: set[Held]) -> None:
-        """Adds what is not there yet; nothing is removed. OSError, with what was added before it left in place."""
+        """Adds what is not there yet; nothing is removed. OSError, with what could be added left in place."""
         async with self._lock:
-            for interface, address in sorted(wanted - self.held):
-                self.held.add((interface, address))  # first: what failed half way is released, too
-                await self.kernel.add_address(interface, address)
+            new = sorted(wanted - self.held)
+            self.held |= set(new)  # first: what failed half way is released, too
+            for outcome in (await self.kernel.add_addresses(new)).values() if new else ():
+                if isinstance(outcome, OSError):
+                    raise outcome
 
     async def release(self, keep: set[Held]) -> None:
         """Removes all but those."""
         async with self._lock:
-            for interface, address in sorted(self.held - keep):
-                try:
-                    await self.kernel.del_address(interface, address)
-                except OSError as error:
-                    self._on_alarm(f"address {address} stays on {interface}: {error.strerror or error}")
-                self.held.discard((interface, address))
+            gone = sorted(self.held - keep)
+            for (interface, address), outcome in (await self.kernel.del_addresses(gone)).items() if gone else ():
+                if isinstance(outcome, OSError):
+                    self._on_alarm(f"address {address} stays on {interface}: {outcome.strerror or outcome}")
+            self.held -= set(gone)
 
     async def take_over(self, wanted: set[Held]) -> None:
         """What a predecessor of this daemon added: all that it recorded counts as held, so that it can be released."""
@@ -172,4 +173,4 @@ def lips(config: Config) -> set[Held]:
 
 
 def host(address: Address4or6) -> str:
-    return str(ip_interface((address, address.max_prefixlen)))
+    return f"{address}/{address.max_prefixlen}"

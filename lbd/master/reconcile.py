@@ -17,19 +17,20 @@ one, spares what the batch has set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from lbd.master import encode
 from lbd.master.arena import Arena
 from lbd.master.desired import Desired, DestKey, LipKey, Service, ServiceKey
 from lbd.master.encode import Key, Kind
 from lbd.master.numbers import Numbers, never_busy
-from lbd.sched import Server, scheduler
+from lbd.sched import Flag, Server, flags_of, scheduler
 
 FIRST_GENERATION = 2
 K = TypeVar("K", bound=Hashable)
+MadeOf = tuple[str, Flag, list[Server]]  # what a table follows from
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ class Placed:
     number: int
     dests: dict[DestKey, int]
     records: dict[Key, bytes]
-    table: list[int]
+    made_of: MadeOf
+    table: Sequence[int]
     table_at: int
 
 
@@ -74,6 +76,7 @@ class Reconciler:
         self.generation = FIRST_GENERATION - 1  # of the last batch's end
         self.placed: dict[ServiceKey, Placed] = {}
         self._sent: dict[Key, bytes] = {}
+        self._known: dict[int, Placed] = {}  # the same as `placed`, by the identity of its service
         self._parts: dict[Kind, tuple[object, dict[Key, bytes]]] = {}  # a part of Desired and its records
         self._adopted: list[tuple[int, int]] = []  # extents that the predecessor filled
 
@@ -109,7 +112,8 @@ class Reconciler:
     def update(self, desired: Desired) -> list[bytes]:
         """Commands that bring workers from the last update to this one; none if nothing changed.
 
-        Raises NumbersUsedUp or ArenaFull, and then nothing has changed."""
+        Raises NumbersUsedUp or ArenaFull, and then nothing has changed. What is the same object as last time costs a
+        look at its identity: one real server of 20,000 takes 0.5 ms."""
         generation = self.generation + 1
         plan = Plan(self, desired)
         try:
@@ -117,14 +121,12 @@ class Reconciler:
         except Exception:
             plan.undo()
             raise
-        changed = [key for key, body in plan.records.items() if self._sent.get(key) != body]
-        gone = [key for key in self._sent if key not in plan.records and key.kind is not Kind.SETTING]
         self._commit(plan, generation)
-        if not changed and not gone:
+        if not plan.changed and not plan.gone:
             return []
         self.generation = generation + 1
-        batch = [encode.set_command(plan.records[key], generation, key in plan.fresh) for key in sorted(changed)]
-        batch += [encode.delete_command(key, generation) for key in sorted(gone, reverse=True)]
+        batch = [encode.set_command(plan.changed[key], generation, key in plan.fresh) for key in sorted(plan.changed)]
+        batch += [encode.delete_command(key, generation) for key in sorted(plan.gone, reverse=True)]
         return [*batch, encode.end(generation + 1)]
 
     def full(self, existing: Records | None = None) -> list[bytes]:
@@ -140,17 +142,22 @@ class Reconciler:
         return [*batch, encode.end(generation + 1)]
 
     def _commit(self, plan: Plan, generation: int) -> None:
-        self._sent = plan.records
-        self._parts = plan.parts
+        self._sent.update(plan.changed)
+        for key in (*plan.gone, *plan.forgotten):
+            del self._sent[key]
+        self._parts.update(plan.parts)
+        for service in plan.removed:
+            self.services.release(service)
+            del self.placed[service]
         for placed in plan.replaced:
             self.arena.give(placed.table_at, len(placed.table), generation + 1)
-        self.placed = plan.placed
-        dests = {key for placed in plan.placed.values() for key in placed.dests}
-        for key in [k for k in self.services if k not in plan.placed]:
-            self.services.release(key)
-        for dest in [k for k in self.dests if k not in dests]:
+        for placed in plan.placed:
+            self.placed[placed.service.key] = placed
+        if plan.placed or plan.removed:
+            self._known = {id(placed.service): placed for placed in self.placed.values()}
+        for dest in plan.dests_gone:
             self.dests.release(dest)
-        for lip in [k for k in self.lips if k not in plan.lips]:
+        for lip in plan.lips_gone:
             self.lips.release(lip)
         for numbers in (self.services, self.dests, self.lips):
             numbers.settle()
@@ -164,19 +171,23 @@ class Reconciler:
 
 
 class Plan:
-    """The next state, while it is made: what can still be undone."""
+    """The way to the next state: what differs, while it can still be undone."""
 
     def __init__(self, reconciler: Reconciler, desired: Desired):
         self.now = reconciler
         self.desired = desired
-        self.records: dict[Key, bytes] = {}
-        self.parts: dict[Kind, tuple[object, dict[Key, bytes]]] = {}
+        self.changed: dict[Key, bytes] = {}
+        self.gone: list[Key] = []
+        self.forgotten: list[Key] = []  # gone, but without a command: settings
+        self.parts: dict[Kind, tuple[object, dict[Key, bytes]]] = {}  # those made anew
         self.fresh: set[Key] = set()  # numbers that mean something new
-        self.placed: dict[ServiceKey, Placed] = {}
-        self.lips: set[LipKey] = set()
+        self.placed: list[Placed] = []  # new or changed services
+        self.removed: list[ServiceKey] = []
+        self.dests_gone: list[DestKey] = []
+        self.lips_gone: list[LipKey] = []
         self.replaced: list[Placed] = []  # their tables have no reader soon
         self.taken: list[tuple[int, int]] = []
-        self.assigned: list[Callable[[], object]] = []  # how to take each new number back
+        self.assigned: list[tuple[Numbers[Any], Hashable]] = []  # new numbers' keys
 
     def make(self) -> None:
         d = self.desired
@@ -184,34 +195,65 @@ class Plan:
         self._part(Kind.IFACE, d.interfaces, lambda: encode.interfaces(d.interfaces))
         self._part(Kind.NEIGH, d.neighbours, lambda: encode.neighbours(d.neighbours))
         self._part(Kind.ROUTE, d.routes, lambda: encode.routes(d.routes))
-        for lip in d.local_addresses:
-            number = self._number(self.now.lips, Kind.LIP, lip.address)
-            self.lips.add(lip.address)
-            self.records[Key(Kind.LIP, (number,))] = encode.local_address(number, lip)
-        for service in d.services:
+        self._part(Kind.LIP, d.local_addresses, self._local_addresses)
+        known = self.now._known
+        others = [service for service in d.services if id(service) not in known]
+        kept = len(d.services) - len(others)
+        for service in others:
             old = self.now.placed.get(service.key)
-            if old is None or (old.service is not service and old.service != service):
-                new = self._place(service, old)
-                if old is not None and old.table is not new.table:
-                    self.replaced.append(old)
-            else:
-                new = old
-            self.placed[service.key] = new
-            self.records.update(new.records)
-        self.replaced += [p for key, p in self.now.placed.items() if key not in self.placed]
+            kept += old is not None
+            self._renew(service, old)
+        if kept < len(self.now.placed):
+            keys = {service.key for service in d.services}
+            self.removed = [key for key in self.now.placed if key not in keys]
+            for key in self.removed:
+                old = self.now.placed[key]
+                self.replaced.append(old)
+                self.gone += old.records
+                self.dests_gone += old.dests
 
     def undo(self) -> None:
-        for take_back in self.assigned:
-            take_back()
+        for numbers, key in self.assigned:
+            numbers.cancel(key)
         for at, length in self.taken:
             self.now.arena.cancel(at, length)
 
     def _part(self, kind: Kind, what: object, make: Callable[[], dict[Key, bytes]]) -> None:
         """Records of a part of the desired state, made anew only if the part is another object than last time."""
         last = self.now._parts.get(kind)
-        records = last[1] if last is not None and last[0] is what else make()
+        if last is not None and last[0] is what:
+            return
+        records = make()
         self.parts[kind] = (what, records)
-        self.records.update(records)
+        ended = self._compare(records, last[1] if last is not None else {})
+        (self.forgotten if kind is Kind.SETTING else self.gone).extend(ended)
+
+    def _compare(self, records: dict[Key, bytes], before: Mapping[Key, bytes]) -> list[Key]:
+        """What is no more."""
+        self.changed |= {key: body for key, body in records.items() if before.get(key) != body}
+        return [key for key in before if key not in records]
+
+    def _local_addresses(self) -> dict[Key, bytes]:
+        records: dict[Key, bytes] = {}
+        wanted = set()
+        for lip in self.desired.local_addresses:
+            number = self._number(self.now.lips, Kind.LIP, lip.address)
+            wanted.add(lip.address)
+            records[Key(Kind.LIP, (number,))] = encode.local_address(number, lip)
+        self.lips_gone = [lip for lip in self.now.lips if lip not in wanted]
+        return records
+
+    def _renew(self, service: Service, old: Placed | None) -> None:
+        if old is not None and old.service == service:
+            self.placed.append(replace(old, service=service))
+            return
+        new = self._place(service, old)
+        self.placed.append(new)
+        self.gone += self._compare(new.records, old.records if old is not None else {})
+        if old is not None:
+            self.dests_gone += [key for key in old.dests if key not in new.dests]
+            if old.table is not new.table:
+                self.replaced.append(old)
 
     def _number(self, numbers: Numbers[K], kind: Kind, key: K) -> int:
         known = numbers.number(key)
@@ -221,30 +263,33 @@ class Plan:
         if number is None:
             number = numbers.assign(key)
             self.fresh.add(Key(kind, (number,)))
-        self.assigned.append(lambda: numbers.cancel(key))
+        self.assigned.append((numbers, key))
         return number
 
     def _place(self, service: Service, old: Placed | None) -> Placed:
-        number = self._number(self.now.services, Kind.SVC, service.key)
+        own = service.key  # one object in all keys below
+        number = self._number(self.now.services, Kind.SVC, own)
         dests: dict[DestKey, int] = {}
         records: dict[Key, bytes] = {}
         servers: list[Server] = []
         for real in service.real_servers:
-            key = (service.key, real.address, real.port)
+            key = (own, real.address, real.port)
             dest = dests[key] = self._number(self.now.dests, Kind.DEST, key)
             records[Key(Kind.DEST, (dest,))] = encode.dest(dest, real, number)
             identity = real.address + real.port.to_bytes(2, "big")
-            servers.append(Server(dest, real.weight if real.up else 0, identity))
+            servers.append(Server(dest, real.weight if real.up else 0, identity, real.up, real.weight or real.rest))
         method = scheduler(service.scheduler)
-        table = method.table(servers)
+        flags = flags_of(method, service.scheduler_flags)
+        made_of = (service.scheduler, flags, servers)
+        table = old.table if old is not None and old.made_of == made_of else method.table(servers, flags)
         if old is not None and old.table == table:
             table, at = old.table, old.table_at  # the same extent: workers go on in it where they are
         else:
             at = self._table(table)
-        records[Key(Kind.SVC, (number,))] = encode.service(number, service, method, at, len(table))
-        return Placed(service, number, dests, records, table, at)
+        records[Key(Kind.SVC, (number,))] = encode.service(number, service, method.KIND, flags, at, len(table))
+        return Placed(service, number, dests, records, made_of, table, at)
 
-    def _table(self, table: list[int]) -> int:
+    def _table(self, table: Sequence[int]) -> int:
         at = self.now.arena.place(table)
         self.taken.append((at, len(table)))
         return at

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -43,6 +43,9 @@ class Runtime:
     def get(self, service: str, real_server: str) -> Override:
         return self._all.get((service, real_server), PLAIN)
 
+    def __contains__(self, where: Where) -> bool:
+        return where in self._all
+
     def items(self) -> Iterator[tuple[Where, Override]]:
         return iter(self._all.items())
 
@@ -58,7 +61,8 @@ class Runtime:
 
     def follow(self, old: Config, new: Config) -> set[Where]:
         """After a reload: what the new configuration overrules is dropped. Which those were."""
-        before, after = weights(old), weights(new)
+        names = {where[0] for where in self._all}
+        before, after = weights(old, names), weights(new, names)
         gone = {where for where in self._all if where not in after or before.get(where, after[where]) != after[where]}
         for where in gone:
             del self._all[where]
@@ -97,5 +101,7 @@ class Runtime:
         self.path.unlink(missing_ok=True)
 
 
-def weights(config: Config) -> dict[Where, int]:
-    return {(s.name, str(r.address)): r.weight for s in config.service for r in s.real_server}
+def weights(config: Config, names: Collection[str] | None = None) -> dict[Where, int]:
+    """`names`: of the services that are meant; None: all."""
+    some = config.service if names is None else [s for s in config.service if s.name in names]
+    return {(s.name, str(r.address)): r.weight for s in some for r in s.real_server}

@@ -40,9 +40,16 @@ class Steering:
         self._services: set[ServiceAt] = set(program.services())
         self._lips: dict[LipAt, Ports] = dict(program.lips())
         self._wanted: tuple[Mapping[ServiceAt, int], Mapping[LipAt, Ports]] = ({}, {})
+        self._seen: Desired | None = None  # what that follows from; None: something failed on the way
+        self._due = False  # something is wanted, and not steered yet
 
     def prepare(self, desired: Desired) -> None:
         """Before workers are told."""
+        if self._seen is not None and same(self._seen, desired):
+            self.tend()
+            return
+        self._seen = None
+        self._due = True
         self._wanted = wanted(desired)
         services, lips = self._wanted
         for at in self._services - services.keys():
@@ -55,13 +62,17 @@ class Steering:
                 self._program.set_lip(*lip, *ports)
                 self._lips[lip] = ports
         self.tend()
+        self._seen = desired
 
     def extend(self) -> None:
         """After every worker has applied what `prepare` was given last."""
+        if not self._due:
+            return
         for service, number in self._wanted[0].items():
             if service not in self._services:
                 self._program.set_service(*service, number)
                 self._services.add(service)
+        self._due = False
 
     def tend(self) -> None:
         """Now and then: local addresses that were only waiting for their last connection."""
@@ -83,6 +94,13 @@ class Steering:
         for lip in tuple(self._lips):
             self._program.del_lip(*lip)
             del self._lips[lip]
+
+
+def same(one: Desired, other: Desired) -> bool:
+    """Nothing of it would be steered otherwise: as it is with all changes of real servers, which are most."""
+    if one.local_addresses is not other.local_addresses or len(one.services) != len(other.services):
+        return False
+    return all(a is b or a.key == b.key for a, b in zip(one.services, other.services, strict=True))
 
 
 def wanted(desired: Desired) -> tuple[dict[ServiceAt, int], dict[LipAt, Ports]]:

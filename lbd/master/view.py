@@ -8,7 +8,7 @@ slightly different moments, as all such counts are.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -114,50 +114,51 @@ def traffic(counts: tuple[int, ...]) -> Json:
     return dict(zip(TRAFFIC, counts, strict=True))
 
 
-def service_traffic(daemon: Daemon) -> dict[int, tuple[int, ...]]:
-    return add_up(row for segment in daemon.segments.values() for row in segment.service_stats_all())
+def service_traffic(daemon: Daemon, number: int | None) -> Json:
+    """All workers' counts; none of a service that workers do not know yet."""
+    if number is None:
+        return traffic(NO_TRAFFIC)
+    rows = [segment.service_stats(number)[1:] for segment in daemon.segments.values()]
+    return traffic(tuple(map(sum, zip(*rows, strict=True))) or NO_TRAFFIC)
 
 
-def dest_traffic(daemon: Daemon) -> dict[int, tuple[int, ...]]:
-    return add_up(row for segment in daemon.segments.values() for row in segment.dest_stats_all())
+def dest_traffic(daemon: Daemon, number: int | None) -> Json:
+    if number is None:
+        return traffic(NO_TRAFFIC)
+    rows = [segment.dest_stats(number)[1:] for segment in daemon.segments.values()]
+    return traffic(tuple(map(sum, zip(*rows, strict=True))) or NO_TRAFFIC)
 
 
-def services(daemon: Daemon) -> Json:
-    counts = service_traffic(daemon)
-    rows = []
+def services(daemon: Daemon) -> Iterator[Json]:
+    """One after the other: thousands take longer than the loop should stand."""
     for s in daemon.config.service:
         placed = daemon.placed(s)
         number = placed.number if placed else None
-        rows.append(
-            {
-                "name": s.name,
-                "address": str(s.address),
-                "protocol": s.protocol,
-                "scheduler": s.scheduler,
-                "mode": s.mode,
-                "interface": s.interface,
-                "manage": s.manage,
-                "number": number,
-                "slots": len(placed.table) if placed else 0,
-                "real_servers": count_states(real_server_state(daemon, s, r) for r in s.real_server),
-                **traffic(counts.get(number, NO_TRAFFIC) if number is not None else NO_TRAFFIC),
-            }
-        )
-    return {"services": rows}
+        yield {
+            "name": s.name,
+            "address": str(s.address),
+            "protocol": s.protocol,
+            "scheduler": s.scheduler,
+            "scheduler_flags": list(s.scheduler_flags),
+            "mode": s.mode,
+            "interface": s.interface,
+            "manage": s.manage,
+            "number": number,
+            "slots": len(placed.table) if placed else 0,
+            "real_servers": count_states(real_server_state(daemon, s, r) for r in s.real_server),
+            **service_traffic(daemon, number),
+        }
 
 
-def real_servers(daemon: Daemon, service: str | None = None, real_server: str | None = None) -> Json:
-    counts = dest_traffic(daemon)
-    rows = []
+def real_servers(daemon: Daemon, service: str | None = None, real_server: str | None = None) -> Iterator[Json]:
     for s in daemon.config.service:
         if service in (None, s.name):
             for r in s.real_server:
                 if real_server in (None, str(r.address)):
-                    rows.append(_real_server(daemon, s, r, counts))
-    return {"real_servers": rows}
+                    yield _real_server(daemon, s, r)
 
 
-def _real_server(daemon: Daemon, s: Service, r: RealServer, counts: dict[int, tuple[int, ...]]) -> Json:
+def _real_server(daemon: Daemon, s: Service, r: RealServer) -> Json:
     name = str(r.address)
     override = daemon.runtime.get(s.name, name)
     placed = daemon.placed(s)
@@ -170,9 +171,9 @@ def _real_server(daemon: Daemon, s: Service, r: RealServer, counts: dict[int, tu
         "weight": in_force(r.weight, override, True)[0],
         "configured_weight": r.weight,
         "admin": override.state,
-        "runtime": (s.name, name) in dict(daemon.runtime.items()),
+        "runtime": (s.name, name) in daemon.runtime,
         "health": _health(daemon, s, name),
-        **traffic(counts.get(number, NO_TRAFFIC) if number is not None else NO_TRAFFIC),
+        **dest_traffic(daemon, number),
     }
 
 

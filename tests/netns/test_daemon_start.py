@@ -162,8 +162,8 @@ STEPS: list[tuple[Any, str, Callable[..., Any]]] = [
     (Applier, "settle", fails_after),
     (Checks, "configure", fails_before),
     (Kernel, "reserve_ports", fails_after),
-    (Kernel, "add_address", fails_before),
-    (Kernel, "add_address", fails_after),
+    (Kernel, "add_addresses", fails_before),
+    (Kernel, "add_addresses", fails_after),
     (Servers, "start", fails_before),
     (Servers, "start", fails_after),
 ]

@@ -16,7 +16,7 @@ import pytest
 
 from lbd.master.cleanup import cleanup
 from lbd.master.kernel import Kernel
-from lbd.master.managed import FILE
+from lbd.master.managed import FILE, Managed
 from lbd.master.mirror import Mirror
 from lbd.master.record import Neighbour
 from tests.netns.space import Space, run, space, until
@@ -100,8 +100,18 @@ async def test_an_address_that_was_there_is_left_alone(net: Space, tmp_path: Pat
     assert cleanup(tmp_path) == [] and set(held(net)) == before
 
 
-async def test_many_addresses_at_once(net: Space, tmp_path: Path) -> None:
-    new = [("h0", f"192.0.2.{last}/32") for last in range(1, 51)]
+async def test_many_addresses_at_once(net: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than one datagram holds; with one record for all, and another where one of them was not ours."""
+    new = [("h0", f"192.0.2.{last}/32") for last in range(1, 201)]
+    new += [("h0", f"2001:db8:1::{last:x}/128") for last in range(1, 101)]
+    written: list[int] = []
+    real = Managed.write
+
+    def write(self: Managed, text: str) -> None:
+        written.append(1)
+        real(self, text)
+
+    monkeypatch.setattr(Managed, "write", write)
     async with rigged(tmp_path) as rig:
         outcomes = await rig.kernel.add_addresses([*new, ("h0", "10.99.0.1/24"), ("nix0", "192.0.2.99/32")])
         assert all(outcomes[entry] is True for entry in new)
@@ -109,6 +119,13 @@ async def test_many_addresses_at_once(net: Space, tmp_path: Path) -> None:
         assert isinstance(outcomes["nix0", "192.0.2.99/32"], OSError)
         assert recorded(tmp_path, "addresses") == sorted([name, address] for name, address in new)
         assert {address for _, address in new} <= set(held(net))
+        assert len(written) == 2
+        assert set((await rig.kernel.del_addresses([*new, ("h0", "10.99.0.1/24")])).items()) == {
+            *((entry, True) for entry in new),
+            (("h0", "10.99.0.1/24"), False),
+        }
+        assert recorded(tmp_path, "addresses") == [] and len(written) == 3
+        assert not {address for _, address in new} & set(held(net)) and "10.99.0.1/24" in held(net)
 
 
 async def test_no_such_interface(net: Space, tmp_path: Path) -> None:
@@ -125,11 +142,11 @@ async def test_the_record_is_written_before_the_kernel_is_asked(
         requests = rig.mirror.thread.requests
         seen: list[Any] = []
 
-        async def refuse(ifindex: int, address: Any) -> None:
+        async def refuse(wanted: Any) -> list[OSError]:
             seen.append(recorded(tmp_path, "addresses"))
-            raise OSError(errno.EPERM, "refused")
+            return [OSError(errno.EPERM, "refused") for _ in wanted]
 
-        monkeypatch.setattr(requests, "add_address", refuse)
+        monkeypatch.setattr(requests, "add_addresses", refuse)
         with pytest.raises(OSError, match="refused"):
             await rig.kernel.add_address("h0", "192.0.2.10/32")
         assert seen == [[["h0", "192.0.2.10/32"]]] and recorded(tmp_path, "addresses") == []

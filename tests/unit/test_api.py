@@ -8,7 +8,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,7 +113,7 @@ class FakeDaemon:
             members={n: SimpleNamespace(state="running", delivery=SimpleNamespace(waiting=3)) for n in range(2)}
         )
         self.exporter = SimpleNamespace(
-            render=lambda accept: ("text/plain; version=0.0.4", b"lbd_ready 1\n"),
+            page=lambda accept: ("text/plain; version=0.0.4", iter((b"", b"lbd_", b"", b"ready 1\n"))),
             requested=lambda *what: self.requests.append(what),
         )
         self.captured: list[tuple[int, int, int]] = []
@@ -322,8 +322,23 @@ async def test_a_mistake_of_ours_is_no_hang(api: Api, monkeypatch: pytest.Monkey
     assert status == 500 and got["title"] == "internal"
 
 
+async def test_a_page_that_fails_half_way_is_seen_to_be_cut(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b"lbd_ready 1\n"
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(api.daemon.exporter, "page", lambda accept: ("text/plain", parts()))
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await api("GET", "/metrics")
+    assert (await api("GET", "/healthz"))[0] == 200
+
+
 async def test_metrics_and_probes(api: Api) -> None:
     assert await api("GET", "/metrics") == (200, "lbd_ready 1\n")
+    async with api.session.get("http://lbd/metrics", headers={"Accept-Encoding": "gzip"}) as response:
+        assert response.headers["Content-Encoding"] == "gzip" and await response.text() == "lbd_ready 1\n"
+    async with api.session.head("http://lbd/metrics") as response:
+        assert response.status == 200 and await response.read() == b""
     assert (await api("GET", "/healthz"))[0] == 200
     api.daemon.ready = False
     assert (await api("GET", "/readyz"))[0] == 503

@@ -5,10 +5,10 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given
@@ -19,12 +19,13 @@ from prometheus_client.openmetrics import parser as openmetrics
 from lbd.config import Config, loads
 from lbd.health.target import Status
 from lbd.master.exporter import CHECK_BUCKETS, Exporter, totals
-from lbd.master.exposition import Exposition, Templates
+from lbd.master.exposition import SLICE, Exposition, label_text
 from lbd.master.metric import COUNTER, METRICS
 from lbd.master.runtime import PLAIN, Override
 from lbd.master.series import CpuTime
 from lbd.shm import _shm as shm
 
+T = TypeVar("T")
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -225,8 +226,10 @@ def test_histograms(daemon: Daemon) -> None:
     assert got['lbd_worker_batch_packets_count{worker="0"}'] == 7
     assert got['lbd_worker_batch_packets_sum{worker="0"}'] == 11
     checks = "lbd_health_check_duration_seconds_bucket"
-    assert got[f'{checks}{{le="0.005",service="web0"}}'] == 1
-    assert got[f'{checks}{{le="0.0025",service="web0"}}'] == 0
+    assert got[f'{checks}{{service="web0",le="0.005"}}'] == 1
+    assert got[f'{checks}{{service="web0",le="0.0025"}}'] == 0
+    assert got['lbd_health_check_duration_seconds_sum{service="web0"}'] == 0.003
+    assert got['lbd_health_check_duration_seconds_count{service="web0"}'] == 1
     assert len([key for key in got if key.startswith(checks)]) == len(CHECK_BUCKETS) + 1
 
 
@@ -250,9 +253,18 @@ def test_process_time_goes_on_over_restarts(monkeypatch: pytest.MonkeyPatch) -> 
     assert cpu.of(2) == 7
 
 
+def ended(parts: Generator[str, None, T]) -> T:
+    while True:
+        try:
+            assert next(parts) == ""
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+
 @given(st.lists(st.dictionaries(st.integers(0, 9), st.tuples(*[st.integers(0, 1 << 60)] * 7)), max_size=4))
 def test_totals(workers: list[dict[int, tuple[int, ...]]]) -> None:
-    got = totals([(n, *counts) for n, counts in worker.items()] for worker in workers)
+    got = ended(totals([(n, *counts) for n, counts in worker.items()] for worker in workers))
     for n in range(10):
         rows = [worker[n] for worker in workers if n in worker]
         assert (n in got) == bool(rows)
@@ -303,14 +315,17 @@ def test_promtool_finds_nothing(daemon: Daemon) -> None:
 
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_label_values_are_escaped(a: str, b: str) -> None:
-    page = Exposition(Templates(), False)
-    page.family("lbd_real_server_up", [(a, b)], [1])
+    page = Exposition(False)
+    text = "".join(page.family("lbd_real_server_up", [label_text(("service", "real_server"), (a, b))], [1]))
     page.rows("lbd_xdp_actions_total", [((b, a), 2)])
     page.histogram("lbd_worker_batch_packets", [((a,), [1, 2], 9)], [1])
-    families = list(parser.text_string_to_metric_families(page.text()))
+    text += page.take()
+    text += "".join(page.crossed("lbd_service_real_servers", [label_text(("service",), (a,))], [b], [[3]]))
+    families = list(parser.text_string_to_metric_families(text))
     assert families[0].samples[0].labels == {"service": a, "real_server": b}
     assert families[1].samples[0].labels == {"interface": b, "action": a}
     assert families[2].samples[0].labels == {"worker": a, "le": "1.0"}
+    assert families[3].samples[0].labels == {"service": a, "state": b}
 
 
 # -- speed ---------------------------------------------------------------------------------------------------
@@ -321,7 +336,7 @@ def test_forty_thousand_series_take_fifty_milliseconds() -> None:
         for segment in d.segments.values():
             segment.services = dict.fromkeys(range(500), (1 << 40, 2, 3, 4, 5, 6, 7))
             segment.dests = dict.fromkeys(range(5000), (1 << 40, 2, 3, 4, 5, 6, 7))
-        _, page = d.exporter.render()  # the first one makes the templates
+        _, page = d.exporter.render()  # the first one makes the labels' texts
         assert sum(not line.startswith(b"#") for line in page.splitlines()) > 40_000
         took = []
         for _ in range(7):
@@ -329,3 +344,15 @@ def test_forty_thousand_series_take_fifty_milliseconds() -> None:
             d.exporter.render()
             took.append(time.process_time() - start)
         assert min(took) < 0.05, took
+
+
+def test_the_loop_gets_its_turn_between_parts() -> None:
+    """However many series: what a part holds, and so how long the loop stands, is bounded."""
+    for d in daemons(config(500, 10)):
+        for segment in d.segments.values():
+            segment.dests = dict.fromkeys(range(5000), (1 << 40, 2, 3, 4, 5, 6, 7))
+        d.statuses = {(s.name, str(r.address)): Status() for s in d.config.service for r in s.real_server}
+        for s in d.config.service:
+            d.exporter.checked(s.name, 0.003)
+        lines = [part.count(b"\n") for part in d.exporter.page()[1]]
+        assert max(lines) <= SLICE + 100 < sum(lines) / 10, sorted(lines)[-5:]

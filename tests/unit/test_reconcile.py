@@ -295,7 +295,7 @@ services_ = st.lists(
         address=st.sampled_from([VIP, VIP6]),
         port=st.integers(80, 84),
         protocol=st.sampled_from([6, 17]),
-        scheduler=st.sampled_from(["rr", "wrr", "lc", "wlc", "sh", "mh"]),
+        scheduler=st.sampled_from(["rr", "wrr", "lc", "wlc", "sed", "nq", "fo", "ovf", "mh"]),
         real_servers=reals.map(tuple),
     ),
     max_size=6,
