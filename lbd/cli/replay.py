@@ -2,7 +2,9 @@
 """`lbd replay`: captures through the packet engine, offline (lbd/replay.py)."""
 
 import argparse
+import itertools
 import json
+import statistics
 import sys
 import time
 from collections import Counter
@@ -47,7 +49,11 @@ def add(commands: Commands) -> None:
         help="that the packets came in by: one for all files, or repeated for each",
     )
     c.add_argument("--repeat", type=int, default=1, metavar="N", help="run all of it N times, time going on")
-    c.add_argument("--time", action="store_true", help="say how long the engine took")
+    c.add_argument(
+        "--time",
+        action="store_true",
+        help="run all of it once, and N times again to say what a packet takes in the engine alone",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,34 +61,57 @@ def run(args: argparse.Namespace) -> int:
         raise Failure("--repeat is 1 at least", code=USAGE)
     if args.output == args.verdicts == "-":
         raise Failure("-o and --verdicts can't both be standard output", code=USAGE)
-    from lbd.replay import Replay, ReplayError, read_inputs
+    from lbd.replay import ReplayError, read_inputs
 
     config = load_config(args.config)
     try:
         inputs = read_inputs(config, args.inputs, args.interface)
-        replay = Replay(config, inputs.interfaces)
+        for note in inputs.notes:
+            print(f"lbd: {note}", file=sys.stderr)
+        summary = once(args, config, inputs)
+        if args.time and inputs.packets:
+            summary.timing = timed(config, inputs, args.repeat)
     except ReplayError as error:
         raise Failure(str(error)) from None
     except MemoryError:
         raise Failure(
             "not enough memory for the tables", "make [tables] of the configuration smaller"
         ) from None
-    for note in inputs.notes:
-        print(f"lbd: {note}", file=sys.stderr)
+    if args.json and "-" not in (args.output, args.verdicts):
+        print_json(summary.document())
+    else:
+        print(summary.text(), file=sys.stderr)
+    return DONE
+
+
+def once(args: argparse.Namespace, config: "Config", inputs: "Inputs") -> "Summary":
+    """All packets, N times unless that is what is to be timed, and what comes of each to where it is wanted."""
+    from lbd.replay import Replay
+
+    replay = Replay(config, inputs.interfaces)
     summary = Summary(inputs.skipped)
     with ExitStack() as files:
         sinks: list[Summary | Verdicts | Packets] = [summary]
         sinks += [Verdicts(files, args.verdicts)] if args.verdicts else []
         sinks += [Packets(files, args.output, config)] if args.output else []
-        for outcome in outcomes(replay, inputs, args.repeat, summary):
+        for outcome in outcomes(replay, inputs, 1 if args.time else args.repeat, summary):
             for sink in sinks:
                 sink.write(outcome)
     summary.connections = replay.engine.counters()["conns_made"]
-    if args.json and "-" not in (args.output, args.verdicts):
-        print_json(summary.document())
-    else:
-        print(summary.text(args.time), file=sys.stderr)
-    return DONE
+    return summary
+
+
+def timed(config: "Config", inputs: "Inputs", repeat: int) -> "Timing":
+    """All packets N times through a fresh engine, a pass each."""
+    from lbd.replay import SECOND, Replay, bursts
+
+    replay = Replay(config, inputs.interfaces)
+    timing = Timing(len(inputs.packets), sum(1 for _ in bursts(inputs.packets, SECOND)))
+    for n in progress(range(repeat), 0, repeat * len(inputs.packets), len(inputs.packets)):
+        if n:
+            replay.rewind()
+        timing.add(*replay.time(inputs.packets))
+    return timing
 
 
 def load_config(path: str) -> "Config":
@@ -103,11 +132,11 @@ def outcomes(replay: "Replay", inputs: "Inputs", repeat: int, summary: "Summary"
         yield from summary.clocked(replay.run(progress(inputs.packets, done, total)))
 
 
-def progress(packets: Iterable[T], done: int, total: int) -> Iterator[T]:
-    """A line on a terminal that says how far it is, where that takes long."""
+def progress(packets: Iterable[T], done: int, total: int, each: int = 1) -> Iterator[T]:
+    """A line on a terminal that says how far it is, where that takes long. each: packets that one item stands for."""
     shown = total >= PROGRESS_FROM and sys.stderr.isatty()
-    for n, packet in enumerate(packets, done):
-        if shown and n % 4096 == 0:
+    for n, packet in zip(itertools.count(done, each), packets, strict=False):
+        if shown and (n % 4096 == 0 or each > 1):
             bar = "#" * (30 * n // total)
             print(
                 f"\r[{bar:<30}] {100 * n // total:3}% of {quantity(total)}",
@@ -130,6 +159,7 @@ class Summary:
         self.reasons: Counter[str] = Counter()
         self.connections = 0
         self.seconds = 0.0
+        self.timing: Timing | None = None
 
     def clocked(self, results: Iterator["Outcome"]) -> Iterator["Outcome"]:
         """Counts the time that the engine takes, not what is done with the results."""
@@ -154,22 +184,61 @@ class Summary:
             "reasons": dict(self.reasons.most_common()),
             "connections": self.connections,
             "seconds": round(self.seconds, 6),
+            **({"timing": self.timing.document()} if self.timing else {}),
         }
 
-    def text(self, timed: bool) -> str:
-        packets = self.verdicts.total()
-        parts = ", ".join(f"{n} {verdict}" for verdict, n in self.verdicts.items())
+    def text(self) -> str:
         reasons = ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common())
-        lines = [f"{count(packets, 'packet')}: {parts}" + (f" ({reasons})" if reasons else "")]
+        lines = [f"{count(self.verdicts.total(), 'packet')}: {by_verdict(self.verdicts)}" + (f" ({reasons})" if reasons else "")]
         lines[0] += f"; {count(self.connections, 'connection')} opened"
         if self.skipped:
             lines.append(f"{count(self.skipped, 'packet')} that lbd itself had sent or dropped passed over")
-        if timed and packets:
-            rate = quantity(packets / self.seconds) if self.seconds else "?"
-            each = 1e9 * self.seconds / packets
-            speed = f"{self.seconds:.3f} s, {each:.0f} ns per packet, {rate} packets per second"
-            lines.append(f"{speed}, Python around the engine included")
+        if self.timing:
+            lines += self.timing.lines(self.verdicts)
         return "\n".join(lines)
+
+
+def by_verdict(verdicts: "Counter[str]") -> str:
+    return ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items())
+
+
+class Timing:
+    """The engine alone, of each pass over all packets."""
+
+    def __init__(self, packets: int, bursts: int) -> None:
+        self.packets = packets  # of a pass
+        self.burst = packets / bursts
+        self.ns: list[float] = []  # per packet
+        self.verdicts = Counter(dict.fromkeys(("forward", "drop", "kernel", "consume"), 0))
+        self.first: Counter[str] = Counter()
+
+    def add(self, ns: int, verdicts: "Counter[str]") -> None:
+        self.ns.append(ns / self.packets)
+        self.verdicts.update({name: n for name, n in verdicts.items() if n})
+        self.first = self.first or verdicts
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "passes": len(self.ns),
+            "packets": self.verdicts.total(),
+            "verdicts": dict(self.verdicts),
+            "burst": round(self.burst, 1),
+            "ns_per_packet": {
+                "median": round(statistics.median(self.ns), 1),
+                "min": round(min(self.ns), 1),
+                "max": round(max(self.ns), 1),
+            },
+        }
+
+    def lines(self, untimed: "Counter[str]") -> Iterator[str]:
+        median = statistics.median(self.ns)
+        yield (
+            f"engine alone, {len(self.ns)} × all packets, in bursts of {self.burst:.1f}: "
+            f"median {median:.1f} ns per packet ({min(self.ns):.1f} to {max(self.ns):.1f}), "
+            f"{quantity(1e9 / median)} packets per second; {by_verdict(self.verdicts)}"
+        )
+        if +self.first != +untimed:
+            yield f"the first timed pass had other verdicts than the untimed one: {by_verdict(+self.first)}"
 
 
 def create(files: ExitStack, name: str, mode: str) -> Any:

@@ -5,6 +5,7 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,9 +42,14 @@ class FakeDevice:
         if "function" not in self.answers:
             return None
         _, _, indir, key = struct.unpack("=4I", ctypes.string_at(address, 16))
-        assert (indir, key) in ((0, 0), (len(TABLE), len(KEY)))
-        head = struct.pack("=4IB3xI", 0x46, 0, len(TABLE), len(KEY), self.answers["function"], 0)
-        return head + (struct.pack(f"={len(TABLE)}I", *TABLE) + KEY if indir else b"")
+        told = self.answers.get("key", KEY)
+        assert (indir, key) in ((0, 0), (len(TABLE), len(told)))
+        head = struct.pack("=4IB3xI", 0x46, 0, len(TABLE), len(told), self.answers["function"], 0)
+        return head + (struct.pack(f"={len(TABLE)}I", *TABLE) + told if indir else b"")
+
+    def answer_0x3(self, address: int) -> bytes | None:
+        driver = self.answers.get("driver")
+        return driver and struct.pack("=I32s", 3, driver.encode())
 
     def answer_0x29(self, address: int) -> bytes | None:
         _, flow = struct.unpack("=2I", ctypes.string_at(address, 8))
@@ -81,3 +87,18 @@ def test_what_is_not_told_is_unknown(monkeypatch: pytest.MonkeyPatch, sock: sock
     play(monkeypatch, function=0)
     spread = ethtool.read_rss(sock, 7, "eth7")
     assert spread is not None and spread.function == "" and spread.fields == ()
+
+
+@pytest.mark.parametrize(("driver", "known"), [("igb", True), ("e1000e", False), (None, False)])
+def test_a_driver_that_takes_the_hosts_key_and_does_not_tell_it(
+    monkeypatch: pytest.MonkeyPatch, sock: socket.socket, tmp_path: Path, driver: str | None, known: bool
+) -> None:
+    host = tmp_path / "netdev_rss_key"
+    host.write_text(bytes(range(52)).hex(":") + "\n")
+    monkeypatch.setattr(ethtool, "_SYSTEM_KEY", host)
+    play(monkeypatch, function=1, key=b"", driver=driver)
+    spread = ethtool.read_rss(sock, 7, "eth7")
+    assert spread is not None and (spread.key, spread.table) == (KEY if known else b"", TABLE)
+    host.unlink()  # in a network namespace there is none
+    spread = ethtool.read_rss(sock, 7, "eth7")
+    assert spread is not None and spread.key == b""

@@ -289,7 +289,7 @@ def test_command(tmp_path: Path, config_file: str, capsys: pytest.CaptureFixture
     assert main(("replay", config_file, path, "-o", str(out), "--verdicts", str(verdicts), "--time")) == DONE
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "2 packets: 1 forward, 1 drop, 0 kernel, 0 consume (1 no_state); 1 connection opened"
-    assert "ns per packet" in said[1]
+    assert "2 packets" in said[0] and "ns per packet" in said[1] and "1 × all packets" in said[1]
     assert [json.loads(line) for line in verdicts.read_text().splitlines()] == [
         {
             "index": 0,
@@ -313,6 +313,49 @@ def test_repeat(tmp_path: Path, config_file: str, capsys: pytest.CaptureFixture[
     assert main(("-j", "replay", config_file, path, "--repeat", "50")) == DONE
     got = json.loads(capsys.readouterr().out)
     assert got["verdicts"] == {"forward": 500, "drop": 0, "kernel": 0, "consume": 0}
+
+
+def test_time(tmp_path: Path, config_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    packets = [(NOW + n * 20 * MS, query(n % 10 + 1)) for n in range(100)] + [(NOW + 2 * SECOND, syn(1, "A"))]
+    path = pcap(tmp_path / "in.pcap", packets)
+    assert main(("-j", "replay", config_file, path, "--repeat", "7", "--time")) == DONE
+    got = json.loads(capsys.readouterr().out)
+    assert (got["packets"], got["verdicts"]["forward"]) == (101, 100)  # the untimed pass
+    timing = got["timing"]
+    assert (timing["passes"], timing["packets"]) == (7, 707)
+    assert timing["verdicts"] == {"forward": 700, "drop": 7, "kernel": 0, "consume": 0}
+    assert timing["burst"] == pytest.approx(101 / 3, abs=0.1)  # never more than a second together
+    assert 0 < timing["ns_per_packet"]["min"] <= timing["ns_per_packet"]["median"] <= timing["ns_per_packet"]["max"]
+    assert main(("replay", config_file, path, "--repeat", "3", "--time")) == DONE
+    said = capsys.readouterr().err
+    assert "3 × all packets, in bursts of 33.7: median " in said and "; 300 forward, 3 drop" in said
+    assert "other verdicts" not in said
+
+
+def test_timed_passes_begin_with_the_frames_as_captured(config: Config) -> None:
+    """A rewritten frame is no service's packet: were it left so, the second pass would forward nothing."""
+    run = Replay(config)
+    packets = inputs(*(query(n + 1) for n in range(200)))
+    for _ in range(3):
+        spent, verdicts = run.time(packets)
+        assert verdicts["forward"] == 200 and spent > 0
+        run.rewind()
+    assert run.engine.counters()["conns_made"] == 200
+
+
+def test_time_goes_on_between_timed_bursts(config: Config) -> None:
+    run = Replay(config)
+    run.time(inputs((0, 0, query()), (30 * SECOND, 0, query(2))))  # [timeouts] udp = "20s"
+    assert run.engine.used()["conns6"] == 1
+
+
+@pytest.mark.parametrize("frame", [("text", 0), (b"", 16), (b"", -1), (bytes(65536), 0)])
+def test_timing_refuses_what_no_adapter_gives(config: Config, frame: tuple[Any, int]) -> None:
+    engine = Replay(config).engine
+    with pytest.raises(ValueError, match="a frame that is no bytes or too long"):
+        engine.time([([frame], START)])
+    with pytest.raises(ValueError, match="at most 64"):
+        engine.time([([(b"", 0)] * 65, START)])
 
 
 def test_standard_output(

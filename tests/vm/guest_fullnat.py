@@ -72,6 +72,9 @@ http {{
 """
 
 
+CONNECTIONS = 30  # of each family
+
+
 def sh(command: str) -> str:
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     if done.returncode:
@@ -147,7 +150,8 @@ def main(model: str, zero_copy: str) -> None:
         until("lbd is ready", lambda: status().get("ready"), 240)
         until("HTTP over IPv4", lambda: curl("http://192.0.2.10/") == "hello\n", 60)
         until("HTTP over IPv6", lambda: curl("http://[2001:db8:1::10]/") == "hello\n", 60)
-        answers = curl(*["http://192.0.2.10/", "http://[2001:db8:1::10]/"] * 10).count("hello\n")
+        # a connection each: that answers come back to the worker that chose the local port shows in its hand-over counters
+        answers = curl("-H 'Connection: close'", *["http://192.0.2.10/", "http://[2001:db8:1::10]/"] * CONNECTIONS).count("hello\n")
         metrics = urllib.request.urlopen("http://127.0.0.1:9911/metrics", timeout=60).read().decode()
         print(json.dumps({
             "model": model, "kernel": os.uname().release, "answers": answers,
