@@ -17,7 +17,7 @@ RUFF := .venv/bin/ruff
 # make's own parallelism would run linters, builds and tests into each other
 .NOTPARALLEL:
 .PHONY: help setup build build-asan test demo lint format vm fuzz chaos clean uninstall \
-        setup-build setup-demo compile compile-asan \
+        setup-build setup-demo compile compile-asan bench-instructions \
         test-unit test-packet test-source test-netns test-vm
 
 help: ## this list
@@ -54,6 +54,9 @@ demo: setup-demo compile ## balance real traffic between network namespaces, and
 
 bench-%: setup compile ## a benchmark of bench/, such as bench-engine
 	$(PY) bench/$*.py $(ARGS)
+
+bench-instructions: setup compile ## the engine's instructions per packet beside those recorded (ARGS=--update, ARGS=--lines)
+	$(PY) bench/instructions.py $(ARGS)
 
 # --- test --------------------------------------------------------------------------------------
 

@@ -1,75 +1,231 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine in memory: ns per packet of the shipped pipeline, from parse to transmit descriptor, and the floor of its table.
+"""A worker's loop in memory: the shipped turn over AF_XDP rings that this process plays the kernel for, and the floor beside it.
 
-`Bench` opens n TCP connections through the engine itself (SYN, SYN+ACK, ACK), then times bursts of established packets that
-visit the flows in random order. Frames are written before the clock starts, as a NIC would; each burst is timed as a whole pass
-over a batch larger than L2, and every packet's verdict is counted, a sample's bytes compared by the caller.
+`Bench` lends an offline Engine a Loop (lbd/loop/state.pxd) with one port, whose rings are plain memory, and times passes of a batch
+of frames. Nothing of what a worker does is written anew: `turn_receive` (descriptor → engine → transmit descriptor) or, whole,
+`turn` (also reclaim and refill); then commands, timers once a millisecond, counters and the clock, as in `worker_loop`. What is
+left out is the kernel: DMA, and system calls (none is made: as zero-copy without need_wakeup).
 
-The floor is what no balancer with two cache lines per connection can beat: hash known, bucket line, connection line written, in the
-same two prefetched stages over the same table.
+Frames are written before the clock starts, as a NIC would; they come from the cache (8,192 frames, 2 KiB apart).
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
+cimport cython
 
-from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_ctz, lbd_prefetch, lbd_prefetchw
-from lbd.datapath.conn cimport Bucket, conn4, conn6, conn_bucket, conn_common, conn_tag, conn_tuple, lbd_tag_match
-from lbd.datapath.csum cimport csum_fold, csum_partial, csum_pseudo
-from lbd.datapath.engine cimport Engine as CEngine
-from lbd.datapath.flow cimport Tuple, tuple_hash
-from lbd.datapath.hdr cimport ETH_P_IP, ETH_P_IPV6, Ip6Hdr, IpHdr, TcpHdr
-from lbd.datapath.lifetime cimport table_of
-from lbd.datapath.pipeline cimport engine_burst
-from lbd.datapath.pkt cimport Pkt
-from lbd.datapath.reason cimport VERDICT_FORWARD
-from lbd.loop.state cimport lbd_monotonic
 from lbd._fastpath cimport Engine
+from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_prefetch, lbd_prefetchw, lbd_scale
+from lbd.datapath.command cimport Cmd
+from lbd.datapath.conn cimport conn_tuple
+from lbd.datapath.engine cimport Engine as CEngine
+from lbd.datapath.flow cimport Tuple
+from lbd.datapath.lifetime cimport engine_expire, table_of
+from lbd.loop.state cimport EXPIRE_BUDGET, Loop, lbd_monotonic, lbd_store64_relaxed
+from lbd.loop.turn cimport size_bucket, turn, turn_commands, turn_events, turn_publish, turn_receive
+from lbd.shm.layout cimport CAPTURE_SLOT, CHUNK, CHUNK_SHIFT, FRAME_WORK, Ctl, Evt, HostCtl, QueueStat
+from lbd.shm.ring cimport lbd_ring_attach, lbd_ring_bytes, lbd_ring_end, lbd_ring_ready, lbd_ring_release
+from lbd.xdp.libxdp cimport xdp_desc, xsk_ring_cons, xsk_ring_prod
+from lbd.xdp.port cimport Port
+
+import math
+import os
+
+cdef extern from * nogil:
+    """
+    #include <sys/mman.h>
+    /* functions of their own, with symbols: callgrind counts from the first instruction of bench_counted to its last */
+    __attribute__((noinline, noclone, used)) int bench_measured(void *);
+    __attribute__((noinline, noclone, used)) int bench_counted(void *);
+    #ifdef __AVX512F__
+    #define BENCH_AVX512 1
+    #else
+    #define BENCH_AVX512 0
+    #endif
+    #ifdef __AVX2__
+    #define BENCH_AVX2 1
+    #else
+    #define BENCH_AVX2 0
+    #endif
+    #ifdef __SANITIZE_ADDRESS__
+    #define BENCH_ASAN 1
+    #else
+    #define BENCH_ASAN 0
+    #endif
+    #define bench_thread_clock() lbd_clock(CLOCK_THREAD_CPUTIME_ID)
+    """
+    void *aligned_alloc(size_t, size_t)
+    int madvise(void *, size_t, int)
+    int MADV_HUGEPAGE
+    uint64_t bench_thread_clock() noexcept
+    const char *bench_compiler "__VERSION__"
+    int bench_avx2 "BENCH_AVX2"
+    int bench_avx512 "BENCH_AVX512"
+    int bench_asan "BENCH_ASAN"
+    int bench_cython "CYTHON_HEX_VERSION"
 
 cdef enum:
-    FRAME = 2048
+    BATCH = 8192                # frames of a pass, at most
+    HEADROOM = 256              # XDP's
 
-cdef struct Desc:               # as struct xdp_desc
-    uint64_t addr
-    uint32_t len
-    uint32_t options
+include "traffic.pxi"
+include "floor.pxi"
+include "port.pxi"
+
+cdef struct Run:                # one pass
+    Loop *loop
+    uint32_t packets
+    uint32_t burst
+    uint32_t whole              # 1: `turn`; 0: receive to transmit descriptor alone
+    uint32_t step_ns            # 0: the clock is read after each turn; else it goes on by this much
+    uint64_t ahead_ns           # by which the loop's clock is ahead of CLOCK_MONOTONIC
+    uint64_t skip_ns            # more of that with each turn
+    uint32_t tick
+    uint32_t turns
+    uint32_t *wall              # ns of each turn, or NULL
+    uint32_t *cpu               # the same by this thread's processor time
+    uint32_t kept               # room in both
+    uint32_t counted            # passes under callgrind's eyes
 
 
+cdef inline void offer(Port *port, uint32_t n, bint reclaimed) noexcept nogil:
+    """The kernel's part: n packets have come in; what was sent is complete, and n frames lie in the completion ring, if somebody
+    takes them from there."""
+    port.rx.producer[0] += n
+    port.tx.consumer[0] = port.tx.cached_prod
+    if reclaimed:
+        port.comp.producer[0] += n
+
+
+cdef inline uint64_t clock_after(const Run *r, uint64_t before) noexcept nogil:
+    return before + r.step_ns if r.step_ns else lbd_monotonic() + r.ahead_ns
+
+
+cdef inline void turn_around(Run *r, uint32_t n) noexcept nogil:
+    """One round of worker_loop (lbd/loop/turn.pxd), line by line."""
+    cdef Loop *loop = r.loop
+    cdef uint64_t before = loop.now
+    if r.whole:
+        turn(loop)
+    else:
+        turn_receive(loop, &loop.port[0])
+    turn_commands(loop)
+    if <uint32_t> (loop.now >> 20) != r.tick:
+        r.tick = <uint32_t> (loop.now >> 20)
+        engine_expire(&loop.e, loop.now, EXPIRE_BUDGET)
+        if loop.now - loop.events_sent >= 100000000:
+            turn_events(loop)
+            turn_publish(loop)
+    loop.now = clock_after(r, before)
+    lbd_store64_relaxed(&loop.ctl.heartbeat_ns, loop.now)
+    loop.e.count.bursts += 1
+    loop.e.count.burst_size[size_bucket(n)] += 1
+    loop.e.count.busy_ns += loop.now - before
+
+
+cdef public int bench_measured(void *run) noexcept nogil:
+    cdef Run *r = <Run *> run
+    cdef uint32_t done = 0, n
+    cdef uint64_t start = 0, cpu = 0
+    while done < r.packets:
+        n = r.packets - done if r.packets - done < r.burst else r.burst
+        if r.step_ns:
+            r.loop.now += r.skip_ns
+        else:
+            r.ahead_ns += r.skip_ns
+        if r.wall != NULL:
+            cpu = bench_thread_clock()
+            start = lbd_monotonic()
+        offer(&r.loop.port[0], n, r.whole)
+        turn_around(r, n)
+        if r.wall != NULL and r.turns < r.kept:
+            r.wall[r.turns] = <uint32_t> (lbd_monotonic() - start)
+            r.cpu[r.turns] = <uint32_t> (bench_thread_clock() - cpu)
+        r.turns += 1
+        done += n
+    return 0
+
+
+cdef public int bench_counted(void *run) noexcept nogil:
+    cdef int rc = bench_measured(run)
+    (<Run *> run).counted += 1      # after it, so that the call is no jump
+    return rc
+
+
+def build() -> dict:
+    """What made this extension: instruction counts hold for the same alone."""
+    return {"compiler": bench_compiler.decode(), "cython": f"{bench_cython >> 24}.{bench_cython >> 16 & 255}",
+            "instructions": "avx512" if bench_avx512 else "avx2" if bench_avx2 else "baseline", "sanitized": bool(bench_asan)}
+
+
+@cython.no_gc_clear
 cdef class Bench:
-    """engine: a configured lbd._fastpath.Engine with one service of this family at `vip`:80 and `clients` addresses to come
-    from."""
-    cdef Engine engine
-    cdef CEngine *e
-    cdef uint8_t *frames
-    cdef uint32_t batch
-    cdef Desc *desc
-    cdef Pkt *pkts
-    cdef uint32_t *order
-    cdef int af
-    cdef uint8_t vip[16]
-    cdef uint64_t now
-    cdef uint64_t rng
-    cdef readonly uint64_t forwarded
+    """engine: one with services 0 .. services-1 of this family and protocol at their addresses (`address`), all behind iface 0.
 
-    def __cinit__(self, engine: Engine, af: int, vip: bytes, batch: int = 8192):
-        self.engine = engine
-        self.e = engine.e
-        self.af = af
-        memset(self.vip, 0, 16)
-        memcpy(self.vip, <const uint8_t *> vip, len(vip))
-        self.batch = batch
-        self.frames = <uint8_t *> malloc(<size_t> batch * FRAME)
-        self.desc = <Desc *> calloc(batch, sizeof(Desc))
-        self.pkts = <Pkt *> calloc(64, sizeof(Pkt))
-        self.order = <uint32_t *> calloc(batch, sizeof(uint32_t))
-        memset(self.frames, 0, <size_t> batch * FRAME)
-        self.now = 1000000000
+    The engine's state lives in this object's loop until it goes. step_ns: a clock that goes on by so much a turn, instead of the
+    machine's."""
+    cdef Engine engine
+    cdef CEngine *lent
+    cdef Loop *loop
+    cdef Run run
+    cdef Frame *frames          # the pass to come
+    cdef uint32_t *flow         # whose packets those are, number << 1 | from the real server
+    cdef Back *back
+    cdef int af
+    cdef uint8_t proto
+    cdef uint32_t services
+    cdef uint32_t half          # of the two halves of the area, the one that is received into
+    cdef uint32_t tx_first
+    cdef uint64_t rng
+    cdef lbd_ring_end slow
+    cdef object null            # a descriptor that no system call finds a socket behind
+    cdef readonly int flows     # opened and noted
+    cdef readonly int planned
+
+    def __cinit__(self, engine: Engine, af: int, proto: int = 6, services: int = 1, step_ns: int = 0):
+        cdef Loop *loop = <Loop *> aligned_alloc(64, (sizeof(Loop) + 63) & ~63)
+        cdef size_t area = <size_t> 2 * BATCH * CHUNK
+        if loop == NULL:
+            raise MemoryError()
+        memset(loop, 0, sizeof(Loop))
+        self.loop = loop
+        memcpy(&loop.e, engine.e, sizeof(CEngine))
+        self.engine, self.lent = engine, engine.e
+        engine.e = &loop.e
+        self.af, self.proto, self.services = af, proto, services
+        self.frames = <Frame *> calloc(BATCH, sizeof(Frame))
+        self.flow = <uint32_t *> calloc(BATCH, sizeof(uint32_t))
+        loop.area = <uint8_t *> aligned_alloc(1 << 21, area)
+        loop.ledger = <uint8_t *> calloc(2 * BATCH, 1)
+        loop.free_list = <uint32_t *> calloc(2 * BATCH, sizeof(uint32_t))
+        if self.frames == NULL or self.flow == NULL or loop.area == NULL or loop.ledger == NULL or loop.free_list == NULL:
+            raise MemoryError()
+        madvise(loop.area, area, MADV_HUGEPAGE)
+        memset(loop.area, 0, area)
+        loop.frames = loop.frames_total = 2 * BATCH
+        loop.workers = 1
+        self.null = open(os.devnull, "rb")
+        port_in_memory(loop, engine.seg, self.null.fileno())
+        master_rings(loop, engine.seg, engine.host, &self.slow)
+        self.run.step_ns = step_ns
         self.rng = 88172645463325252
+        loop.now = 1 << 40 if step_ns else lbd_monotonic()
+        loop.e.now_ns = loop.now
+        loop.events_sent = loop.published = loop.now
+        engine_expire(&loop.e, loop.now, EXPIRE_BUDGET)   # the timers begin here
 
     def __dealloc__(self):
-        free(self.frames)
-        free(self.desc)
-        free(self.pkts)
-        free(self.order)
+        cdef Loop *loop = self.loop
+        if loop == NULL:
+            return
+        if self.lent != NULL:
+            memcpy(self.lent, &loop.e, sizeof(CEngine))
+            self.engine.e = self.lent
+        port_forget(&loop.port[0])
+        for p in (<size_t> loop.area, <size_t> loop.ledger, <size_t> loop.free_list, <size_t> self.frames, <size_t> self.flow,
+                  <size_t> self.back, <size_t> loop):
+            free(<void *> <size_t> p)
+
+    # --- what comes next -----------------------------------------------------------------------------------------------
 
     cdef uint32_t random(self) noexcept nogil:
         self.rng ^= self.rng << 13
@@ -77,197 +233,176 @@ cdef class Bench:
         self.rng ^= self.rng << 17
         return <uint32_t> (self.rng >> 32)
 
-    cdef uint8_t *frame(self, uint32_t i) noexcept nogil:
-        return self.frames + <size_t> i * FRAME + 256
+    cdef void ends(self, uint32_t flow, bint back, Ends *t) noexcept nogil:
+        """Of a packet of this flow, from the client or from the real server."""
+        cdef Ends c
+        address_put(c.saddr, CLIENT, flow // CLIENT_PORTS, self.af)
+        address_put(c.daddr, SERVICE, flow % self.services, self.af)
+        c.sport = lbd_bswap16(<uint16_t> (CLIENT_PORT + flow % CLIENT_PORTS))
+        c.dport = lbd_bswap16(SERVICE_PORT)
+        if not back:
+            t[0] = c
+            return
+        address_put(t.saddr, SERVER, self.back[flow].server, self.af)
+        address_put(t.daddr, LOCAL, self.back[flow].local, self.af)
+        t.sport = lbd_bswap16(SERVICE_PORT)
+        t.dport = self.back[flow].lport
 
-    cdef void write(self, uint32_t i, const Tuple *t, uint8_t flags, uint32_t seq, uint32_t ack) noexcept nogil:
-        """A 60-byte (IPv6: 74-byte) frame with this tuple."""
-        cdef uint8_t *d = self.frame(i)
-        cdef uint32_t l3 = 14, l4, l4_len = 20
-        cdef IpHdr *ip
-        cdef Ip6Hdr *ip6
-        cdef TcpHdr *tcp
-        memset(d, 0, 80)
-        memcpy(d, <const uint8_t *> b"\x02\x00\x00\x00\x01\x00\x02\x00\x00\x00\x00\xc1", 12)
-        if self.af == 4:
-            (<uint16_t *> (d + 12))[0] = lbd_bswap16(ETH_P_IP)
-            ip = <IpHdr *> (d + l3)
-            ip.ver_ihl = 0x45
-            ip.tot_len = lbd_bswap16(40)
-            ip.ttl = 64
-            ip.protocol = 6
-            ip.saddr = (<const uint32_t *> t.saddr)[0]
-            ip.daddr = (<const uint32_t *> t.daddr)[0]
-            ip.check = <uint16_t> ~csum_fold(csum_partial(<uint8_t *> ip, 20, 0))
-            l4 = 34
-        else:
-            (<uint16_t *> (d + 12))[0] = lbd_bswap16(ETH_P_IPV6)
-            ip6 = <Ip6Hdr *> (d + l3)
-            ip6.ver_tc_flow = 0x60
-            ip6.payload_len = lbd_bswap16(20)
-            ip6.nexthdr = 6
-            ip6.hop_limit = 64
-            memcpy(ip6.saddr, t.saddr, 16)
-            memcpy(ip6.daddr, t.daddr, 16)
-            l4 = 54
-        tcp = <TcpHdr *> (d + l4)
-        tcp.source = t.sport
-        tcp.dest = t.dport
-        tcp.seq = lbd_bswap32(seq)
-        tcp.ack_seq = lbd_bswap32(ack)
-        tcp.doff = 0x50
-        tcp.flags = flags
-        tcp.window = 0xffff
-        if self.af == 4:
-            tcp.check = <uint16_t> ~csum_fold(csum_partial(d + l4, l4_len, csum_pseudo(d + 26, d + 30, 4, 6, l4_len)))
-        else:
-            tcp.check = <uint16_t> ~csum_fold(csum_partial(d + l4, l4_len, csum_pseudo(d + 22, d + 38, 16, 6, l4_len)))
+    cdef void plan(self, uint32_t i, uint32_t flow, bint back, uint8_t flags) noexcept nogil:
+        cdef Ends t
+        cdef uint32_t own = ISN_SERVER if back else ISN_CLIENT
+        cdef uint32_t other = ISN_CLIENT if back else ISN_SERVER
+        self.flow[i] = flow << 1 | back
+        own += 0 if flags & SYN else 1
+        self.ends(flow, back, &t)
+        frame_write(self.frames + i, &t, self.af, self.proto, flags, own, other + 1 if flags & ACK else 0)
 
-    cdef uint64_t pass_over(self, uint32_t n, uint32_t burst, uint8_t ifin) noexcept nogil:
-        """Frames 0 .. n-1 through the engine in bursts; returns ns. What a worker does around engine_burst is done here too: the
-        descriptor's fields in, the transmit descriptor out."""
-        cdef uint32_t i, k, m
-        cdef uint64_t t0 = lbd_monotonic()
-        cdef uint64_t ok = 0
-        cdef Pkt *p
-        i = 0
-        while i < n:
-            m = burst if n - i > burst else n - i
-            for k in range(m):
-                p = self.pkts + k
-                p.data = self.frame(i + k)
-                p.frame = i + k
-                p.len = 60 if self.af == 4 else 74
-                p.room = FRAME - 256
-                p.ifin = ifin
-                p.flags = 0
-                p.hops = 0
-                p.seg_count = 1
-            engine_burst(self.e, self.pkts, m, self.now)
-            for k in range(m):
-                p = self.pkts + k
-                if p.verdict == VERDICT_FORWARD:
-                    self.desc[i + k].addr = <uint64_t> (p.data - self.frames)
-                    self.desc[i + k].len = p.len
-                    self.desc[i + k].options = 0
-                    ok += 1
-            i += m
-        self.forwarded += ok
-        return lbd_monotonic() - t0
-
-    cdef void client(self, uint32_t flow, Tuple *t) noexcept nogil:
-        """Flow number → a client's address and port."""
-        memset(t, 0, sizeof(Tuple))
-        if self.af == 4:
-            (<uint32_t *> t.saddr)[0] = lbd_bswap32(0x0a000001 + flow // 50000)
-        else:
-            t.saddr[0] = 0x20
-            (<uint32_t *> (t.saddr + 12))[0] = lbd_bswap32(1 + flow // 50000)
-        memcpy(t.daddr, self.vip, 16)
-        t.sport = lbd_bswap16(<uint16_t> (1024 + flow % 50000))
-        t.dport = lbd_bswap16(80)
-        t.proto = 6
-
-    def open(self, n: int) -> float:
-        """Opens connections of flows 0 .. n-1 and takes them through the handshake; returns ns per SYN."""
-        cdef uint32_t first, i, m
-        cdef uint64_t spent = 0
-        cdef Tuple t
-        cdef uint32_t total = n
+    def plan_known(self, n: int, flows: int, direction: int) -> None:
+        """n packets of flows 0 .. flows-1 in random order; direction 0: from the clients, 1: from the real servers, 2: of both."""
+        cdef uint32_t i, r, d = direction, count = n, of = flows
+        if n > BATCH or (direction and flows > self.flows):
+            raise ValueError("more packets than a batch, or flows that are not open")
         with nogil:
-            first = 0
-            while first < total:
-                m = self.batch if total - first > self.batch else total - first
-                for i in range(m):
-                    self.client(first + i, &t)
-                    self.write(i, &t, 2, 1000, 0)
-                spent += self.pass_over(m, 64, 0)
-                first += m
-            self.handshake()
-        return spent / <double> total
+            for i in range(count):
+                r = <uint32_t> ((<uint64_t> self.random() * of) >> 32)
+                self.plan(i, r, d == 1 or (d == 2 and self.random() & 1), ACK)
+        self.planned = n
 
-    cdef void handshake(self) noexcept nogil:
-        """SYN+ACK and ACK for every half-open connection, from the table's own records."""
-        cdef uint32_t i, k = 0, cap = table_of(self.e, self.af).capacity
-        cdef int step
-        cdef Tuple t
-        for step in range(2):
-            k = 0
-            for i in range(cap):
-                if conn_common(table_of(self.e, self.af), i, self.af).live != 1:
-                    continue
-                conn_tuple(table_of(self.e, self.af), i, 1 - step, &t, self.af)
-                if step == 0:
-                    self.write(k, &t, 0x12, 5000, 1001)
-                else:
-                    self.write(k, &t, 0x10, 1001, 5001)
-                k += 1
-                if k == self.batch:
-                    self.pass_over(k, 64, 1 - step)
-                    k = 0
-            self.pass_over(k, 64, 1 - step)
-
-    def established(self, flows: int, passes: int, burst: int = 64, back: bool = False) -> list[float]:
-        """ns per packet of each pass of `batch` ACKs over `flows` connections in random order; back: from the real servers."""
-        cdef uint32_t i, r, n = flows, b = burst
-        cdef Tuple t
-        cdef uint32_t direction = 1 if back else 0
-        out = []
-        for _ in range(passes):
-            with nogil:
-                for i in range(self.batch):
-                    r = <uint32_t> ((<uint64_t> self.random() * n) >> 32)
-                    conn_tuple(table_of(self.e, self.af), r, direction, &t, self.af)
-                    self.write(i, &t, 0x10, 5001 if direction else 1001, 1001 if direction else 5001)
-            out.append(self.pass_over(self.batch, b, direction) / <double> self.batch)
-        return out
-
-    def fresh(self, first: int, n: int) -> float:
-        """ns per SYN of n new flows."""
-        cdef uint32_t i
-        cdef Tuple t
+    def plan_each(self, first: int, n: int, back: bool, flags: int) -> None:
+        """A packet of each of n flows from `first` on, with these TCP flags."""
+        cdef uint32_t i, f = first
+        if n > BATCH or (back and first + n > self.flows):
+            raise ValueError("more packets than a batch, or flows that are not open")
         for i in range(<uint32_t> n):
-            self.client(<uint32_t> first + i, &t)
-            self.write(i, &t, 2, 1000, 0)
-        return self.pass_over(n, 64, 0) / <double> n
+            self.plan(i, f + i, back, flags)
+        self.planned = n
 
-    def sample(self, i: int) -> bytes:
-        """The i-th frame of the last pass, as it leaves."""
-        return (self.frames + self.desc[i].addr)[:self.desc[i].len]
+    def plan_scattered(self, first: int, of: int, at: int, n: int, flags: int) -> None:
+        """The at-th and n-1 more from the clients of flows first .. first+of-1, in an order in which neighbours are far apart."""
+        cdef uint32_t i
+        cdef uint64_t f = first, m = of, stride = 0x9e3779b1
+        if n > BATCH or math.gcd(of, stride) != 1:
+            raise ValueError("more packets than a batch, or a number of flows that the stride divides")
+        for i in range(<uint32_t> n):
+            self.plan(i, <uint32_t> (f + (<uint64_t> at + i) * stride % m), False, flags)
+        self.planned = n
 
-    def floor(self, flows: int, passes: int, burst: int = 64) -> list[float]:
-        """ns per lookup of the table alone: hashes known, two prefetched stages, the connection's line written."""
-        cdef uint64_t *hashes = <uint64_t *> malloc(self.batch * sizeof(uint64_t))
-        cdef uint32_t *ref = <uint32_t *> malloc(64 * sizeof(uint32_t))
-        cdef uint32_t i, k, m, r, b = burst, n = flows
-        cdef uint64_t t0, t1
+    def plan_frames(self, frames: list) -> None:
+        """These, over and over, until the batch is full."""
+        for i in range(BATCH):
+            data = frames[i % len(frames)]
+            if len(data) > FRAME_MAX:
+                raise ValueError(f"a frame of the benchmark has at most {FRAME_MAX} bytes")
+            memcpy(self.frames[i].data, <const uint8_t *> data, len(data))
+            self.frames[i].len = len(data)
+        self.planned = BATCH
+
+    def frames_planned(self) -> list:
+        return [self.frames[i].data[:self.frames[i].len] for i in range(self.planned)]
+
+    def note(self, n: int) -> int:
+        """Notes what was chosen for flows 0 .. n-1, from the engine's records; returns how many were found."""
+        cdef uint32_t i, flow, found = 0, of = n
+        cdef uint32_t cap = table_of(&self.loop.e, self.af).capacity
         cdef Tuple t
-        cdef Bucket *bucket
-        out = []
-        for _ in range(passes):
-            with nogil:
-                for i in range(self.batch):
-                    r = <uint32_t> ((<uint64_t> self.random() * n) >> 32)
-                    conn_tuple(table_of(self.e, self.af), r, 0, &t, self.af)
-                    hashes[i] = tuple_hash(&t, self.e.hash_key, self.af)
-                t0 = lbd_monotonic()
-                i = 0
-                while i < self.batch:
-                    for k in range(b):
-                        lbd_prefetch(conn_bucket(table_of(self.e, self.af), hashes[i + k]))
-                    for k in range(b):
-                        bucket = conn_bucket(table_of(self.e, self.af), hashes[i + k])
-                        m = lbd_tag_match(bucket.tag, conn_tag(hashes[i + k]))
-                        ref[k] = bucket.ref[lbd_ctz(m)] if m else 0
-                        if self.af == 4:
-                            lbd_prefetchw(conn4(&self.e.t4, ref[k] >> 1))
-                        else:
-                            lbd_prefetchw(conn6(&self.e.t6, ref[k] >> 1))
-                    for k in range(b):
-                        conn_common(table_of(self.e, self.af), ref[k] >> 1, self.af).last_seen = self.e.now_ms
-                    i += b
-                t1 = lbd_monotonic()
-            out.append((t1 - t0) / <double> self.batch)
-        free(hashes)
-        free(ref)
-        return out
+        cdef size_t length = (<size_t> n * sizeof(Back) + (1 << 21)) & ~<size_t> ((1 << 21) - 1)
+        free(self.back)
+        self.back = <Back *> aligned_alloc(1 << 21, length)
+        if self.back == NULL:
+            raise MemoryError()
+        madvise(self.back, length, MADV_HUGEPAGE)
+        memset(self.back, 0, length)
+        with nogil:
+            for i in range(cap):
+                conn_tuple(table_of(&self.loop.e, self.af), i, 0, &t, self.af)
+                flow = address_number(t.saddr, CLIENT, self.af) * CLIENT_PORTS + lbd_bswap16(t.sport) - CLIENT_PORT
+                if t.proto != self.proto or flow >= of:
+                    continue
+                conn_tuple(table_of(&self.loop.e, self.af), i, 1, &t, self.af)
+                self.back[flow].server = address_number(t.saddr, SERVER, self.af)
+                self.back[flow].local = <uint16_t> address_number(t.daddr, LOCAL, self.af)
+                self.back[flow].lport = t.dport
+                found += 1
+        self.flows = n
+        return found
+
+    # --- passes --------------------------------------------------------------------------------------------------------
+
+    cdef void load(self, uint32_t n) noexcept nogil:
+        """Writes the planned frames into one half of the area, the receive ring, and the other half into the completion ring."""
+        cdef Loop *loop = self.loop
+        cdef Port *p = &loop.port[0]
+        cdef uint64_t *complete = <uint64_t *> p.comp.ring
+        cdef uint32_t i
+        cdef xdp_desc *d
+        self.half ^= 1
+        for i in range(n):
+            d = (<xdp_desc *> p.rx.ring) + ((p.rx.producer[0] + i) & p.rx.mask)
+            d.addr = (<uint64_t> (self.half * BATCH + i) << CHUNK_SHIFT) + HEADROOM
+            d.len = self.frames[i].len
+            memcpy(loop.area + d.addr, self.frames[i].data, FRAME_MAX)
+            complete[(p.comp.producer[0] + i) & p.comp.mask] = <uint64_t> ((1 - self.half) * BATCH + i) << CHUNK_SHIFT
+        p.fill.consumer[0] = p.fill.producer[0]
+        p.tx.consumer[0] = p.tx.cached_prod
+        self.tx_first = p.tx.cached_prod
+        loop.free_n = 0
+
+    def go(self, burst: int = 64, whole: bool = False, counted: bool = False, wall: object = None, cpu: object = None) -> int:
+        """One pass of the planned frames; returns ns of this thread's time. counted: callgrind is to count it. wall, cpu: arrays of
+        uint32 that get each turn's ns."""
+        cdef uint64_t start
+        cdef uint32_t[::1] w, c
+        cdef Run *r = &self.run
+        cdef bint seen = counted
+        r.loop, r.packets, r.burst, r.whole, r.turns = self.loop, self.planned, burst, whole, 0
+        r.wall, r.cpu, r.kept = NULL, NULL, 0
+        if wall is not None:
+            w, c = wall, cpu
+            r.wall, r.cpu, r.kept = &w[0], &c[0], min(len(wall), len(cpu))
+        with nogil:
+            self.load(r.packets)
+            if not r.step_ns:
+                self.loop.now = lbd_monotonic() + r.ahead_ns
+            start = bench_thread_clock()
+            if seen:
+                bench_counted(r)
+            else:
+                bench_measured(r)
+            start = bench_thread_clock() - start
+        lbd_ring_release(&self.slow, max(0, lbd_ring_ready(&self.slow)))
+        return start
+
+    def sent(self) -> int:
+        """Transmit descriptors of the last pass."""
+        return self.loop.port[0].tx.cached_prod - self.tx_first
+
+    def pair(self, i: int) -> tuple:
+        """The i-th frame of the last pass as it came and as it left; of a pass in which every packet was sent."""
+        cdef xdp_desc *d = (<xdp_desc *> self.loop.port[0].tx.ring) + ((self.tx_first + <uint32_t> i) & self.loop.port[0].tx.mask)
+        if self.sent() != self.planned or d.addr >> CHUNK_SHIFT != self.half * BATCH + <uint32_t> i:
+            raise ValueError("not every packet was sent, or they left in another order")
+        return self.frames[i].data[:self.frames[i].len], (self.loop.area + d.addr)[:d.len]
+
+    def forward_clock(self, ns: int) -> None:
+        """Sets the loop's clock ahead."""
+        if self.run.step_ns:
+            self.loop.now += <uint64_t> ns
+        else:
+            self.run.ahead_ns += <uint64_t> ns
+
+    def expire(self, budget: int) -> None:
+        if not self.run.step_ns:
+            self.loop.now = lbd_monotonic() + self.run.ahead_ns
+        engine_expire(&self.loop.e, self.loop.now, budget)
+
+    def skip(self, ns: int) -> None:
+        """From now on the clock goes ahead by so much with each turn."""
+        self.run.skip_ns = <uint64_t> ns
+
+    def ends_of(self, i: int) -> tuple:
+        """Of the i-th planned packet: came from the real server, and what it must leave with: (source, port, destination, port)."""
+        cdef Ends t
+        cdef bint back = self.flow[i] & 1
+        n = 4 if self.af == 4 else 16
+        self.ends(self.flow[i] >> 1, not back, &t)
+        return back, t.daddr[:n], lbd_bswap16(t.dport), t.saddr[:n], lbd_bswap16(t.sport)

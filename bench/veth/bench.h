@@ -16,9 +16,11 @@ struct options {
 	unsigned char in_mac[6];         /* fwd: the station behind `in`; gen: destination of the frames */
 	unsigned char out_mac[6];        /* fwd: the station behind `out` */
 	uint32_t source, destination;    /* gen: addresses, network order */
-	uint16_t port;                   /* gen: destination port; sink: the port that counts */
+	uint16_t port;                   /* gen, ping: destination port; sink: the port that counts; echo: its own */
 	int seconds, batch, budget, flows, ring, frames, cpu;
-	double rate;                     /* gen: packets per second, 0 = no limit */
+	uint16_t size[MIX];              /* gen: frame sizes, repeated in this order */
+	int sizes;                       /* how many: MIX is a multiple of it */
+	double rate;                     /* gen, ping: packets per second; gen: 0 = no limit */
 	bool sleeps;                     /* fwd: poll() when idle instead of spinning */
 	bool complete;                   /* fwd: complete partial checksums */
 };
@@ -36,4 +38,6 @@ uint64_t counter(struct bpf_object *o, uint32_t which);
 int run_gen(const struct options *o);
 int run_sink(const struct options *o);
 int run_fwd(const struct options *o);
+int run_ping(const struct options *o);
+int run_echo(const struct options *o);
 #endif

@@ -37,7 +37,8 @@ static uint32_t sum(const void *from, int len)
 
 int run_gen(const struct options *o)
 {
-	unsigned char frame[FRAME] = {};
+	unsigned char frame[FRAME_MAX] = {};
+	uint32_t longest = FRAME_MIN;
 	struct ethhdr *eth = (void *)frame;
 	struct iphdr *ip = (void *)(eth + 1);
 	struct udphdr *udp = (void *)(ip + 1);
@@ -50,25 +51,28 @@ int run_gen(const struct options *o)
 	ip->ihl = 5;
 	ip->ttl = 64;
 	ip->protocol = IPPROTO_UDP;
-	ip->tot_len = htons(FRAME - sizeof *eth);
 	ip->frag_off = htons(0x4000);
 	ip->saddr = o->source & htonl(0xffff0000);
 	ip->daddr = o->destination;
 	udp->dest = o->port;
-	udp->len = htons(FRAME - sizeof *eth - sizeof *ip);
 	cfg.ip_sum = sum(ip, sizeof *ip);
-	cfg.udp_sum = sum(&ip->saddr, 8) + htons(IPPROTO_UDP) + udp->len + sum(udp, FRAME - 34);
+	cfg.udp_sum = sum(&ip->saddr, 8) + htons(IPPROTO_UDP) + sum(udp, sizeof *udp);	/* the payload is zeros */
 	memcpy(cfg.header, frame, sizeof cfg.header);
+	for (int i = 0; i < MIX; i++) {
+		cfg.size[i] = o->size[i % o->sizes];
+		if (cfg.size[i] > longest)
+			longest = cfg.size[i];
+	}
 	if (o->rate > 0)
 		cfg.gap_ps = 1e12 / o->rate;
 
 	struct bpf_object *b = load("gen", &cfg);
 	int fd = bpf_program__fd(bpf_object__find_program_by_name(b, "gen"));
-	struct xdp_md ctx = { .data_end = FRAME };
+	struct xdp_md ctx = { .data_end = longest };
 	double start = now();
 
 	while (!stopped) {
-		LIBBPF_OPTS(bpf_test_run_opts, run, .data_in = frame, .data_size_in = FRAME, .ctx_in = &ctx,
+		LIBBPF_OPTS(bpf_test_run_opts, run, .data_in = frame, .data_size_in = longest, .ctx_in = &ctx,
 			    .ctx_size_in = sizeof ctx, .repeat = 1 << 30, .batch_size = o->batch,
 			    .flags = BPF_F_TEST_XDP_LIVE_FRAMES);
 		if (bpf_prog_test_run_opts(fd, &run) && errno != EAGAIN && errno != EINTR)
@@ -89,7 +93,8 @@ int run_sink(const struct options *o)
 	fprintf(stderr, "ready\n");
 	while (!stopped)
 		poll(NULL, 0, -1);
-	printf("{\"packets\": %lu, \"bad\": %lu, \"slots\": [0", counter(b, COUNT_SINK), counter(b, COUNT_BAD));
+	printf("{\"packets\": %lu, \"bytes\": %lu, \"bad\": %lu, \"slots\": [0", counter(b, COUNT_SINK), counter(b, COUNT_BYTES),
+	       counter(b, COUNT_BAD));
 	for (uint32_t at = 1; at < SLOTS && !bpf_map_lookup_elem(map_fd(b, "slots"), &at, &count); at++)
 		printf(", %lu", count);
 	printf("]}\n");

@@ -2,13 +2,16 @@
 //
 // vethbench: the tools that lbd is measured with on veth.
 //
-//   vethbench gen  -i IF -d MAC -s SOURCE -D DESTINATION -p PORT -n FLOWS [-r PPS]   64-byte UDP frames, made by XDP
-//   vethbench sink -i IF -p PORT                                                     counts, drops
-//   vethbench fwd  -i IF -o IF -d MAC -e MAC [-w] [-c]                             bare AF_XDP forwarder
+//   vethbench gen  -i IF -d MAC -s SOURCE -D DESTINATION -p PORT -n FLOWS [-l SIZE,SIZE,...] [-r PPS]   UDP, made by XDP
+//   vethbench sink -i IF -p PORT                             counts, drops
+//   vethbench fwd  -i IF -o IF -d MAC -e MAC [-w] [-c]     bare AF_XDP forwarder
+//   vethbench ping -D DESTINATION -p PORT -r PPS             round-trip times of UDP
+//   vethbench echo -p PORT                                   answers it
 //   all: -t SECONDS -C CPU; fwd: -b BATCH, -x BUDGET, -R RING, -F FRAMES; -w: poll() when idle, -c: complete checksums
+//   sizes are of frames without the FCS: 60 to 1514, even, as many of them as divide 12
 //
 // All of them end by themselves after SECONDS, or on SIGINT and SIGTERM, and print one line of JSON at their
-// end. `sink` and `fwd` write "ready" to stderr when they are. What each does stands in its file.
+// end. `sink`, `fwd` and `echo` write "ready" to stderr when they are. What each does stands in its file.
 #define _GNU_SOURCE
 #include "bench.h"
 #include <arpa/inet.h>
@@ -124,22 +127,41 @@ static void parse_mac(unsigned char *mac, const char *text)
 		mac[i] = x[i];
 }
 
+static void parse_sizes(struct options *o, const char *text)
+{
+	char *end;
+
+	for (o->sizes = 0; o->sizes < MIX; text = end + 1) {
+		long size = strtol(text, &end, 10);
+
+		if (size < FRAME_MIN || size > FRAME_MAX || size % 2)
+			break;
+		o->size[o->sizes++] = size;
+		if (!*end && MIX % o->sizes == 0)
+			return;
+	}
+	errno = EINVAL;
+	die("sizes");
+}
+
 static int usage(void)
 {
-	fprintf(stderr, "usage: vethbench gen|sink|fwd -i IF [-o IF] [-d MAC] [-e MAC] [-s ADDRESS] [-D ADDRESS] [-p PORT]\n"
-			"       [-n FLOWS] [-r PPS] [-b BATCH] [-x BUDGET] [-R RING] [-F FRAMES] [-w] [-c] [-t SECONDS] [-C CPU]\n");
+	fprintf(stderr, "usage: vethbench gen|sink|fwd|ping|echo [-i IF] [-o IF] [-d MAC] [-e MAC] [-s ADDRESS] [-D ADDRESS]\n"
+			"       [-p PORT] [-n FLOWS] [-l SIZES] [-r PPS] [-b BATCH] [-x BUDGET] [-R RING] [-F FRAMES] [-w] [-c]\n"
+			"       [-t SECONDS] [-C CPU]\n");
 	return 2;
 }
 
 int main(int argc, char **argv)
 {
-	struct options o = { .seconds = 10, .batch = 64, .budget = 64, .flows = 1, .ring = 2048, .frames = 8192, .cpu = -1 };
+	struct options o = { .seconds = 10, .batch = 64, .budget = 64, .flows = 1, .ring = 2048, .frames = 8192, .cpu = -1,
+			     .size = { FRAME_MIN }, .sizes = 1 };
 	struct rlimit unlimited = { RLIM_INFINITY, RLIM_INFINITY };
 	int c;
 
 	if (argc < 2)
 		return usage();
-	while ((c = getopt(argc - 1, argv + 1, "i:o:d:e:s:D:p:n:r:b:x:wct:C:R:F:")) != -1) switch (c) {
+	while ((c = getopt(argc - 1, argv + 1, "i:o:d:e:s:D:p:n:l:r:b:x:wct:C:R:F:")) != -1) switch (c) {
 	case 'i': o.in = optarg; break;
 	case 'o': o.out = optarg; break;
 	case 'd': parse_mac(o.in_mac, optarg); break;
@@ -148,6 +170,7 @@ int main(int argc, char **argv)
 	case 'D': o.destination = inet_addr(optarg); break;
 	case 'p': o.port = htons(atoi(optarg)); break;
 	case 'n': o.flows = atoi(optarg); break;
+	case 'l': parse_sizes(&o, optarg); break;
 	case 'r': o.rate = atof(optarg); break;
 	case 'b': o.batch = atoi(optarg); break;
 	case 'x': o.budget = atoi(optarg); break;
@@ -159,7 +182,7 @@ int main(int argc, char **argv)
 	case 'F': o.frames = atoi(optarg); break;
 	default: return usage();
 	}
-	if (!o.in || !if_nametoindex(o.in) || (o.out && !if_nametoindex(o.out)))
+	if ((o.in && !if_nametoindex(o.in)) || (o.out && !if_nametoindex(o.out)))
 		return usage();
 	if (o.cpu >= 0) {
 		cpu_set_t set;
@@ -176,11 +199,15 @@ int main(int argc, char **argv)
 	sigaction(SIGTERM, &ends, NULL);
 	sigaction(SIGALRM, &ends, NULL);
 	alarm(o.seconds);
-	if (!strcmp(argv[1], "gen"))
+	if (!strcmp(argv[1], "gen") && o.in)
 		return run_gen(&o);
-	if (!strcmp(argv[1], "sink"))
+	if (!strcmp(argv[1], "sink") && o.in)
 		return run_sink(&o);
-	if (!strcmp(argv[1], "fwd") && o.out)
+	if (!strcmp(argv[1], "fwd") && o.in && o.out)
 		return run_fwd(&o);
+	if (!strcmp(argv[1], "ping") && o.rate > 0)
+		return run_ping(&o);
+	if (!strcmp(argv[1], "echo"))
+		return run_echo(&o);
 	return usage();
 }

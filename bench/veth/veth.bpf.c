@@ -39,39 +39,60 @@ struct {
 } slots SEC(".maps");
 static __u64 first_ns;
 
-static __always_inline __u64 bump(__u32 which)
+static __always_inline __u64 bump(__u32 which, __u64 by)
 {
-	__u64 *v = bpf_map_lookup_elem(&counters, &which);
+	__u64 *v = bpf_map_lookup_elem(&counters, &which), old = 0;
 
-	return v ? (*v)++ : 0;
+	if (v) {
+		old = *v;
+		*v += by;
+	}
+	return old;
+}
+
+static __always_inline __u16 fold(__u64 s)
+{
+	s = (s & 0xffffffff) + (s >> 32);
+	s = (s & 0xffff) + (s >> 16);
+	s = (s & 0xffff) + (s >> 16);
+	return (s & 0xffff) + (s >> 16);
 }
 
 /* Sum of LEN bytes (a constant, even) as 16-bit words, folded. */
-static __always_inline __u16 sum(const void *from, int len, __u32 s)
+static __always_inline __u16 sum(const void *from, int len, __u64 s)
 {
 	const __u16 *w = from;
 
 	for (int i = 0; i < len / 2; i++)
 		s += w[i];
-	s = (s & 0xffff) + (s >> 16);
-	return (s & 0xffff) + (s >> 16);
+	return fold(s);
+}
+
+/* Sum of all from `at` to the frame's end, an even number of bytes, folded. */
+static __always_inline __u16 sum_rest(const void *at, const void *end, __u64 s)
+{
+	for (int i = 0; i < FRAME_MAX / 4 && at + 4 <= end; i++, at += 4)
+		s += *(const __u32 *)at;
+	if (at + 2 <= end)
+		s += *(const __u16 *)at;
+	return fold(s);
 }
 
 /* Count and drop. Only IPv4 UDP to the expected port counts: neighbour discovery is not a result. One packet
- * in SAMPLE is put in its slot of time, for all of them, and has its checksums verified, so that a forwarder that
- * is fast and wrong shows. */
+ * in SAMPLE is put in its slot of time, for all of them, and has lengths and checksums verified, so that a forwarder
+ * that is fast and wrong shows. */
 SEC("xdp") int sink(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct iphdr *ip = data + sizeof(struct ethhdr);
 	struct udphdr *udp = (void *)(ip + 1);
 
-	if (data + FRAME > end || ((struct ethhdr *)data)->h_proto != bpf_htons(ETH_P_IP) ||
+	if (data + FRAME_MIN > end || ((struct ethhdr *)data)->h_proto != bpf_htons(ETH_P_IP) ||
 	    ip->protocol != IPPROTO_UDP || udp->dest != cfg.sink_port)
 		return XDP_PASS;
-	if (bump(COUNT_SINK) % SAMPLE == 0) {
-		__u32 pseudo = bpf_htons(IPPROTO_UDP) + (__u32)udp->len;
-		__u64 now = bpf_ktime_get_ns(), *slot;
+	bump(COUNT_BYTES, end - data);
+	if (bump(COUNT_SINK, 1) % SAMPLE == 0) {
+		__u64 pseudo = bpf_htons(IPPROTO_UDP) + (__u64)udp->len, now = bpf_ktime_get_ns(), *slot;
 
 		if (!first_ns)
 			first_ns = now;
@@ -82,27 +103,21 @@ SEC("xdp") int sink(struct xdp_md *ctx)
 			__sync_fetch_and_add(slot, SAMPLE);
 
 		/* RFC 768: the pseudo-header's addresses are the last 8 bytes of the IPv4 header */
-		if (sum(ip, sizeof(*ip), 0) != 0xffff ||
-		    (udp->check && sum(&ip->saddr, 8 + FRAME - 34, pseudo) != 0xffff))
-			bump(COUNT_BAD);
+		pseudo = sum(&ip->saddr, 8, pseudo);
+		if (bpf_ntohs(ip->tot_len) != end - (void *)ip || bpf_ntohs(udp->len) != end - (void *)udp ||
+		    sum(ip, sizeof(*ip), 0) != 0xffff || (udp->check && sum_rest(udp, end, pseudo) != 0xffff))
+			bump(COUNT_BAD, 1);
 	}
 	return XDP_DROP;
 }
 
-/* Live frames: vary source port and the low source address bits over cfg.flows flows, both checksums right.
- * NB: the page pool hands frames back as the last user left them (a NAT has changed addresses and TTL), so the
- * whole header is written anew each time. */
+/* Live frames: vary source port and the low source address bits over cfg.flows flows, and the size over cfg.size, both
+ * checksums right. NB: the page pool hands frames back as the last user left them (a NAT has changed addresses and
+ * TTL), so the whole header is written anew each time; the payload nobody changes. */
 static __u64 next_ps;
 
 SEC("xdp") int gen(struct xdp_md *ctx)
 {
-	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	struct iphdr *ip = data + sizeof(struct ethhdr);
-	struct udphdr *udp = (void *)(ip + 1);
-	__u64 *w = data;
-
-	if (data + FRAME > end)
-		return XDP_DROP;
 	if (cfg.gap_ps) {
 		__u64 now = bpf_ktime_get_ns() * 1000;
 
@@ -110,15 +125,32 @@ SEC("xdp") int gen(struct xdp_md *ctx)
 			return XDP_DROP;
 		next_ps = now - next_ps > 50000000ULL ? now : next_ps + cfg.gap_ps; /* catches up on 50 us at most */
 	}
-	__u32 n = bump(COUNT_GEN) % cfg.flows;
-	__u16 low = bpf_htons((n >> 14) + 1), port = bpf_htons(1024 + (n & 0x3fff));
+	__u32 count = bump(COUNT_GEN, 1), n = count % cfg.flows, turn = count % MIX;
 
+	asm volatile("" : "+r"(turn)); /* the verifier doesn't see what the compiler knows of it */
+	if (turn >= MIX)
+		return XDP_DROP;
+	__u16 low = bpf_htons((n >> 14) + 1), port = bpf_htons(1024 + (n & 0x3fff));
+	int size = cfg.size[turn], cut = size - (int)(ctx->data_end - ctx->data);
+
+	if (cut && bpf_xdp_adjust_tail(ctx, cut))
+		return XDP_DROP;
+
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct iphdr *ip = data + sizeof(struct ethhdr);
+	struct udphdr *udp = (void *)(ip + 1);
+	__u64 *w = data;
+
+	if (data + FRAME_MIN > end)
+		return XDP_DROP;
 	for (int i = 0; i < HEADER_WORDS; i++)
 		w[i] = cfg.header[i];
 	((__u16 *)&ip->saddr)[1] = low;
+	ip->tot_len = bpf_htons(size - sizeof(struct ethhdr));
 	udp->source = port;
-	ip->check = ~sum(&low, 2, cfg.ip_sum);
-	udp->check = ~sum(&low, 2, cfg.udp_sum + port);
+	udp->len = bpf_htons(size - sizeof(struct ethhdr) - sizeof(*ip));
+	ip->check = ~fold(cfg.ip_sum + low + ip->tot_len);
+	udp->check = ~fold(cfg.udp_sum + low + port + 2 * udp->len); /* the length is in the pseudo-header, too */
 	return bpf_redirect(cfg.ifindex[0], 0);
 }
 
