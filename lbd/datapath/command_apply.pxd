@@ -7,6 +7,7 @@ from lbd.datapath.command cimport *
 from lbd.datapath.svc cimport (LIP_MAX, Svc, SvcStat, Dest, Lip, LipStat, SVC_NONE, DEST_NONE, SVC_USED, DEST_USED)
 from lbd.datapath.neigh cimport (Iface, adj_refresh, Adj, ADJ_NONE, ADJ_MAX, ADJ_USED, ADJ_VALID, ADJ_LEARNED, IFACE_PARTIAL,
                                  IFACE_USED)
+from lbd.datapath.fast cimport LANE_CLOSED, LANE_OPEN, LANE_WHOLE
 from lbd.datapath.timer cimport TIMEOUT_MAX
 from lbd.datapath.fib cimport Route, FIB_MAX, ROUTE_USED
 from lbd.datapath.pkt cimport IFACE_MAX
@@ -117,10 +118,13 @@ cdef inline bint lip_set(Engine *e, const Cmd *c, const CmdLip *b) noexcept nogi
 
 
 cdef inline void fast_refresh(Engine *e) noexcept nogil:
-    """Transport checksums are looked at by the general way alone."""
+    """Transport checksums are verified and completed by the general way alone."""
     cdef uint32_t i
     for i in range(IFACE_MAX):
-        e.fast[i] = not e.fast_off and not e.verify_csum and not e.iface[i].flags & IFACE_PARTIAL
+        if e.fast_off or e.verify_csum:
+            e.fast[i] = LANE_CLOSED
+        else:
+            e.fast[i] = LANE_WHOLE if e.iface[i].flags & IFACE_PARTIAL else LANE_OPEN
 
 
 cdef inline void iface_refresh(Engine *e, uint32_t id) noexcept nogil:

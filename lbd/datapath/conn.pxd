@@ -61,7 +61,7 @@ cdef struct ConnCommon:         # 24 bytes: what both families keep the same way
     uint8_t live                # Live; stored last, cleared first
 
 # A record begins with its two ends, each as its packets carry it, source first: what comes from one end leaves with the halves of
-# the other one exchanged (conn_end).
+# the other one exchanged (conn_side).
 cdef struct Conn4:              # 64 bytes
     uint32_t caddr              # client; network order all
     uint32_t vaddr              # virtual service
@@ -143,7 +143,7 @@ cdef inline ConnCommon *conn_common(ConnTable *t, uint32_t i, int af) noexcept n
     return &conn6(t, i).c
 
 
-cdef inline uint8_t *conn_end(ConnTable *t, uint32_t i, uint32_t direction, int af) noexcept nogil:
+cdef inline uint8_t *conn_side(ConnTable *t, uint32_t i, uint32_t direction, int af) noexcept nogil:
     """One end as its packets carry it: source, destination address, source, destination port."""
     if af == 4:
         return <uint8_t *> conn4(t, i) + 12 * direction

@@ -58,7 +58,7 @@ cdef struct Engine:
     Timer w4
     Timer w6
     # settings
-    uint8_t fast[16]            # by interface: the fast lane is open to its packets (fast.pxd)
+    uint8_t fast[16]            # by interface: Lane of fast.pxd
     uint32_t timeout[16]        # ms by TcpState
     uint32_t verify_csum
     uint32_t fast_off           # for tests: everything goes the general way

@@ -13,13 +13,18 @@ from lbd.datapath.pkt cimport Pkt, PKT_MULTI, PKT_REPLY
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.hdr cimport ETH_HLEN, PROTO_TCP, PROTO_UDP, TCP_FIN, TCP_RST, TCP_SYN
 from lbd.datapath.reason cimport REASON_NONE, VERDICT_FORWARD
-from lbd.datapath.conn cimport (CONN_ACTIVE, CONN_LIVE, CONN_SYNACK, ConnCommon, ConnTable, conn4, conn6, conn_common, conn_end)
-from lbd.datapath.csum cimport csum_add
+from lbd.datapath.conn cimport (CONN_ACTIVE, CONN_LIVE, CONN_SYNACK, ConnCommon, ConnTable, conn4, conn6, conn_common, conn_side)
+from lbd.datapath.csum cimport csum_add, csum_fold, csum_pseudo
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.neigh cimport Adj, adj_sender
 from lbd.datapath.svc cimport DEST_NONE, SvcStat
 from lbd.datapath.tcp cimport SEQ_AHEAD, STATE_ESTABLISHED, STATE_UDP, STATE_UDP_ONEWAY
 from lbd.datapath.timer cimport WHEEL_SHIFT
+
+cdef enum Lane:                 # Engine.fast, by interface
+    LANE_CLOSED = 0             # checksums are to be verified, or a test says so
+    LANE_OPEN = 1
+    LANE_WHOLE = 2              # to whole checksums: partial ones come by this interface too, and the general way completes them
 
 cdef enum:
     IP4 = 14                    # offsets from the frame's first byte
@@ -109,11 +114,23 @@ cdef inline bint fast_parse6(Pkt *p, Tuple *t) noexcept nogil:
     return True
 
 
+cdef inline bint checksum_is_partial(const Pkt *p) noexcept nogil:
+    """As transport_csum of parse.pxd recognises it."""
+    cdef const uint8_t *l4 = p.data + p.l4
+    cdef uint32_t alen = 4 if p.af == 4 else 16
+    cdef const uint8_t *addrs = p.data + (IP4 + 12 if p.af == 4 else IP6 + 8)
+    if p.proto == PROTO_TCP:
+        return lbd_ld16(l4 + 16) == csum_fold(csum_pseudo(addrs, addrs + alen, alen, PROTO_TCP, p.l3 + p.l3_len - p.l4))
+    return lbd_ld16(l4 + 6) == csum_fold(csum_pseudo(addrs, addrs + alen, alen, PROTO_UDP, lbd_bswap16(lbd_ld16(l4 + 4))))
+
+
 cdef inline bint fast_parse(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
     """Fills p's offsets and the tuple as parse() does."""
-    if p.flags & PKT_MULTI or not e.fast[p.ifin]:
+    if p.flags & PKT_MULTI or e.fast[p.ifin] == LANE_CLOSED:
         return False
-    return fast_parse4(p, t) or fast_parse6(p, t)
+    if not fast_parse4(p, t) and not fast_parse6(p, t):
+        return False
+    return e.fast[p.ifin] == LANE_OPEN or not checksum_is_partial(p)
 
 
 cdef inline bint end_is(const uint8_t *end, const Tuple *t, int af) noexcept nogil:
@@ -197,7 +214,7 @@ cdef inline bint fast_forward(Engine *e, Pkt *p, const Tuple *t, uint32_t ref, i
     cdef uint8_t *d = p.data
     cdef const Adj *a
     cdef uint8_t proto = p.proto
-    if not end_is(conn_end(tab, i, direction, af), t, af) or c.fib_gen != e.fib_gen[0]:
+    if not end_is(conn_side(tab, i, direction, af), t, af) or c.fib_gen != e.fib_gen[0]:
         return False
     if not settled(c, proto, direction, e.now_ms):
         return False
@@ -221,7 +238,7 @@ cdef inline bint fast_forward(Engine *e, Pkt *p, const Tuple *t, uint32_t ref, i
     p.verdict = VERDICT_FORWARD
     p.reason = REASON_NONE
     # the deltas of what comes from the real server are the complements
-    fast_rewrite(p, conn_end(tab, i, 1 - direction, af), conn4(tab, i).ip_delta[direction] if af == 4 else 0,
+    fast_rewrite(p, conn_side(tab, i, 1 - direction, af), conn4(tab, i).ip_delta[direction] if af == 4 else 0,
                  c.l4_delta ^ <uint16_t> (0 - direction), af)
     lbd_copy12(d, a.dmac)
     stat_packet(e.svc_stat + c.svc, direction, p.l3_len)

@@ -19,7 +19,7 @@ from lbd.datapath.lifetime cimport conn_end, conn_schedule, evict, stat_count, t
 from lbd.datapath.laddr cimport laddr_guess, laddr_pick
 from lbd.datapath.owner cimport flow_owner
 from lbd.datapath.parse cimport KIND_ICMP
-from lbd.datapath.sched cimport schedule
+from lbd.datapath.sched cimport schedule, schedule_prefetch
 from lbd.datapath.nat cimport delta_set
 from lbd.datapath.forward cimport drop, forward_known
 from lbd.datapath.count cimport EXPIRE_ADMIN
@@ -89,12 +89,16 @@ cdef inline bint may_open(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     return True
 
 
-cdef inline bint looks_new(Engine *e, const Pkt *p, uint32_t i, int af) noexcept nogil:
-    """Will it open a connection if it has none?"""
+cdef inline bint looks_new(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
+    """Will it open a connection (of service p.svc) if it has none? Then the scheduler's slot is on its way."""
     cdef const Tuple *t = &e.tuple[i]
     if e.kind[i] == KIND_ICMP or (t.proto == PROTO_TCP and (p.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) != TCP_SYN):
         return False
-    return svc_lookup(e, t.daddr, t.dport, t.proto, af) != SVC_NONE
+    p.svc = svc_lookup(e, t.daddr, t.dport, t.proto, af)
+    if p.svc == SVC_NONE:
+        return False
+    schedule_prefetch(e, e.svc + p.svc, t)
+    return True
 
 
 cdef inline void reserve(Engine *e, uint32_t svc, uint32_t dest, int by) noexcept nogil:
@@ -104,10 +108,11 @@ cdef inline void reserve(Engine *e, uint32_t svc, uint32_t dest, int by) noexcep
 
 
 cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32_t nth, int af) noexcept nogil:
-    """nth: how many connections of this family were planned before in this burst."""
+    """For a packet that looks new. nth: how many connections of this family were planned before in this burst."""
     cdef ConnTable *tab = table_of(e, af)
     cdef uint32_t record
-    if not may_open(e, p, i, af):
+    if hand_over(e, p, i, af):
+        p.svc = SVC_NONE
         return STEP_DONE
     plan.dest = schedule(e, e.svc + p.svc, &e.tuple[i])
     if plan.dest == DEST_NONE:
@@ -116,7 +121,9 @@ cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32
     reserve(e, p.svc, plan.dest, 1)
     if nth < tab.free_n:
         record = tab.free[tab.free_n - 1 - nth]
-        lbd_prefetchw(conn_common(tab, record, af))
+        lbd_prefetchw(conn_side(tab, record, 0, af))
+        if af == 6:
+            lbd_prefetchw(conn_common(tab, record, af))
         lbd_prefetchw(tab.cold + record)
     back_from(e, &plan.back, plan.dest, p.proto, af)
     plan.lip = laddr_guess(e, &plan.back, &plan.hash, af)

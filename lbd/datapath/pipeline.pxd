@@ -14,7 +14,8 @@ from lbd.datapath.conn cimport (ConnTable, Bucket, REF_NONE, conn_bucket, conn_t
                                 lbd_tag_match)
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.forward cimport forward_known, forward_icmp
-from lbd.datapath.open cimport STEP_AGAIN, STEP_OPEN, looks_new, met_before, open_planned, plan_open, start_anew, starts_anew
+from lbd.datapath.open cimport (STEP_AGAIN, STEP_DONE, STEP_OPEN, looks_new, may_open, met_before, open_planned, plan_open,
+                                start_anew, starts_anew)
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE
 
 cdef enum:
@@ -126,27 +127,34 @@ cdef inline bint settle(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
 
 
 cdef inline void stage_open(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
-    """The n packets of e.later: plan, then open (see open.pxd)."""
+    """The n packets of e.later: look which are new, plan, open (see open.pxd)."""
     cdef uint8_t seen[128]
     cdef uint32_t k, i, n4 = 0, n6 = 0
+    cdef bint new
     memset(seen, 0, sizeof(seen))
     for k in range(n):
         i = e.later[k]
         e.step[k] = STEP_AGAIN
+        new = looks_new(e, pkts + i, i, 4) if pkts[i].af == 4 else looks_new(e, pkts + i, i, 6)
+        if new and not met_before(seen, e.hash, i):
+            e.step[k] = STEP_OPEN
+    for k in range(n):
+        i = e.later[k]
+        if e.step[k] != STEP_OPEN:
+            continue
         if pkts[i].af == 4:
-            if looks_new(e, pkts + i, i, 4) and not met_before(seen, e.hash, i):
-                e.step[k] = plan_open(e, pkts + i, i, &e.plan[k], n4, 4)
-                n4 += e.step[k] == STEP_OPEN
-        elif looks_new(e, pkts + i, i, 6) and not met_before(seen, e.hash, i):
+            e.step[k] = plan_open(e, pkts + i, i, &e.plan[k], n4, 4)
+            n4 += e.step[k] == STEP_OPEN
+        else:
             e.step[k] = plan_open(e, pkts + i, i, &e.plan[k], n6, 6)
             n6 += e.step[k] == STEP_OPEN
     for k in range(n):
         i = e.later[k]
         if e.step[k] == STEP_AGAIN and not settle(e, pkts + i, i):
             if pkts[i].af == 4:
-                e.step[k] = plan_open(e, pkts + i, i, &e.plan[k], 0, 4)
+                e.step[k] = plan_open(e, pkts + i, i, &e.plan[k], 0, 4) if may_open(e, pkts + i, i, 4) else STEP_DONE
             else:
-                e.step[k] = plan_open(e, pkts + i, i, &e.plan[k], 0, 6)
+                e.step[k] = plan_open(e, pkts + i, i, &e.plan[k], 0, 6) if may_open(e, pkts + i, i, 6) else STEP_DONE
         if e.step[k] == STEP_OPEN:
             if pkts[i].af == 4:
                 open_planned(e, pkts + i, i, &e.plan[k], 4)

@@ -3,7 +3,7 @@
 # A server that went down a moment ago may still be in the table. Loads are those of all workers together.
 # What a worker remembers (cursor, homes) is in its own record of the service: no allocation, nothing to expire but by reading it.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_ld32, lbd_ld64, lbd_mum, lbd_scale
+from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_ld32, lbd_ld64, lbd_mum, lbd_prefetch, lbd_scale
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.hdr cimport PROTO_TCP
@@ -241,6 +241,12 @@ cdef inline uint32_t pick_home(Engine *e, Svc *s) noexcept nogil:
         s.homes |= bit
         s.homes_changed = e.now_ms
     return slot_dest(e, s, k)
+
+
+cdef inline void schedule_prefetch(Engine *e, const Svc *s, const Tuple *t) noexcept nogil:
+    """A large table's slot, known by the client's hash alone, on its way into the cache."""
+    if s.sched == SCHED_HASH and s.table_len:
+        lbd_prefetch(e.arena + s.table_off + stable_hash(t, s.flags & SVC_HASH_PORT, 0) % s.table_len)
 
 
 cdef inline uint32_t schedule(Engine *e, Svc *s, const Tuple *t) noexcept nogil:
