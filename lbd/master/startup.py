@@ -125,7 +125,7 @@ def create(config: Config, snapshot: Snapshot, links: Mapping[str, Link]) -> Res
             stack.callback(os.close, fd)
         ports = Opener(config, area, links, queues).open()
         stack.callback(close_ports, ports)
-        program = _xsk.Program.load(services=sizes["services"], lips=sizes["lips"])
+        program = _xsk.Program.load(services=sizes["services"], lips=sizes["lips"], sources=sizes["dests"])
         stack.callback(program.close)
         attach(program, config, links)
         for port in ports:

@@ -39,6 +39,7 @@ class Steering:
         self._in_use = in_use
         self._services: set[ServiceAt] = set(program.services())
         self._lips: dict[LipAt, Ports] = dict(program.lips())
+        self._sources: set[ServiceAt] = set(program.sources())
         self._wanted: tuple[Mapping[ServiceAt, int], Mapping[LipAt, Ports]] = ({}, {})
         self._seen: Desired | None = None  # what that follows from; None: something failed on the way
         self._due = False  # something is wanted, and not steered yet
@@ -52,6 +53,7 @@ class Steering:
         self._due = True
         self._wanted = wanted(desired)
         services, lips = self._wanted
+        self._answers(sources(desired))
         for at in self._services - services.keys():
             self._program.del_service(*at)
             self._services.discard(at)
@@ -63,6 +65,13 @@ class Steering:
                 self._lips[lip] = ports
         self.tend()
         self._seen = desired
+
+    def _answers(self, wanted: set[ServiceAt]) -> None:
+        """Before there are connections that have them; what no connection waits for, workers give to the kernel.
+        NB: a real server that is gone, or a service whose mode was changed, may still have connections: so they stay."""
+        for at in wanted - self._sources:
+            self._program.set_source(*at)
+            self._sources.add(at)
 
     def extend(self) -> None:
         """After every worker has applied what `prepare` was given last."""
@@ -91,6 +100,9 @@ class Steering:
         for at in tuple(self._services):
             self._program.del_service(*at)
             self._services.discard(at)
+        for at in tuple(self._sources):
+            self._program.del_source(*at)
+            self._sources.discard(at)
         for lip in tuple(self._lips):
             self._program.del_lip(*lip)
             del self._lips[lip]
@@ -100,7 +112,18 @@ def same(one: Desired, other: Desired) -> bool:
     """Nothing of it would be steered otherwise: as it is with all changes of real servers, which are most."""
     if one.local_addresses is not other.local_addresses or len(one.services) != len(other.services):
         return False
-    return all(a is b or a.key == b.key for a, b in zip(one.services, other.services, strict=True))
+    pairs = zip(one.services, other.services, strict=True)
+    return all(a is b or (a.key == b.key and "nat" not in (a.mode, b.mode)) for a, b in pairs)
+
+
+def sources(desired: Desired) -> set[ServiceAt]:
+    """Where answers come from that carry no address of lbd."""
+    return {
+        (family(r.address), r.address, r.port, s.protocol)
+        for s in desired.services
+        if s.mode == "nat"
+        for r in s.real_servers
+    }
 
 
 def wanted(desired: Desired) -> tuple[dict[ServiceAt, int], dict[LipAt, Ports]]:

@@ -5,7 +5,7 @@ Scope: open, fill and bind sockets; load and attach steer.bpf.c, write its maps.
 (io.pxd). The kernel's refusals are XdpErrors with a remedy.
 
 Sockets are opened by the kernel's own calls (socket.pxi): libxdp 1.3.1 can't hand one on. The program is
-loaded by libbpf (program.pxi). Questions to the kernel are in kernel.py.
+loaded by libbpf (program.pxi; key.pxi has the keys of its maps). Questions to the kernel are in kernel.py.
 
 Typed in _xsk.pyi.
 """
@@ -18,8 +18,8 @@ from libc.string cimport memcpy, memset
 from lbd.shm.layout cimport CHUNK, CHUNK_SHIFT, FRAME_FILL, FRAME_FREE
 from lbd.xdp cimport steer
 from lbd.xdp.libbpf cimport (
-    BPF_ANY, BPF_XDP, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, bpf_link_create, bpf_link_create_opts,
-    bpf_link_detach, bpf_link_info, bpf_map__fd, bpf_map__set_max_entries, bpf_map_delete_elem,
+    BPF_ANY, BPF_MAP_TYPE_ARRAY, BPF_XDP, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, bpf_link_create, bpf_link_create_opts,
+    bpf_link_detach, bpf_link_info, bpf_map_info, bpf_map__fd, bpf_map__set_max_entries, bpf_map_delete_elem,
     bpf_map_get_next_key, bpf_map_lookup_elem, bpf_map_update_elem, bpf_obj_get_info_by_fd, bpf_object,
     bpf_object__close,
     bpf_object__find_map_by_name, bpf_object__find_program_by_name, bpf_object__load, bpf_object__open_mem,
@@ -35,13 +35,15 @@ from lbd.xdp.libxdp cimport (
 from lbd.xdp.port cimport (
     MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, SOL_SOCKET, SOL_XDP, getsockopt, mmap, munmap,
 )
-from lbd.xdp.steer cimport steer_addr, steer_iface, steer_ports, steer_vip
+from lbd.xdp.steer cimport steer_addr, steer_counts, steer_port6, steer_ports, steer_settings
 
 import errno as E
 import importlib.resources
 import logging
 import os
+import sys
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 
 from lbd.xdp.kernel import queue_holder
@@ -68,4 +70,5 @@ cdef extern from *:
 
 include "error.pxi"
 include "socket.pxi"
+include "key.pxi"
 include "program.pxi"

@@ -60,3 +60,36 @@ cdef int libbpf_failed(int code, str action, str remedy="") except -1:
     if said:
         log.error("%s: libbpf: %s", action, said)
     raise XdpError(code, action, remedy or (NEED_BPF if code == E.EPERM else ""))
+
+
+cdef object another_version():
+    return XdpError(E.EPROTO, "taking over the XDP program of another version",
+                    f"this lbd has version {steer.STEER_VERSION}: stop lbd, then start it")
+
+
+def attach_remedy(int code, int ifindex, str ifname, str mode):
+    """What to do about a refusal to attach, by what is on the interface already."""
+    cdef uint32_t prog_id = 0
+    cdef bpf_prog_info info
+    cdef uint32_t length = sizeof(info)
+    cdef int fd
+    if code in (E.EBUSY, E.EEXIST) and bpf_xdp_query_id(ifindex, 0, &prog_id) == 0 and prog_id:
+        name = "?"
+        fd = bpf_prog_get_fd_by_id(prog_id)
+        if fd >= 0:
+            memset(&info, 0, sizeof(info))
+            if bpf_obj_get_info_by_fd(fd, &info, &length) == 0:
+                name = info.name.decode(errors="replace")
+            os.close(fd)
+        if name == "steer":
+            return f"another lbd serves {ifname}: stop it first"
+        return (f"{ifname} has the XDP program '{name}' (id {prog_id}): stop the program that it belongs to, "
+                f"or: ip link set dev {ifname} xdp off")
+    if code == E.EOPNOTSUPP and mode == "native":
+        return f'the driver of {ifname} has no XDP: set attach = "generic"'
+    if code in (E.EINVAL, E.ERANGE, E.ENOSPC, E.ENOMEM) and mode == "native":
+        return (f"the driver of {ifname} refuses XDP as it is set up: often the MTU is too large, or queues "
+                'are too few; the kernel log may say; attach = "generic" works with any')
+    if code == E.ENODEV:
+        return f"is there no interface {ifname} any more?"
+    return ""

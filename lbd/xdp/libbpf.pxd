@@ -5,6 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 cdef extern from "linux/bpf.h" nogil:
     enum:
         BPF_ANY
+        BPF_MAP_TYPE_ARRAY
         BPF_XDP
 
     struct bpf_prog_info:

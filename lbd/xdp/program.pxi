@@ -1,18 +1,6 @@
 # The steering program: load, attach, its maps. Part of _xsk.pyx.
 
-cdef tuple MAPS = ("xsks", "ifaces", "vips", "vip_addrs", "lips", "counters", "settings")
-ACTIONS = ("pass", "redirect", "drop")          # in the order of enum steer_action
-
-cdef int put_addr(uint8_t *to, int af, bytes addr) except -1:
-    if len(addr) != {4: 4, 6: 16}.get(af):
-        raise ValueError(f"{addr!r} is no address of family {af}")
-    memset(to, 0, 16)
-    memcpy(to, <const char *>addr, len(addr))
-    return 0
-
-
-cdef bytes get_addr(const uint8_t *addr, int af):
-    return addr[:4 if af == 4 else 16]
+cdef tuple MAPS = ("xsks", "vips4", "vips6", "vip_addrs", "lips4", "lips6", "sources4", "sources6", "counters", "settings")
 
 
 cdef class Program:
@@ -22,30 +10,35 @@ cdef class Program:
     dies with all its workers leaves nothing attached. `fds` and `adopt` pass everything to a successor.
     """
     cdef dict _fds              # "prog", "map:NAME", "link:IFINDEX" -> descriptor
-    cdef dict _served           # (af, addr) -> {(port, proto)}: what is in vips, so that vip_addrs follows
+    cdef dict _served           # (af, addr) -> {(port, proto)}: what is in vips4 and vips6, so that vip_addrs follows
+    cdef set _sources           # what is in sources4 and sources6, for its number
+    cdef steer_settings *_settings          # the program's own, mapped
+    cdef object _near_vips4, _near_lips4    # slot -> {key: entry}, what has its hash: keep_near
 
     @staticmethod
-    def load(*, uint32_t services=4096, uint32_t lips=1024):
-        """Load the program that travels in the package, with room for so many services and LIPs."""
+    def load(*, uint32_t services=4096, uint32_t lips=1024, uint32_t sources=16384):
+        """Load the program that travels in the package, with room for so many services, LIPs and NAT real servers."""
         cdef Program self = Program.__new__(Program)
         cdef bytes elf = (importlib.resources.files("lbd.xdp") / "steer.bpf.o").read_bytes()
         cdef bpf_object *obj = bpf_object__open_mem(<const char *>elf, len(elf), NULL)
-        cdef uint32_t key = steer.STEER_SETTING_VERSION, version = steer.STEER_VERSION
         cdef int code
         self._fds, self._served = {}, {}
         if obj == NULL:
             libbpf_failed(errno, "reading the XDP program")
         try:
-            for name, size in (("vips", services), ("vip_addrs", services), ("lips", lips)):
+            for name, size in (("vips4", services), ("vips6", services), ("vip_addrs", services), ("lips4", lips),
+                               ("lips6", lips), ("sources4", sources), ("sources6", sources)):
                 bpf_map__set_max_entries(bpf_object__find_map_by_name(obj, name.encode()), max(size, 1))
             code = bpf_object__load(obj)
             if code != 0:
                 libbpf_failed(-code, "loading the XDP program")
             for name in MAPS:
-                code = bpf_map__fd(bpf_object__find_map_by_name(obj, name.encode()))
+                called = b".bss" if name == "settings" else name.encode()   # a global variable is in a map too
+                code = bpf_map__fd(bpf_object__find_map_by_name(obj, called))
                 self._fds[f"map:{name}"] = os.dup(code)
             self._fds["prog"] = os.dup(bpf_program__fd(bpf_object__find_program_by_name(obj, "steer")))
-            self.update("settings", &key, &version)
+            self.map_settings()
+            self._settings.version = steer.STEER_VERSION
         except BaseException:
             self.close()
             raise
@@ -58,17 +51,38 @@ cdef class Program:
         """Take over the descriptors that a predecessor's `fds` named. XdpError if they are incomplete or of
         another version; they stay the caller's then."""
         cdef Program self = Program.__new__(Program)
-        cdef uint32_t key = steer.STEER_SETTING_VERSION, version = 0
         missing = [name for name in ("prog", *(f"map:{m}" for m in MAPS)) if name not in fds]
+        if "map:settings" in fds and not is_settings(fds["map:settings"]):
+            raise another_version()
         if missing:
             raise XdpError(E.EINVAL, "taking over the XDP program", f"{', '.join(missing)} not handed over")
-        if bpf_map_lookup_elem(fds["map:settings"], &key, &version) != 0 or version != steer.STEER_VERSION:
-            raise XdpError(E.EPROTO, f"taking over the XDP program of version {version}",
-                           f"this lbd has version {steer.STEER_VERSION}: stop lbd, then start it")
-        self._fds, self._served = dict(fds), {}
-        for af, addr, port, proto in self.services():
-            self._served.setdefault((af, addr), set()).add((port, proto))
+        self._fds = dict(fds)
+        try:
+            self.map_settings()
+            if self._settings.version != steer.STEER_VERSION:
+                raise another_version()
+            for af, addr, port, proto in self.services():
+                self.note_service(af, addr, port, proto, True)
+            for (af, addr), (lo, hi) in self.lips().items():
+                self.note_lip(af, addr, lo, hi)
+            self._sources = self.sources()
+        except BaseException:
+            self._fds.clear()
+            self.close()
+            raise
         return self
+
+    cdef int map_settings(self) except -1:
+        cdef void *at
+        if not is_settings(self._fds["map:settings"]):
+            raise XdpError(E.EPROTO, "reading the XDP program", "steer.bpf.o is of another version than this: make build")
+        at = mmap(NULL, sizeof(steer_settings), PROT_READ | PROT_WRITE, MAP_SHARED, self._fds["map:settings"], 0)
+        if at == MAP_FAILED:
+            raise XdpError(errno, "mapping the XDP program's settings")
+        self._settings = <steer_settings *>at
+        self._served, self._near_vips4, self._near_lips4 = {}, defaultdict(dict), defaultdict(dict)
+        self._sources = set()
+        return 0
 
     @property
     def fds(self):
@@ -76,8 +90,15 @@ cdef class Program:
 
     def close(self):
         """Close this process's descriptors; what other processes hold lives on. May be repeated."""
+        if self._settings != NULL:
+            munmap(self._settings, sizeof(steer_settings))
+            self._settings = NULL
         while self._fds:
             os.close(self._fds.popitem()[1])
+
+    def __dealloc__(self):
+        if self._settings != NULL:
+            munmap(self._settings, sizeof(steer_settings))
 
     # ---- attachment ----------------------------------------------------------------------------------------
 
@@ -132,29 +153,29 @@ cdef class Program:
             libbpf_failed(-code, f"deleting from the XDP program's map {name}")
         return 0
 
+    cdef steer_settings *settings(self) except NULL:
+        if self._settings == NULL:
+            raise ValueError("closed")
+        return self._settings
+
     def set_iface(self, int ifindex, uint32_t iface):
         """Packets of this interface go to the sockets of lbd's interface number `iface`."""
-        cdef steer_iface value
         if iface >= steer.STEER_IFACES:
             raise ValueError(f"interface number {iface} is not below {steer.STEER_IFACES}")
-        value.base, value.flags = iface * steer.STEER_QUEUES, 0
-        self.update("ifaces", &ifindex, &value)
+        self.del_iface(ifindex)
+        self.settings().ifindex[iface] = ifindex
 
     def del_iface(self, int ifindex):
-        self.delete("ifaces", &ifindex)
+        cdef int i
+        for i in range(steer.STEER_IFACES):
+            if self.settings().ifindex[i] == <uint32_t>ifindex:
+                self._settings.ifindex[i] = 0
 
     def ifaces(self):
         """{ifindex: interface number}"""
-        cdef int key = 0, following = 0
-        cdef steer_iface value
-        found = {}
-        code = bpf_map_get_next_key(self._fds["map:ifaces"], NULL, &following)
-        while code == 0:
-            key = following
-            if bpf_map_lookup_elem(self._fds["map:ifaces"], &key, &value) == 0:
-                found[key] = value.base // steer.STEER_QUEUES
-            code = bpf_map_get_next_key(self._fds["map:ifaces"], &key, &following)
-        return found
+        cdef steer_settings *s = self.settings()
+        cdef int i
+        return {s.ifindex[i]: i for i in range(steer.STEER_IFACES) if s.ifindex[i]}
 
     cdef uint32_t xsk_key(self, uint32_t iface, uint32_t queue) except? 0xffffffff:
         if iface >= steer.STEER_IFACES or queue >= steer.STEER_QUEUES:
@@ -186,114 +207,155 @@ cdef class Program:
 
     def set_service(self, int af, bytes addr not None, uint16_t port, uint8_t proto, uint32_t number=0):
         """Packets to this address and port are lbd's from now on."""
-        cdef steer_vip key
-        put_addr(key.addr, af, addr)
-        key.port, key.proto, key.af = htons(port), proto, af
-        self.update("vips", &key, &number)
-        self._served.setdefault((af, addr), set()).add((port, proto))
+        cdef steer_port6 key
+        port_key(&key, af, addr, port, proto)
+        self.update("vips4" if af == 4 else "vips6", &key, &number)
+        self.note_service(af, addr, port, proto, True)
         self.put_protocols(af, addr)
 
     def del_service(self, int af, bytes addr not None, uint16_t port, uint8_t proto):
-        cdef steer_vip key
-        put_addr(key.addr, af, addr)
-        key.port, key.proto, key.af = htons(port), proto, af
-        self.delete("vips", &key)
-        self._served.get((af, addr), set()).discard((port, proto))
+        cdef steer_port6 key
+        port_key(&key, af, addr, port, proto)
+        self.delete("vips4" if af == 4 else "vips6", &key)
+        self.note_service(af, addr, port, proto, False)
         self.put_protocols(af, addr)
 
+    cdef int note_service(self, int af, bytes addr, uint16_t port, uint8_t proto, bint there) except -1:
+        """What follows from an entry of vips4 or vips6, in this object and in the near slots."""
+        cdef steer_port6 key
+        cdef uint64_t vip
+        cdef uint32_t slot
+        ports = self._served.setdefault((af, addr), set())
+        if there:
+            ports.add((port, proto))
+        else:
+            ports.discard((port, proto))
+        if af == 4:
+            port_key(&key, af, addr, port, proto)
+            memcpy(&vip, &key, sizeof(vip))
+            slot = steer.STEER_SLOT(vip)
+            keep_near(&self.settings().near_vips4[slot], self._near_vips4[slot], vip, vip if there else 0)
+        return 0
+
     def services(self):
-        """{(af, addr, port, proto): number}, as the map has it."""
-        cdef steer_vip key, following
-        cdef uint32_t number
+        """{(af, addr, port, proto): number}, as the maps have it."""
+        return self.ends("vips")
+
+    def set_source(self, int af, bytes addr not None, uint16_t port, uint8_t proto):
+        """Packets from this address and port, a NAT real server's, are lbd's from now on."""
+        cdef steer_port6 key
+        cdef uint32_t one = 1
+        port_key(&key, af, addr, port, proto)
+        self.update("sources4" if af == 4 else "sources6", &key, &one)
+        self._sources.add((af, addr, port, proto))
+        self.settings().sources = len(self._sources)
+
+    def del_source(self, int af, bytes addr not None, uint16_t port, uint8_t proto):
+        cdef steer_port6 key
+        port_key(&key, af, addr, port, proto)
+        self.delete("sources4" if af == 4 else "sources6", &key)
+        self._sources.discard((af, addr, port, proto))
+        self.settings().sources = len(self._sources)
+
+    def sources(self):
+        """{(af, addr, port, proto)}, as the maps have it."""
+        return set(self.ends("sources"))
+
+    cdef dict ends(self, str name):
+        """{(af, addr, port, proto): number} of a pair of maps."""
         found = {}
-        code = bpf_map_get_next_key(self._fds["map:vips"], NULL, &following)
+        for key, value in self.entries(name + "4", 8, 4).items():
+            end = int.from_bytes(key, sys.byteorder)
+            at = 4, (end >> 32).to_bytes(4, sys.byteorder), ntohs(end & 0xffff), end >> 16 & 0xffff
+            found[at] = int.from_bytes(value, sys.byteorder)
+        for key, value in self.entries(name + "6", 20, 4).items():
+            port = int.from_bytes(key[16:], sys.byteorder)
+            found[6, key[:16], ntohs(port & 0xffff), port >> 16] = int.from_bytes(value, sys.byteorder)
+        return found
+
+    cdef dict entries(self, str name, size_t key_bytes, size_t value_bytes):
+        """{key: value} of a hash."""
+        cdef int fd = self._fds["map:" + name]
+        cdef uint8_t key[32]
+        cdef uint8_t following[32]
+        cdef uint8_t value[32]
+        found = {}
+        code = bpf_map_get_next_key(fd, NULL, following)
         while code == 0:
-            key = following
-            if bpf_map_lookup_elem(self._fds["map:vips"], &key, &number) == 0:
-                found[key.af, get_addr(key.addr, key.af), ntohs(key.port), key.proto] = number
-            code = bpf_map_get_next_key(self._fds["map:vips"], &key, &following)
+            memcpy(key, following, key_bytes)
+            if bpf_map_lookup_elem(fd, key, value) == 0:
+                found[key[:key_bytes]] = value[:value_bytes]
+            code = bpf_map_get_next_key(fd, key, following)
         return found
 
     def set_lip(self, int af, bytes addr not None, uint16_t lo, uint16_t hi):
         """Packets to these ports of a LIP are lbd's from now on; its other ports stay the kernel's."""
-        cdef steer_addr key
+        cdef uint32_t key[4]
         cdef steer_ports ports
         if not 0 < lo <= hi:
             raise ValueError(f"{lo}-{hi} is no range of ports")
-        memset(&key, 0, sizeof(key))
-        put_addr(key.addr, af, addr)
-        key.af = af
+        put_addr(key, af, addr)
+        self.widen(lo, hi)
         ports.lo, ports.hi = lo, hi
-        self.update("lips", &key, &ports)
+        self.update("lips4" if af == 4 else "lips6", key, &ports)
+        self.note_lip(af, addr, lo, hi)
+
+    cdef int widen(self, uint16_t lo, uint16_t hi) except -1:
+        """Before a LIP gets these ports: lookups among LIPs are for ports that one has. It is never narrowed, which
+        costs a lookup now and then and no decision."""
+        cdef steer_settings *s = self.settings()
+        if s.lip_hi == 0 or lo < s.lip_lo:
+            s.lip_lo = lo
+        if hi > s.lip_hi:
+            s.lip_hi = hi
+        return 0
+
+    cdef int note_lip(self, int af, bytes addr, uint16_t lo, uint16_t hi) except -1:
+        """The near slot of an entry of lips4; hi 0: there is none any more."""
+        cdef uint32_t key[4]
+        cdef uint32_t slot
+        if af == 4:
+            put_addr(key, af, addr)
+            slot = steer.STEER_SLOT(<uint64_t>key[0] << 32)
+            keep_near(&self.settings().near_lips4[slot], self._near_lips4[slot], addr,
+                      steer.STEER_LIP4(key[0], lo, hi) if hi else 0)
+        return 0
 
     def del_lip(self, int af, bytes addr not None):
-        cdef steer_addr key
-        memset(&key, 0, sizeof(key))
-        put_addr(key.addr, af, addr)
-        key.af = af
-        self.delete("lips", &key)
+        cdef uint32_t key[4]
+        put_addr(key, af, addr)
+        self.delete("lips4" if af == 4 else "lips6", key)
+        self.note_lip(af, addr, 0, 0)
 
     def lips(self):
-        """{(af, addr): (lo, hi)}, as the map has it."""
-        cdef steer_addr key, following
+        """{(af, addr): (lo, hi)}, as the maps have it."""
         cdef steer_ports ports
         found = {}
-        code = bpf_map_get_next_key(self._fds["map:lips"], NULL, &following)
-        while code == 0:
-            key = following
-            if bpf_map_lookup_elem(self._fds["map:lips"], &key, &ports) == 0:
-                found[key.af, get_addr(key.addr, key.af)] = (ports.lo, ports.hi)
-            code = bpf_map_get_next_key(self._fds["map:lips"], &key, &following)
+        for af, name, width in ((4, "lips4", 4), (6, "lips6", 16)):
+            for addr, value in self.entries(name, width, sizeof(ports)).items():
+                memcpy(&ports, <const char *>value, sizeof(ports))
+                found[af, addr] = (ports.lo, ports.hi)
         return found
 
     def counters(self):
         """{interface number: {action: packets}} since the program was loaded, for those in `ifaces`."""
         cdef int cpus = libbpf_num_possible_cpus()
-        cdef uint32_t key
-        cdef uint64_t total
         cdef int i
-        cdef uint64_t *each = <uint64_t *>malloc(cpus * sizeof(uint64_t))
+        cdef uint32_t key
+        cdef steer_counts total
+        cdef steer_counts *each = <steer_counts *>malloc(cpus * sizeof(steer_counts))
         if each == NULL:
             raise MemoryError
         found = {}
         try:
-            for iface in sorted(set(self.ifaces().values())):
-                found[iface] = {}
-                for action, name in enumerate(ACTIONS):
-                    key = iface * steer.STEER_ACTIONS + action
-                    total = 0
-                    if bpf_map_lookup_elem(self._fds["map:counters"], &key, each) == 0:
-                        for i in range(cpus):
-                            total += each[i]
-                    found[iface][name] = total
+            for key in sorted(self.ifaces().values()):
+                memset(&total, 0, sizeof(total))
+                if bpf_map_lookup_elem(self._fds["map:counters"], &key, each) == 0:
+                    for i in range(cpus):
+                        total.passed += each[i].passed
+                        total.redirect += each[i].redirect
+                        total.drop += each[i].drop
+                found[key] = {"pass": total.passed, "redirect": total.redirect, "drop": total.drop}
         finally:
             free(each)
         return found
-
-
-def attach_remedy(int code, int ifindex, str ifname, str mode):
-    """What to do about a refusal to attach, by what is on the interface already."""
-    cdef uint32_t prog_id = 0
-    cdef bpf_prog_info info
-    cdef uint32_t length = sizeof(info)
-    cdef int fd
-    if code in (E.EBUSY, E.EEXIST) and bpf_xdp_query_id(ifindex, 0, &prog_id) == 0 and prog_id:
-        name = "?"
-        fd = bpf_prog_get_fd_by_id(prog_id)
-        if fd >= 0:
-            memset(&info, 0, sizeof(info))
-            if bpf_obj_get_info_by_fd(fd, &info, &length) == 0:
-                name = info.name.decode(errors="replace")
-            os.close(fd)
-        if name == "steer":
-            return f"another lbd serves {ifname}: stop it first"
-        return (f"{ifname} has the XDP program '{name}' (id {prog_id}): stop the program that it belongs to, "
-                f"or: ip link set dev {ifname} xdp off")
-    if code == E.EOPNOTSUPP and mode == "native":
-        return f'the driver of {ifname} has no XDP: set attach = "generic"'
-    if code in (E.EINVAL, E.ERANGE, E.ENOSPC, E.ENOMEM) and mode == "native":
-        return (f"the driver of {ifname} refuses XDP as it is set up: often the MTU is too large, or queues "
-                'are too few; the kernel log may say; attach = "generic" works with any')
-    if code == E.ENODEV:
-        return f"is there no interface {ifname} any more?"
-    return ""

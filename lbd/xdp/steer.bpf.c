@@ -6,13 +6,19 @@
  *   - TCP and UDP to address and port of a service;
  *   - TCP and UDP to a local address (LIP), destination port within lbd's own range: health checks, SSH and
  *     BGP from or to the same address use other ports and stay the kernel's;
+ *   - TCP and UDP from address and port of a real server of mode nat;
  *   - later fragments, which show no port, to an address that carries a service of that protocol, or a LIP;
  *   - ICMP and ICMPv6 errors that quote a packet of one of these, told by its source.
  * Everything else passes, damaged and truncated packets too: the kernel drops those, and says so.
  * What is lbd's is never passed: the kernel owns the address and would answer RST. No socket, no packet.
  *
  * One or two VLAN tags; IPv4 options; at most STEER_EXT_MAX IPv6 extension headers. No GPL-only helper.
- * Maps and their writers: steer.h.
+ *
+ * Every packet of an interface pays for this, so TCP and UDP right behind an IP header of the usual length take a
+ * short way. Fragments, options, extension headers, ICMP and what is truncated go the long way (`unusual`), which would
+ * decide the same of the others. Costs: bench/README.md.
+ *
+ * Maps and lookups: steer_map.h; their writers: steer.h.
  */
 #include <linux/bpf.h>
 #include <linux/icmpv6.h>
@@ -26,22 +32,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "steer.h"
-
-#define MAP(name, kind, size, key_type, value_type) \
-	struct {                                    \
-		__uint(type, kind);                 \
-		__uint(max_entries, size);          \
-		__type(key, key_type);              \
-		__type(value, value_type);          \
-	} name SEC(".maps")
-
-MAP(xsks, BPF_MAP_TYPE_XSKMAP, STEER_XSKS, __u32, __u32);
-MAP(ifaces, BPF_MAP_TYPE_HASH, STEER_IFACES, __u32, struct steer_iface);
-MAP(vips, BPF_MAP_TYPE_HASH, STEER_VIPS, struct steer_vip, __u32);
-MAP(vip_addrs, BPF_MAP_TYPE_HASH, STEER_VIPS, struct steer_addr, __u32);
-MAP(lips, BPF_MAP_TYPE_HASH, STEER_LIPS, struct steer_addr, struct steer_ports);
-MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, STEER_IFACES * STEER_ACTIONS, __u32, __u64);
-MAP(settings, BPF_MAP_TYPE_ARRAY, STEER_SETTINGS, __u32, __u32);
+#include "steer_map.h"
 
 #define OFFSET_MAX 4000 /* an XDP frame without fragments is shorter */
 
@@ -70,6 +61,7 @@ struct ext_hdr { /* what the IPv6 extension headers have in common; RFC 8200 */
 
 struct flow {                   /* of the packet, or of the one that an ICMP error quotes */
 	struct steer_addr addr; /* destination; of a quoted packet the source */
+	__u32 far[4];           /* the other one */
 	__u32 at;               /* of the transport header, bytes into the frame */
 	__u8 proto;
 	__u8 fragment;
@@ -104,6 +96,7 @@ static __always_inline bool parse_ipv4(struct xdp_md *ctx, struct flow *f)
 	if (!ip || ip->version != 4 || ip->ihl < 5)
 		return false;
 	__builtin_memcpy(f->addr.addr, f->quoted ? &ip->saddr : &ip->daddr, 4);
+	__builtin_memcpy(f->far, f->quoted ? &ip->daddr : &ip->saddr, 4);
 	f->addr.af = 4;
 	f->proto = ip->protocol;
 	f->fragment = (ip->frag_off & bpf_htons(0x3fff)) != 0; /* MF and offset */
@@ -119,6 +112,7 @@ static __always_inline bool parse_ipv6(struct xdp_md *ctx, struct flow *f)
 	if (!ip || ip->version != 6)
 		return false;
 	__builtin_memcpy(f->addr.addr, f->quoted ? &ip->saddr : &ip->daddr, 16);
+	__builtin_memcpy(f->far, f->quoted ? &ip->daddr : &ip->saddr, 16);
 	f->addr.af = 6;
 	f->proto = ip->nexthdr;
 	f->at += sizeof(*ip);
@@ -166,15 +160,16 @@ static __always_inline bool may_be_ours(struct flow *f)
 	if (!protos)
 		return false;
 	served = bpf_map_lookup_elem(&vip_addrs, &f->addr);
-	return (served && *served & protos) || bpf_map_lookup_elem(&lips, &f->addr);
+	if (served && *served & protos)
+		return true;
+	return f->addr.af == 4 ? bpf_map_lookup_elem(&lips4, f->addr.addr) != NULL :
+				 bpf_map_lookup_elem(&lips6, f->addr.addr) != NULL;
 }
 
 __noinline int is_ours(struct xdp_md *ctx, struct flow *f)
 {
-	struct steer_vip vip = {};
-	struct steer_ports *lip;
 	__be16 *ports;
-	__u16 port;
+	__u16 port, far;
 
 	if (!f)
 		return false;
@@ -185,15 +180,11 @@ __noinline int is_ours(struct xdp_md *ctx, struct flow *f)
 	ports = bytes(ctx, f->at, 4);
 	if (!ports)
 		return false;
-	__builtin_memcpy(vip.addr, f->addr.addr, 16);
-	vip.port = f->quoted ? ports[0] : ports[1];
-	vip.proto = f->proto;
-	vip.af = f->addr.af;
-	if (bpf_map_lookup_elem(&vips, &vip))
-		return true;
-	lip = bpf_map_lookup_elem(&lips, &f->addr);
-	port = bpf_ntohs(vip.port);
-	return lip && lip->lo <= port && port <= lip->hi;
+	port = f->quoted ? ports[0] : ports[1];
+	far = f->quoted ? ports[1] : ports[0];
+	if (f->addr.af == 4)
+		return is_ours4(f->addr.addr[0], port, f->proto) || is_source4(f->far[0], far, f->proto);
+	return is_ours6(f->addr.addr, port, f->proto) || is_source6(f->far, far, f->proto);
 }
 
 /* If it is an ICMP error: on to the packet that it quotes, which both families put 8 bytes on. */
@@ -213,34 +204,11 @@ static __always_inline bool is_icmp_error(struct xdp_md *ctx, struct flow *f)
 	       icmp->type >= ICMPV6_DEST_UNREACH && icmp->type <= ICMPV6_PARAMPROB;
 }
 
-static __always_inline bool wants(struct xdp_md *ctx)
+/* The long way, for all packets. `at`: of the IP header. */
+__noinline int unusual(struct xdp_md *ctx, __u32 at, __u32 af)
 {
-	struct ethhdr *eth = bytes(ctx, 0, sizeof(*eth));
-	struct flow f = { .at = sizeof(*eth) };
-	__be16 proto;
-	__u32 af;
+	struct flow f = { .at = at };
 
-	if (!eth)
-		return false;
-	proto = eth->h_proto;
-#pragma unroll
-	for (int i = 0; i < STEER_VLAN_MAX; i++) {
-		struct vlan_tag *tag;
-
-		if (proto != bpf_htons(ETH_P_8021Q) && proto != bpf_htons(ETH_P_8021AD))
-			break;
-		tag = bytes(ctx, f.at, sizeof(*tag));
-		if (!tag)
-			return false;
-		proto = tag->proto;
-		f.at += sizeof(*tag);
-	}
-	if (proto == bpf_htons(ETH_P_IP))
-		af = 4;
-	else if (proto == bpf_htons(ETH_P_IPV6))
-		af = 6;
-	else
-		return false;
 	if (!parse_ip(ctx, &f, af))
 		return false;
 	if (is_icmp_error(ctx, &f)) {
@@ -252,29 +220,83 @@ static __always_inline bool wants(struct xdp_md *ctx)
 	return is_ours(ctx, &f);
 }
 
-static __always_inline int count(__u32 base, enum steer_action action, int verdict)
-{
-	__u32 slot = base / STEER_QUEUES * STEER_ACTIONS + action;
-	__u64 *n = bpf_map_lookup_elem(&counters, &slot);
+/* What most packets begin with, behind their tags: header and ports, in one test of the frame's length. */
+struct plain4 {
+	struct iphdr ip;
+	__be16 sport, dport;
+};
 
-	if (n)
-		*n += 1;
-	return verdict;
+struct plain6 {
+	struct ipv6hdr ip;
+	__be16 sport, dport;
+};
+
+static __always_inline bool wants(struct xdp_md *ctx)
+{
+	void *p = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end, *start = p;
+	__be16 proto;
+
+	if (p + ETH_HLEN > end)
+		return false;
+	proto = *(__be16 *)(p + 2 * ETH_ALEN); /* struct ethhdr is packed: it would be read by bytes */
+	p += ETH_HLEN;
+#pragma unroll
+	for (int i = 0; i < STEER_VLAN_MAX; i++) {
+		struct vlan_tag *tag = p;
+
+		if (proto != bpf_htons(ETH_P_8021Q) && proto != bpf_htons(ETH_P_8021AD))
+			break;
+		if (p + sizeof(*tag) > end)
+			return false;
+		proto = tag->proto;
+		p += sizeof(*tag);
+	}
+	if (proto == bpf_htons(ETH_P_IP)) {
+		struct plain4 *h = p;
+
+		if (p + sizeof(*h) <= end && *(__u8 *)p == 0x45 && !(h->ip.frag_off & bpf_htons(0x1fff)) &&
+		    (h->ip.protocol == IPPROTO_TCP || h->ip.protocol == IPPROTO_UDP))
+			return is_ours4(h->ip.daddr, h->dport, h->ip.protocol) ||
+			       is_source4(h->ip.saddr, h->sport, h->ip.protocol);
+		return unusual(ctx, p - start, 4);
+	}
+	if (proto == bpf_htons(ETH_P_IPV6)) {
+		struct plain6 *h = p;
+
+		if (p + sizeof(*h) <= end && h->ip.version == 6 &&
+		    (h->ip.nexthdr == IPPROTO_TCP || h->ip.nexthdr == IPPROTO_UDP))
+			return is_ours6(h->ip.daddr.in6_u.u6_addr32, h->dport, h->ip.nexthdr) ||
+			       is_source6(h->ip.saddr.in6_u.u6_addr32, h->sport, h->ip.nexthdr);
+		return unusual(ctx, p - start, 6);
+	}
+	return false;
 }
 
 SEC("xdp")
 int steer(struct xdp_md *ctx)
 {
-	__u32 ifindex = ctx->ingress_ifindex, queue = ctx->rx_queue_index;
-	struct steer_iface *iface = bpf_map_lookup_elem(&ifaces, &ifindex);
+	__u32 ifindex = ctx->ingress_ifindex, queue = ctx->rx_queue_index, iface;
+	struct steer_counts *n;
 
-	if (!iface)
+	for (iface = 0; iface < STEER_IFACES; iface++)
+		if (settings.ifindex[iface] == ifindex)
+			break;
+	if (iface == STEER_IFACES)
 		return XDP_PASS;
-	if (!wants(ctx))
-		return count(iface->base, STEER_PASS, XDP_PASS);
-	if (queue < STEER_QUEUES && bpf_redirect_map(&xsks, iface->base + queue, XDP_DROP) == XDP_REDIRECT)
-		return count(iface->base, STEER_REDIRECT, XDP_REDIRECT);
-	return count(iface->base, STEER_DROP, XDP_DROP);
+	n = bpf_map_lookup_elem(&counters, &iface);
+	if (!n) /* never */
+		return XDP_PASS;
+	if (!wants(ctx)) {
+		n->pass++;
+		return XDP_PASS;
+	}
+	if (queue < STEER_QUEUES &&
+	    bpf_redirect_map(&xsks, iface * STEER_QUEUES + queue, XDP_DROP) == XDP_REDIRECT) {
+		n->redirect++;
+		return XDP_REDIRECT;
+	}
+	n->drop++;
+	return XDP_DROP;
 }
 
 char _license[] SEC("license") = "Apache-2.0";

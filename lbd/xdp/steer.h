@@ -3,7 +3,10 @@
  * What steer.bpf.c and its loader (_xsk.pyx) agree on: sizes, map keys and values. Included by both.
  *
  * Every map is written by the master alone; the program writes `counters`. A change of anything here raises
- * STEER_VERSION: a new master that takes over a running program checks it (settings[STEER_SETTING_VERSION]).
+ * STEER_VERSION: a new master that takes over a running program checks it.
+ *
+ * Keys are short, and of one family each, since hashing and comparing them is most of what a packet costs. Ports
+ * and addresses in them are in network order, as packets have them.
  */
 #ifndef LBD_STEER_H
 #define LBD_STEER_H
@@ -11,51 +14,67 @@
 #include <linux/types.h>
 
 enum {
-	STEER_VERSION = 1,
+	STEER_VERSION = 2,
 	STEER_IFACES = 16,       /* interfaces at most; lbd's interface numbers are below it */
 	STEER_QUEUES = 64,       /* of an interface, at most: xsks[interface number * STEER_QUEUES + queue] */
 	STEER_XSKS = 1024,       /* STEER_IFACES * STEER_QUEUES */
 	STEER_VIPS = 4096,       /* defaults, set before load to what the configuration asks for */
 	STEER_LIPS = 1024,
+	STEER_SOURCES = 16384,
+	STEER_NEAR_BITS = 14,    /* slots of near_vips4, near_lips4: 2 to the power of it */
+	STEER_NEAR = 1 << STEER_NEAR_BITS,
 	STEER_EXT_MAX = 6,       /* IPv6 extension headers walked at most */
 	STEER_VLAN_MAX = 2,
 };
 
-enum steer_setting {
-	STEER_SETTING_VERSION,
-	STEER_SETTINGS,
+/*
+ * The program's global variable, in memory that the master maps (section .bss of the object): read without a call.
+ *
+ * A near slot holds one of the entries of vips4 (lips4) whose key has this hash, or 0 if there is none. So an entry that
+ * is found there, or an empty slot, saves the lookup in the map; anything else in the slot does not.
+ */
+struct steer_settings {
+	__u32 version;               /* STEER_VERSION */
+	__u16 lip_lo, lip_hi;        /* no LIP has ports of lbd's outside of these; host order, inclusive; hi 0: no LIP */
+	__u32 ifindex[STEER_IFACES]; /* by interface number; 0: none */
+	__u32 sources;               /* entries of sources4 and sources6 together: 0 saves looking there */
+	__u32 zero;
+	__u64 near_vips4[STEER_NEAR]; /* key of vips4 */
+	__u64 near_lips4[STEER_NEAR]; /* STEER_LIP4(address, lo, hi) */
 };
 
-enum steer_action {              /* counters[interface number * STEER_ACTIONS + action] */
-	STEER_PASS,              /* not lbd's: to the kernel */
-	STEER_REDIRECT,          /* to the socket of the queue */
-	STEER_DROP,              /* lbd's, but no socket is there: a worker is missing */
-	STEER_ACTIONS,
+struct steer_counts {            /* counters: by interface number */
+	__u64 pass;              /* not lbd's: to the kernel */
+	__u64 redirect;          /* to the socket of the queue */
+	__u64 drop;              /* lbd's, but no socket is there: a worker is missing */
 };
 
-struct steer_iface {             /* ifaces: by ifindex */
-	__u32 base;              /* interface number * STEER_QUEUES */
-	__u32 flags;             /* none yet */
+struct steer_port6 {             /* key of vips6; the value is the service's number, for people */
+	__u32 addr[4];
+	__u32 port;              /* STEER_PORT(port, protocol) */
 };
 
-struct steer_addr {              /* key of vip_addrs and lips */
-	__u8 addr[16];           /* network order; IPv4 in the first four bytes, the rest 0 */
-	__u8 af;                 /* 4 or 6 */
-	__u8 zero[3];
-};
+/* Words, not bytes: a word that was written in parts is slow to read. */
+#define STEER_PORT(port, proto) ((__u32)(port) | (__u32)(proto) << 16)
+#define STEER_VIP4(addr, port, proto) ((__u64)(addr) << 32 | STEER_PORT(port, proto)) /* key of vips4 */
+#define STEER_LIP4(addr, lo, hi) ((__u64)(addr) << 32 | (__u32)(hi) << 16 | (lo))
 
-struct steer_vip {               /* key of vips; the value is the service's number, for people */
-	__u8 addr[16];
-	__u16 port;              /* network order */
-	__u8 proto;              /* 6 or 17 */
-	__u8 af;
-};
+/*
+ * Keys are the operator's, so a multiplication will do. The shift mixes address and port: without it 5 ports on each of
+ * 400 neighbouring addresses have three times the collisions of random keys, with it fewer than those.
+ */
+#define STEER_SLOT(key) ((((key) ^ (key) >> 35) * 0x9e3779b97f4a7c15ULL) >> (64 - STEER_NEAR_BITS))
 
-struct steer_ports {             /* lips: lbd's own ports of the address; host order, inclusive */
+/* lips4, lips6: keyed by the address alone; sources4, sources6: keys as those of vips4 and vips6 */
+
+struct steer_ports {             /* value of lips4, lips6: lbd's own ports of the address; host order, inclusive */
 	__u16 lo;
 	__u16 hi;
 };
 
-/* vip_addrs: 1 << protocol for each protocol that has a service on the address */
+struct steer_addr {              /* key of vip_addrs: a bit (1 << protocol) for each protocol with a service there */
+	__u32 addr[4];           /* IPv4 in the first, the rest 0 */
+	__u32 af;                /* 4 or 6 */
+};
 
 #endif

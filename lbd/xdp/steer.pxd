@@ -1,29 +1,40 @@
 # steer.h for Cython: what the steering program and its loader agree on.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "steer.h" nogil:
     enum:
         STEER_VERSION
         STEER_IFACES
         STEER_QUEUES
-        STEER_ACTIONS
-        STEER_SETTING_VERSION
+        STEER_NEAR
 
-    struct steer_iface:
-        uint32_t base
-        uint32_t flags
+    struct steer_settings:
+        uint32_t version
+        uint16_t lip_lo
+        uint16_t lip_hi
+        uint32_t ifindex[16]
+        uint32_t sources
+        uint64_t near_vips4[1]
+        uint64_t near_lips4[1]
+
+    struct steer_counts:
+        uint64_t passed "pass"
+        uint64_t redirect
+        uint64_t drop
+
+    struct steer_port6:
+        uint32_t addr[4]
+        uint32_t port
 
     struct steer_addr:
-        uint8_t addr[16]
-        uint8_t af
-        uint8_t zero[3]
-
-    struct steer_vip:
-        uint8_t addr[16]
-        uint16_t port
-        uint8_t proto
-        uint8_t af
+        uint32_t addr[4]
+        uint32_t af
 
     struct steer_ports:
         uint16_t lo
         uint16_t hi
+
+    uint32_t STEER_PORT(uint16_t port, uint8_t proto)
+    uint64_t STEER_VIP4(uint32_t addr, uint16_t port, uint8_t proto)
+    uint64_t STEER_LIP4(uint32_t addr, uint16_t lo, uint16_t hi)
+    uint32_t STEER_SLOT(uint64_t key)

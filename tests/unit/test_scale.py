@@ -129,6 +129,9 @@ class Program:
     def lips(self) -> dict[Any, Any]:
         return {}
 
+    def sources(self) -> set[Any]:
+        return set()
+
     def set_service(self, *key: Any) -> None:
         self.asked += 1
         self.there[key[:-1]] = key[-1]

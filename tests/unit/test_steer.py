@@ -8,6 +8,8 @@ import ctypes
 import ipaddress
 import os
 import random
+import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +40,9 @@ pytestmark = pytest.mark.root
 LOOPBACK = 1  # the interface that a test run seems to come from
 PASS, OURS = "pass", "ours"
 VERDICTS = {1: OURS, 2: PASS}  # enum xdp_action: XDP_DROP, XDP_PASS
+XDP_REDIRECT = 4
+AF_XDP = 44
+MACS = bytes.fromhex("020000000002020000000001")
 
 CLIENT, VIP, LIP, SERVER = "198.51.100.7", "192.0.2.10", "10.0.0.10", "10.0.1.1"
 CLIENT6, VIP6, LIP6, SERVER6 = "2001:db8:c::7", "2001:db8::10", "fd00::10", "fd00:1::1"
@@ -70,15 +75,18 @@ class TestRunOpts(ctypes.Structure):
 class Steer:
     """The loaded program and what runs it."""
 
-    def __init__(self) -> None:
-        self.program = Program.load(services=64, lips=64)
+    def __init__(self, services: int = 64, lips: int = 64) -> None:
+        self.program = Program.load(services=services, lips=lips)
         self.libbpf = ctypes.CDLL("libbpf.so.1", use_errno=True)
 
     def decide(self, frame: bytes) -> str:
+        return VERDICTS[self.verdict(frame)]
+
+    def verdict(self, frame: bytes) -> int:
         opts = TestRunOpts(sz=ctypes.sizeof(TestRunOpts), data_in=frame, data_size_in=len(frame), repeat=1)
         if self.libbpf.bpf_prog_test_run_opts(self.program.fds["prog"], ctypes.byref(opts)) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        return VERDICTS[opts.retval]
+        return int(opts.retval)
 
 
 def packed(address: str) -> tuple[int, bytes]:
@@ -314,6 +322,14 @@ def empty() -> Iterator[Steer]:
     steer.program.close()
 
 
+@pytest.fixture
+def many() -> Iterator[Steer]:
+    steer = Steer(8192, 1024)
+    steer.program.set_iface(LOOPBACK, 0)
+    yield steer
+    steer.program.close()
+
+
 def test_a_service_comes_and_goes_with_its_fragments(empty: Steer) -> None:
     whole, part = bytes(ether() / to4() / DNS), bytes(ether() / later4(17))
     p = empty.program
@@ -366,14 +382,116 @@ def test_another_programs_maps_are_not_taken_over(empty: Steer) -> None:
     fds = empty.program.fds
     with pytest.raises(XdpError, match="stop lbd, then start it"):
         Program.adopt(fds | {"map:settings": fds["map:counters"]})
-    with pytest.raises(XdpError, match="map:lips not handed over"):
-        Program.adopt({name: fd for name, fd in fds.items() if name != "map:lips"})
+    with pytest.raises(XdpError, match="map:lips6 not handed over"):
+        Program.adopt({name: fd for name, fd in fds.items() if name != "map:lips6"})
+    older = {name: fd for name, fd in fds.items() if not name.startswith(("map:vips", "map:lips"))}
+    with pytest.raises(XdpError, match=r"another version: .*stop lbd, then start it"):
+        Program.adopt(older | {"map:settings": fds["map:vip_addrs"]})
 
 
 def test_a_full_map_is_a_clear_refusal(empty: Steer) -> None:
     with pytest.raises(XdpError, match="services is too small"):
         for port in range(1, 100):
             empty.program.set_service(*packed(VIP), port, 6)
+
+
+ADDRESSES = [f"192.0.2.{n}" for n in range(40)] + [f"2001:db8::{n:x}" for n in range(8)]
+PORTS = [*range(1, 100), *range(9990, 10010), 65535]
+
+
+def test_many_services_share_slots_and_come_and_go(many: Steer) -> None:
+    """More than a hundred pairs of these have the same near slot: each is found, until it goes, and no other is."""
+    chance = random.Random(3)
+    all_of_them = [(*packed(a), port, proto) for a in ADDRESSES for port in PORTS for proto in (6, 17)]
+    chance.shuffle(all_of_them)
+    there: set[tuple[int, bytes, int, int]] = set()
+    many.program.set_lip(*packed(LIP), 9999, 10001)  # so that services are looked for among LIPs too
+    for turn in range(4):
+        if turn == 2:  # a successor knows which share a slot
+            fds = {name: os.dup(fd) for name, fd in many.program.fds.items()}
+            many.program.close()
+            many.program = Program.adopt(fds)
+        going = set(chance.sample(sorted(there), len(there) // 2))
+        coming = set(chance.sample(all_of_them, 2000)) - there
+        for service in going:
+            many.program.del_service(*service)
+        for service in coming:
+            many.program.set_service(*service)
+        there = there - going | coming
+        asked = [*chance.sample(sorted(there), 1000), *chance.sample(all_of_them, 2000), *going]
+        wrong = [at for at in asked if many.decide(frame_to(*at)) != (OURS if at in there else PASS)]
+        assert wrong == []
+        assert many.program.services().keys() == there
+
+
+def test_many_local_addresses_share_slots_and_change_their_ports(many: Steer) -> None:
+    chance = random.Random(4)
+    some = [bytes([10, chance.randrange(256), chance.randrange(256), chance.randrange(256)]) for _ in range(900)]
+    all_of_them = [*{(4, addr) for addr in some}, *((6, packed(LIP6)[1][:14] + addr[:2]) for addr in some[:20])]
+    there: dict[tuple[int, bytes], tuple[int, int]] = {}
+    for turn in range(6):
+        if turn == 3:
+            fds = {name: os.dup(fd) for name, fd in many.program.fds.items()}
+            many.program.close()
+            many.program = Program.adopt(fds)
+        for lip in chance.sample(sorted(there), len(there) // 2):
+            many.program.del_lip(*lip)
+            del there[lip]
+        for lip in chance.sample(all_of_them, 500):
+            lo = chance.choice([1, 1024, 10240, 40000])
+            there[lip] = (lo, chance.choice([lo, lo + 1000, 60000, 65535]))
+            many.program.set_lip(*lip, *there[lip])
+        for lip in all_of_them:
+            lo, hi = there.get(lip, (1, 0))
+            ports = {1, 1023, 1024, 10239, 10240, 65535, max(lo - 1, 1), lo, max(hi, 1), min(hi + 1, 65535)}
+            got = {port: many.decide(frame_to(*lip, port, 6)) for port in ports}
+            assert got == {port: OURS if lo <= port <= hi else PASS for port in ports}
+    assert many.program.lips() == there
+
+
+def test_a_service_at_a_local_address_has_its_port_within_lbds_range(empty: Steer) -> None:
+    for address in (LIP, LIP6):
+        empty.program.set_lip(*packed(address), LO, LO + 9)
+        empty.program.set_service(*packed(address), HI, 6)
+        empty.program.set_service(*packed(address), LO, 6)
+        found = [empty.decide(frame_to(*packed(address), port, 6)) for port in (LO - 1, LO, LO + 9, LO + 10, HI)]
+        assert found == [PASS, OURS, OURS, PASS, OURS]
+        empty.program.del_lip(*packed(address))
+        found = [empty.decide(frame_to(*packed(address), port, 6)) for port in (LO - 1, LO, LO + 9, LO + 10, HI)]
+        assert found == [PASS, OURS, PASS, PASS, OURS]
+
+
+@pytest.mark.parametrize("number", [0, 1, 15])
+def test_an_interface_has_a_number(empty: Steer, number: int) -> None:
+    """Packets go to its sockets and are counted as its."""
+    p = empty.program
+    p.set_service(*packed(VIP), 80, 6)
+    p.set_iface(LOOPBACK, number)
+    p.set_iface(4711, 7)
+    assert p.ifaces() == {LOOPBACK: number, 4711: 7}
+    other = socket.socket(AF_XDP, socket.SOCK_RAW, 0)
+    with other:
+        frame = bytes(ether() / to4() / HTTP)
+        p.set_socket(7, 0, other.fileno())
+        assert empty.decide(frame) == OURS  # dropped: that is another interface's socket
+        p.set_socket(number, 0, other.fileno())
+        assert empty.verdict(frame) == XDP_REDIRECT
+    assert p.counters() == {
+        number: {"pass": 0, "redirect": 1, "drop": 1},
+        7: {"pass": 0, "redirect": 0, "drop": 0},
+    }
+    p.del_iface(LOOPBACK)
+    assert p.ifaces() == {4711: 7}
+    with pytest.raises(ValueError, match="is not below 16"):
+        p.set_iface(LOOPBACK, 16)
+
+
+def frame_to(af: int, addr: bytes, port: int, proto: int) -> bytes:
+    """Written by hand: scapy takes a millisecond."""
+    ports = struct.pack("!HH", 4000, port) + bytes(16)
+    if af == 4:
+        return MACS + struct.pack("!HBBHHHBBH4s4s", 0x0800, 0x45, 0, 40, 0, 0, 64, proto, 0, bytes(4), addr) + ports
+    return MACS + struct.pack("!HIHBB16s16s", 0x86DD, 6 << 28, 20, proto, 64, bytes(16), addr) + ports
 
 
 @pytest.mark.parametrize("bad", [(4, b"12345"), (6, b"1234"), (5, b"1234")])

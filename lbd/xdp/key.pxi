@@ -1,0 +1,37 @@
+# Keys of the steering program's maps, and its near slots (steer.h). Part of _xsk.pyx.
+
+cdef int put_addr(uint32_t *to, int af, bytes addr) except -1:
+    if len(addr) != {4: 4, 6: 16}.get(af):
+        raise ValueError(f"{addr!r} is no address of family {af}")
+    memcpy(to, <const char *>addr, len(addr))
+    return 0
+
+
+cdef int port_key(steer_port6 *key, int af, bytes addr, uint16_t port, uint8_t proto) except -1:
+    """A key of vips6, or, in its beginning, of vips4."""
+    cdef uint64_t vip
+    put_addr(key.addr, af, addr)
+    if af == 4:
+        vip = steer.STEER_VIP4(key.addr[0], htons(port), proto)
+        memcpy(key, &vip, sizeof(vip))
+    else:
+        key.port = steer.STEER_PORT(htons(port), proto)
+    return 0
+
+
+cdef void keep_near(uint64_t *slot, dict entries, key, entry):
+    """One of the entries of this slot's hash, `entry` being that of `key` (0: none any more), is in the slot."""
+    if entry:
+        entries[key] = entry
+    else:
+        entries.pop(key, None)
+    slot[0] = <uint64_t>next(iter(entries.values()), 0)      # one store: the program never sees half of it
+
+
+cdef bint is_settings(int fd):
+    """Whether the map is as large as this build's settings: what is mapped here."""
+    cdef bpf_map_info info
+    cdef uint32_t length = sizeof(info)
+    memset(&info, 0, sizeof(info))
+    return (bpf_obj_get_info_by_fd(fd, &info, &length) == 0 and info.type == BPF_MAP_TYPE_ARRAY
+            and info.value_size == sizeof(steer_settings))
