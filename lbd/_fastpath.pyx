@@ -11,9 +11,9 @@ from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, mun
 from posix.unistd cimport getpid
 
 from lbd.datapath.command cimport Cmd
-from lbd.datapath.command_apply cimport command_apply, lip_refresh
+from lbd.datapath.command_apply cimport command_apply, lip_refresh, nat_refresh
 from lbd.datapath.conn cimport (BUCKET_FILL_X100, BUCKET_SPARE, CONN_RESTING, Bucket, Conn4, Conn6, ConnCold, ConnCommon,
-                                ConnTable, conn4, conn6, conn_common)
+                                ConnTable, conn4, conn6, conn_common, conn_mode, conn_server)
 from lbd.datapath.connfile cimport conn_file_attach, conn_file_bytes, conn_map
 from lbd.datapath.engine cimport Engine as CEngine
 from lbd.datapath.lifetime cimport engine_expire
@@ -23,7 +23,7 @@ from lbd.datapath.neigh cimport Adj, Iface
 from lbd.datapath.pipeline cimport engine_burst
 from lbd.datapath.pkt cimport BURST_MAX, FRAME_SLACK, IFACE_MAX, Pkt
 from lbd.datapath.reason cimport VERDICT_CONSUME, VERDICT_FORWARD
-from lbd.datapath.svc cimport DEST_NONE, SVC_NONE, Dest, Lip, LipStat, Svc, SvcStat
+from lbd.datapath.svc cimport MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_TUNNEL, DEST_NONE, SVC_NONE, Dest, Lip, LipStat, Svc, SvcStat
 from lbd.datapath.tcp cimport (STATE_CLOSE, STATE_CLOSE_WAIT, STATE_COUNT, STATE_ESTABLISHED, STATE_FIN_WAIT, STATE_LAST_ACK,
                                STATE_NONE, STATE_SYN_RECV, STATE_TIME_WAIT, STATE_UDP, STATE_UDP_ONEWAY)
 from lbd.loop.repair cimport repair
@@ -70,6 +70,7 @@ cdef inline void layout_promises() noexcept nogil:
 
 
 STATE_NAMES = ("NONE", "SYN_RECV", "ESTABLISHED", "CLOSE_WAIT", "LAST_ACK", "FIN_WAIT", "TIME_WAIT", "CLOSE", "UDP", "UDP")
+MODE_NAMES = {MODE_FULLNAT: "fullnat", MODE_NAT: "nat", MODE_DR: "dr", MODE_TUNNEL: "tunnel"}
 VERDICTS = ("drop", "forward", "kernel", "consume", "handover")
 SIZE_FIELDS = ("workers", "services", "dests", "lips", "conns4", "conns6", "frames", "arena", "cmd_ring", "evt_ring",
                "capture_ring", "hand_ring")
@@ -171,6 +172,7 @@ cdef void engine_over(CEngine *e, uint8_t *seg, uint8_t *host, uint32_t worker) 
             else:
                 e.plen6[e.route[i].plen] += 1
     lip_refresh(e)
+    nat_refresh(e)
 
 
 cdef tuple endpoint(const uint8_t *addr, int af, uint16_t port):
@@ -181,6 +183,7 @@ cdef dict conn_dict(CEngine *e, uint32_t i, int af, uint32_t now_ms):
     cdef ConnCommon *c
     cdef Conn4 *a
     cdef Conn6 *b
+    cdef uint8_t server[16]
     if af == 4:
         c = conn_common(&e.t4, i, 4)
         a = conn4(&e.t4, i)
@@ -191,7 +194,9 @@ cdef dict conn_dict(CEngine *e, uint32_t i, int af, uint32_t now_ms):
         b = conn6(&e.t6, i)
         ends = {"client": endpoint(b.caddr, 6, b.cport), "virtual": endpoint(b.vaddr, 6, b.vport),
                 "local": endpoint(b.laddr, 6, b.lport), "real_server": endpoint(b.daddr, 6, b.dport)}
+    daf = conn_server(&e.t4 if af == 4 else &e.t6, i, server, af)
     ends.update(
+        real_server=(<bytes> server[:4 if daf == 4 else 16], ends["real_server"][1]), mode=MODE_NAMES.get(conn_mode(c), "?"),
         resting=c.live == CONN_RESTING, proto=c.proto, state=STATE_NAMES[c.state if c.state < STATE_COUNT else 0],
         expires_ms=<int32_t> (e.timeout[c.state & 15] - (now_ms - c.last_seen)),
         svc=c.svc if c.svc != SVC_NONE else None, dest=c.dest if c.dest != DEST_NONE else None)

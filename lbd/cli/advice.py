@@ -74,4 +74,8 @@ ADVICE = {
         "A packet would outgrow its buffer of 2048 bytes: use an MTU of 1500 on lbd's interfaces."
     ),
     "multi_buffer": "A packet larger than a buffer: switch off LRO and jumbo frames on lbd's interfaces.",
+    "tuple_in_use": (
+        "A real server stands behind several services of mode nat, and a client used one port for two of them. Rare, and "
+        "the client tries again; often: give the services different ports on the real server, or use mode fullnat."
+    ),
 }

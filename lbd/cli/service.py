@@ -2,7 +2,7 @@
 """`lbd service`, in the columns of ipvsadm -Ln, and `lbd real-server`: list, set, drain, ready, maint.
 
 What ipvsadm does not know stands behind its own columns: the service's name, and a real server's state when
-it takes no connections. ipvsadm calls every kind of address translation "Masq".
+it takes no connections. The names of modes are those of ipvsadm, FullNat that of its version for FULLNAT.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from lbd.cli.command import Commands, client, print_json, show
 from lbd.cli.outcome import DONE, USAGE, Failure
 from lbd.cli.table import table
 
-FORWARD = {"fullnat": "Masq"}
+FORWARD = {"fullnat": "FullNat", "nat": "Masq", "dr": "Route", "tunnel": "Tunnel"}
 STATS = ("connections", "incoming_packets", "outgoing_packets", "incoming_bytes", "outgoing_bytes")
 ADDRESS = "its address and port: 10.0.1.1:8080, [2001:db8::1]:8080"
 

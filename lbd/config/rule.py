@@ -102,13 +102,23 @@ def _families(view: View) -> Iterator[Finding]:
     for outer, service in view.services():
         af = service.af
         for loc, server in view.real_servers(outer, service):
-            if server.af != af:
+            if server.af != af and service.mode != "tunnel":
                 wrong = f"must be IPv{af} as the service's address, not IPv{server.af}"
-                yield (*loc, "address"), f"{wrong}; fullnat does not translate between them"
-        if service.real_server and af not in have and view.whole("local_address"):
+                yield (*loc, "address"), f"{wrong}; {service.mode} does not translate between them"
+        if service.mode == "fullnat" and service.real_server and af not in have and view.whole("local_address"):
             example = "10.0.0.10" if af == 4 else "fd00::10"
             needs = f"needs a local address of IPv{af} for fullnat to send from"
             yield outer, f'{needs}; add [[local_address]] with address = "{example}" or the like'
+
+
+def _modes(view: View) -> Iterator[Finding]:
+    for outer, service in view.services():
+        if service.mode not in ("dr", "tunnel") or not view.good(outer, "mode", "address"):
+            continue
+        for loc, server in view.real_servers(outer, service):
+            if server.address.port != service.port:
+                wrong = f"must have port {service.port} as the service, not {server.address.port}"
+                yield (*loc, "address"), f"{wrong}: mode {service.mode} changes no port; or use nat or fullnat"
 
 
 def _managed(view: View) -> Iterator[Finding]:
@@ -218,6 +228,7 @@ RULES: tuple[Rule, ...] = (
     _names,
     _addresses,
     _families,
+    _modes,
     _managed,
     _interfaces,
     _static,

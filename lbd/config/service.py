@@ -10,6 +10,7 @@ from lbd.config.section import Section
 from lbd.config.value import Bool, Duration, Int, InterfaceName, Name, RequestPath
 
 PROTOCOLS = {"tcp": 6, "udp": 17}
+Mode = Literal["fullnat", "nat", "dr", "tunnel"]
 Scheduler = Literal["rr", "wrr", "lc", "wlc", "sed", "nq", "fo", "ovf", "sh", "mh", "conhash", "dh", "lblc", "lblcr"]
 SchedulerFlag = Literal["sh-fallback", "sh-port", "mh-fallback", "mh-port"]
 
@@ -90,9 +91,11 @@ class Service(Section):
         "lo", description="Where the VIP is added if `manage`.", examples=["eth0"]
     )
     manage: Bool = Field(True, description="Add the VIP at start and remove it at stop.")
-    mode: Literal["fullnat"] = Field(
+    mode: Mode = Field(
         "fullnat",
-        description="How packets get to real servers: `fullnat` rewrites both addresses and both ports.",
+        description="How packets get to real servers: `fullnat` rewrites both addresses and both ports, `nat` the "
+        "destination alone (ipvsadm's `-m`), `dr` the link layer alone (`-g`), `tunnel` packs them in IP (`-i`). What "
+        "real servers need: [nat](modes/nat.md), [dr](modes/dr.md), [tunnel](modes/tunnel.md).",
     )
     tcp_established: Duration | None = Field(
         None, ge=0.1, le=604800, description="Overrides `timeouts.tcp_established`.", examples=["1h"]

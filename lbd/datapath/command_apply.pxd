@@ -4,14 +4,15 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.command cimport *
-from lbd.datapath.svc cimport (LIP_MAX, Svc, SvcStat, Dest, Lip, LipStat, SVC_NONE, DEST_NONE, SVC_USED, DEST_USED)
+from lbd.datapath.svc cimport (LIP_MAX, Svc, SvcStat, Dest, Lip, LipStat, SVC_NONE, DEST_NONE, SVC_USED, DEST_USED, MODE_DR,
+                               MODE_FULLNAT, MODE_NAT, MODE_TUNNEL)
 from lbd.datapath.neigh cimport (Iface, adj_refresh, Adj, ADJ_NONE, ADJ_MAX, ADJ_USED, ADJ_VALID, ADJ_LEARNED, IFACE_PARTIAL,
                                  IFACE_USED)
 from lbd.datapath.fast cimport LANE_CLOSED, LANE_OPEN, LANE_WHOLE
 from lbd.datapath.timer cimport TIMEOUT_MAX
 from lbd.datapath.fib cimport Route, FIB_MAX, ROUTE_USED
 from lbd.datapath.pkt cimport IFACE_MAX
-from lbd.datapath.lookup cimport svc_bucket, adj_find, adj_make, adj_unhash, route_bucket, route_find
+from lbd.datapath.lookup cimport dest_bucket, svc_bucket, adj_find, adj_make, adj_unhash, route_bucket, route_find
 
 
 cdef inline void svc_unhash(Engine *e, uint32_t id) noexcept nogil:
@@ -31,15 +32,31 @@ cdef inline void svc_hash_in(Engine *e, uint32_t id) noexcept nogil:
     e.svc_hash[b] = id + 1
 
 
+cdef inline void nat_count(Engine *e) noexcept nogil:
+    cdef uint32_t i
+    e.nat_services = 0
+    for i in range(e.max_svc):
+        if e.svc[i].flags & SVC_USED and e.svc[i].mode == MODE_NAT:
+            e.nat_services += 1
+
+
+cdef inline void svc_del(Engine *e, uint32_t id) noexcept nogil:
+    if id < e.max_svc and e.svc[id].flags & SVC_USED:
+        svc_unhash(e, id)
+        e.svc[id].flags = 0
+        e.nat_services -= e.svc[id].mode == MODE_NAT
+
+
 cdef inline bint svc_set(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogil:
     cdef Svc *s
+    if b.mode != MODE_FULLNAT and b.mode != MODE_NAT and b.mode != MODE_DR and b.mode != MODE_TUNNEL:
+        return False
     if c.id >= e.max_svc or (b.af != 4 and b.af != 6) or b.table_len > e.arena_slots or b.table_off > e.arena_slots - b.table_len:
         return False
     if b.timeout_established > TIMEOUT_MAX:
         return False
+    svc_del(e, c.id)
     s = e.svc + c.id
-    if s.flags & SVC_USED:
-        svc_unhash(e, c.id)
     memcpy(s.vaddr, b.vaddr, 16)
     s.vport = b.vport
     s.af = b.af
@@ -55,13 +72,39 @@ cdef inline bint svc_set(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogi
         s.cursor = e.worker          # workers start their turns at different servers
     s.flags = b.flags | SVC_USED
     svc_hash_in(e, c.id)
+    e.nat_services += s.mode == MODE_NAT
     return True
 
 
-cdef inline void svc_del(Engine *e, uint32_t id) noexcept nogil:
-    if id < e.max_svc and e.svc[id].flags & SVC_USED:
-        svc_unhash(e, id)
-        e.svc[id].flags = 0
+cdef inline void dest_hash_in(Engine *e, uint32_t id) noexcept nogil:
+    """Chains are in order of the numbers."""
+    cdef uint32_t *p = e.dest_hash + dest_bucket(e.dest[id].addr, e.dest[id].port)
+    while p[0] and p[0] < id + 1:
+        p = &e.dest[p[0] - 1].next
+    e.dest[id].next = p[0]
+    p[0] = id + 1
+
+
+cdef inline void dest_del(Engine *e, uint32_t id) noexcept nogil:
+    cdef uint32_t *p = e.dest_hash + dest_bucket(e.dest[id].addr, e.dest[id].port)
+    if not e.dest[id].flags & DEST_USED:
+        return
+    e.dest[id].flags = 0
+    while p[0]:
+        if p[0] == id + 1:
+            p[0] = e.dest[id].next
+            return
+        p = &e.dest[p[0] - 1].next
+
+
+cdef inline void nat_refresh(Engine *e) noexcept nogil:
+    """What is private to the process, from tables that were there before it."""
+    cdef uint32_t i
+    memset(e.dest_hash, 0, sizeof(e.dest_hash))
+    for i in range(e.max_dest - 1, -1, -1):
+        if e.dest[i].flags & DEST_USED:
+            dest_hash_in(e, i)
+    nat_count(e)
 
 
 cdef inline bint dest_set(Engine *e, const Cmd *c, const CmdDest *b) noexcept nogil:
@@ -71,6 +114,7 @@ cdef inline bint dest_set(Engine *e, const Cmd *c, const CmdDest *b) noexcept no
     d = e.dest + c.id
     if c.flags & CMD_FRESH:
         memset(e.dest_stat + c.id, 0, sizeof(SvcStat))
+    dest_del(e, c.id)
     memcpy(d.addr, b.addr, 16)
     d.port = b.port
     d.af = b.af
@@ -80,6 +124,7 @@ cdef inline bint dest_set(Engine *e, const Cmd *c, const CmdDest *b) noexcept no
     d.adj = ADJ_NONE
     d.fib_gen = e.fib_gen[0] - 1
     d.flags = b.flags | DEST_USED
+    dest_hash_in(e, c.id)
     return True
 
 
@@ -255,7 +300,7 @@ cdef inline bint sweep(Engine *e, uint32_t what, uint32_t gen) noexcept nogil:
     elif what == SWEEP_DEST:
         for i in range(e.max_dest):
             if e.dest[i].flags & DEST_USED and older(e.dest[i].gen, gen):
-                e.dest[i].flags = 0
+                dest_del(e, i)
     elif what == SWEEP_LIP:
         for i in range(e.max_lip):
             if e.lip[i].flags & 1 and older(e.lip[i].gen, gen):
@@ -311,7 +356,7 @@ cdef inline bint command_apply(Engine *e, const Cmd *c) noexcept nogil:
         return dest_set(e, c, <const CmdDest *> c.body)
     elif c.op == CMD_DEST_DEL:
         if c.id < e.max_dest:
-            e.dest[c.id].flags = 0
+            dest_del(e, c.id)
     elif c.op == CMD_LIP_SET:
         return lip_set(e, c, <const CmdLip *> c.body)
     elif c.op == CMD_LIP_DEL:

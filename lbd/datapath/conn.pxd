@@ -6,7 +6,7 @@
 #
 # Memory per connection: IPv4 64 hot + 32 cold + 23.04 index + 4 in the stack of free ones = 123 bytes, IPv6 187 (asserted).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
-from libc.string cimport memcmp, memset
+from libc.string cimport memcpy, memset
 from lbd.datapath.compiler cimport lbd_ld32, lbd_ld64, lbd_scale, lbd_ctz, lbd_compiler_barrier, lbd_unlikely
 from lbd.datapath.flow cimport Tuple, tuple_hash
 
@@ -43,8 +43,15 @@ cdef enum Live:                 # ConnCommon.live
 
 cdef enum ConnFlag:
     CONN_SYNACK = 1             # the real server has answered the SYN
+    CONN_MODE = 14              # SvcMode, shifted by CONN_MODE_SHIFT, and its two bits that are asked for alone:
+    CONN_ONE_WAY = 4            # MODE_ONE_WAY: only the client's end is in the index
+    CONN_WRAPS = 8              # MODE_WRAPS
     CONN_ACTIVE = 16            # counted as active (else inactive) in the statistics
     CONN_IMPORTED = 32          # recovered from an earlier life
+    CONN_OTHER_FAMILY = 64      # the real server is of the other family (tunnel): its address is in conn_server's places
+
+cdef enum:
+    CONN_MODE_SHIFT = 1
 
 cdef struct ConnCommon:         # 24 bytes: what both families keep the same way
     uint32_t last_seen          # ms of the worker's clock (CLOCK_MONOTONIC), wraps
@@ -61,7 +68,8 @@ cdef struct ConnCommon:         # 24 bytes: what both families keep the same way
     uint8_t live                # Live; stored last, cleared first
 
 # A record begins with its two ends, each as its packets carry it, source first: what comes from one end leaves with the halves of
-# the other one exchanged (conn_side).
+# the other one exchanged (conn_side). FULLNAT's second end is real server → LIP, every other mode's real server → client: laddr and
+# lport are then the client's. A mode that leaves the packet's ends as they are (DR, tunnel) uses the second one to know the server.
 cdef struct Conn4:              # 64 bytes
     uint32_t caddr              # client; network order all
     uint32_t vaddr              # virtual service
@@ -99,7 +107,7 @@ cdef struct ConnCold:           # 32 bytes
     uint16_t spare
     uint32_t created            # ms
     uint32_t timeout            # ms; override of the state's, 0 = none
-    uint32_t reserved[3]
+    uint32_t daddr_rest[3]      # CONN_OTHER_FAMILY in a Conn4: the 12 bytes of the real server's address after `daddr`
 
 cdef struct Bucket:             # 64 bytes, one cache line
     uint16_t tag[10]            # 0 = empty
@@ -148,6 +156,23 @@ cdef inline uint8_t *conn_side(ConnTable *t, uint32_t i, uint32_t direction, int
     if af == 4:
         return <uint8_t *> conn4(t, i) + 12 * direction
     return <uint8_t *> conn6(t, i) + 36 * direction
+
+
+cdef inline uint32_t conn_mode(const ConnCommon *c) noexcept nogil:
+    return (c.flags & CONN_MODE) >> CONN_MODE_SHIFT
+
+
+cdef inline int conn_server(ConnTable *t, uint32_t i, uint8_t *addr, int af) noexcept nogil:
+    """The real server's address (16 bytes, IPv4 padded with zeros); returns its family."""
+    memset(addr, 0, 16)
+    if af == 4:
+        memcpy(addr, &conn4(t, i).daddr, 4)
+        if conn4(t, i).c.flags & CONN_OTHER_FAMILY:
+            memcpy(addr + 4, t.cold[i].daddr_rest, 12)
+            return 6
+        return 4
+    memcpy(addr, conn6(t, i).daddr, 16)
+    return 4 if conn6(t, i).c.flags & CONN_OTHER_FAMILY else 6
 
 
 cdef inline Bucket *conn_bucket(ConnTable *t, uint64_t h) noexcept nogil:
@@ -319,11 +344,11 @@ cdef inline void conn_tuple(ConnTable *t, uint32_t i, uint32_t direction, Tuple 
         k.dport = d.lport
 
 
-cdef inline bint conn_index_at(ConnTable *t, uint32_t i, uint64_t forth, uint64_t back) noexcept nogil:
-    """Enters both directions, whose hashes are known, into the index; all or nothing."""
+cdef inline bint conn_index_at(ConnTable *t, uint32_t i, uint64_t forth, uint64_t back, int af) noexcept nogil:
+    """Enters its directions, whose hashes are known, into the index; all or nothing."""
     if not index_insert(t, forth, i << 1):
         return False
-    if index_insert(t, back, i << 1 | 1):
+    if conn_common(t, i, af).flags & CONN_ONE_WAY or index_insert(t, back, i << 1 | 1):
         return True
     index_delete(t, forth, i << 1)
     return False
@@ -335,13 +360,13 @@ cdef inline bint conn_index(ConnTable *t, uint32_t i, int af) noexcept nogil:
     conn_tuple(t, i, 0, &k, af)
     h = tuple_hash(&k, t.key, af)
     conn_tuple(t, i, 1, &k, af)
-    return conn_index_at(t, i, h, tuple_hash(&k, t.key, af))
+    return conn_index_at(t, i, h, tuple_hash(&k, t.key, af), af)
 
 
 cdef inline void conn_unindex(ConnTable *t, uint32_t i, int af) noexcept nogil:
     cdef Tuple k
     cdef uint32_t d
-    for d in range(2):
+    for d in range(1 if conn_common(t, i, af).flags & CONN_ONE_WAY else 2):
         conn_tuple(t, i, d, &k, af)
         index_delete(t, tuple_hash(&k, t.key, af), i << 1 | d)
 

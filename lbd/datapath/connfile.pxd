@@ -4,18 +4,18 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.conn cimport (Conn4, Conn6, ConnCold, Bucket, ConnTable, ConnCommon, CONN_NIL, conn_buckets, conn_overflow,
-                                conn_clear, conn4, conn6,
+                                conn_clear, conn4, conn6, conn_mode, conn_server,
                                 conn_common, CONN_IMPORTED, CONN_ACTIVE)
 from lbd.datapath.lifetime cimport table_of, timer_of, rebuild_family, conn_schedule, conn_timeout, stat_count
 from lbd.datapath.timer cimport Timer, timer_clear, timer_link, timer_start, timer_unlink, WHEEL_SLOTS
 from lbd.datapath.tcp cimport state_active, state_half_open, STATE_SYN_RECV, STATE_UDP_ONEWAY
-from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED, DEST_USED
+from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED, DEST_USED, MODE_FULLNAT
 from lbd.datapath.neigh cimport ADJ_MAX, ADJ_NONE
 from lbd.datapath.lookup cimport lip_lookup
 
 cdef enum:
     CONN_MAGIC = 0x4e4f434c         # "LCON"
-    CONN_VERSION = 2
+    CONN_VERSION = 3
     CONN_PAGE = 4096
 
 cdef struct ConnHead:
@@ -65,34 +65,35 @@ cdef inline bint svc_is(Engine *e, const ConnCommon *c, const void *vaddr, uint1
             and memcmp(e.svc[c.svc].vaddr, vaddr, 4 if af == 4 else 16) == 0)
 
 
-cdef inline bint dest_is(Engine *e, uint32_t dest, uint32_t svc, const void *daddr, uint16_t dport, int af) noexcept nogil:
+cdef inline bint dest_is(Engine *e, uint32_t dest, uint32_t svc, const void *daddr, uint16_t dport, int daf) noexcept nogil:
     if dest >= e.max_dest or not e.dest[dest].flags & DEST_USED:
         return False
-    return (e.dest[dest].port == dport and e.dest[dest].af == af and e.dest[dest].svc == svc
-            and memcmp(e.dest[dest].addr, daddr, 4 if af == 4 else 16) == 0)
+    return (e.dest[dest].port == dport and e.dest[dest].af == daf and e.dest[dest].svc == svc
+            and memcmp(e.dest[dest].addr, daddr, 16) == 0)
 
 
 cdef inline void numbers_check(Engine *e, uint32_t i, ConnCommon *c, int af) noexcept nogil:
     """A recovered record's numbers stand if they still mean the same addresses; else they are looked up at its next packet."""
     cdef const void *vaddr
-    cdef const void *daddr
     cdef const void *laddr
+    cdef uint8_t daddr[16]
     cdef uint16_t vport, dport
+    cdef int daf = conn_server(table_of(e, af), i, daddr, af)
     if af == 4:
-        vaddr, daddr, laddr = &conn4(&e.t4, i).vaddr, &conn4(&e.t4, i).daddr, &conn4(&e.t4, i).laddr
+        vaddr, laddr = &conn4(&e.t4, i).vaddr, &conn4(&e.t4, i).laddr
         vport, dport = conn4(&e.t4, i).vport, conn4(&e.t4, i).dport
     else:
-        vaddr, daddr, laddr = conn6(&e.t6, i).vaddr, conn6(&e.t6, i).daddr, conn6(&e.t6, i).laddr
+        vaddr, laddr = conn6(&e.t6, i).vaddr, conn6(&e.t6, i).laddr
         vport, dport = conn6(&e.t6, i).vport, conn6(&e.t6, i).dport
-    if not svc_is(e, c, vaddr, vport, af) or not dest_is(e, c.dest, c.svc, daddr, dport, af):
+    if not svc_is(e, c, vaddr, vport, af) or not dest_is(e, c.dest, c.svc, daddr, dport, daf):
         c.svc = SVC_NONE
         c.dest = DEST_NONE
         c.flags |= CONN_IMPORTED
-    c.lip = lip_lookup(e, <const uint8_t *> laddr, af)
-    if c.lip == LIP_NONE:
-        c.flags |= CONN_IMPORTED
-    else:
+    c.lip = lip_lookup(e, <const uint8_t *> laddr, af) if conn_mode(c) == MODE_FULLNAT else LIP_NONE
+    if c.lip != LIP_NONE:
         e.lip_stat[c.lip].in_use += 1
+    elif conn_mode(c) == MODE_FULLNAT:
+        c.flags |= CONN_IMPORTED
     c.adj_fwd = ADJ_NONE
     c.fib_gen = e.fib_gen[0] - 1
 

@@ -21,6 +21,9 @@ cdef struct Plan:               # of a connection to be opened (open.pxd), valid
     uint32_t dest
     uint32_t lip                # LIP_NONE: no guess
 
+cdef enum:
+    DEST_HASH = 1024            # buckets of the real servers by address and port
+
 cdef struct Engine:
     # tables; `max_*` are their sizes
     Svc *svc
@@ -71,6 +74,8 @@ cdef struct Engine:
     uint32_t lip4_n
     uint32_t lip6_n
     uint32_t lip_cursor
+    uint32_t dest_hash[1024]    # heads: number + 1
+    uint32_t nat_services       # services of mode NAT
     uint32_t plen4[33]          # routes per prefix length
     uint32_t plen6[129]
     uint32_t adj_free           # search hint

@@ -7,13 +7,15 @@
 # through both (Engine.fast off) and compare all that comes of it.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_ld64, lbd_st16, lbd_st32, lbd_st64, lbd_bswap16, lbd_bswap32,
-                                    lbd_copy12, lbd_copy16, lbd_copy4_wide, lbd_is_multiple_of_65535, lbd_swap16s, lbd_swap32s)
+                                    lbd_copy12, lbd_copy16, lbd_copy4_wide, lbd_is_multiple_of_65535, lbd_swap16s, lbd_swap32s,
+                                    lbd_unlikely)
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt, PKT_MULTI, PKT_REPLY
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.hdr cimport ETH_HLEN, PROTO_TCP, PROTO_UDP, TCP_FIN, TCP_RST, TCP_SYN
 from lbd.datapath.reason cimport REASON_NONE, VERDICT_FORWARD
-from lbd.datapath.conn cimport (CONN_ACTIVE, CONN_LIVE, CONN_SYNACK, ConnCommon, ConnTable, conn4, conn6, conn_common, conn_side)
+from lbd.datapath.conn cimport (CONN_ACTIVE, CONN_LIVE, CONN_MODE, CONN_ONE_WAY, CONN_SYNACK, CONN_WRAPS, ConnCommon,
+                                ConnTable, conn4, conn6, conn_common, conn_side)
 from lbd.datapath.csum cimport csum_add, csum_fold, csum_pseudo
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.neigh cimport Adj, adj_sender
@@ -145,7 +147,8 @@ cdef inline bint end_is(const uint8_t *end, const Tuple *t, int af) noexcept nog
 cdef inline bint settled(const ConnCommon *c, uint8_t proto, uint32_t direction, uint32_t now_ms) noexcept nogil:
     """Live, of this run, established: proto, state, flags and live as one word, little-endian. An unanswered UDP flow is as good
     while its client's packets do not move it in its queue (udp_step of forward.pxd)."""
-    cdef uint32_t word = lbd_ld32(&c.proto) & ~(<uint32_t> (CONN_SYNACK | CONN_ACTIVE) << 16)
+    cdef uint32_t any = CONN_SYNACK | CONN_ACTIVE | (CONN_MODE & ~CONN_WRAPS)
+    cdef uint32_t word = lbd_ld32(&c.proto) & ~(any << 16)
     cdef uint32_t live = <uint32_t> CONN_LIVE << 24
     if proto == PROTO_TCP:
         return word == (live | <uint32_t> STATE_ESTABLISHED << 8 | PROTO_TCP)
@@ -169,6 +172,14 @@ cdef inline void seq_step(uint32_t *edges, const uint8_t *tcp, uint32_t l4_len, 
         edges[0] = ack
 
 
+cdef inline void fast_hop(uint8_t *d, uint16_t ip_delta, int af) noexcept nogil:
+    if af == 4:
+        d[IP4 + 8] -= 1
+        lbd_st16(d + IP4 + 10, csum_add(lbd_ld16(d + IP4 + 10), ip_delta))
+    else:
+        d[IP6 + 7] -= 1
+
+
 cdef inline void fast_rewrite(Pkt *p, const uint8_t *far, uint16_t ip_delta, uint16_t l4_delta, int af) noexcept nogil:
     """far: the other end as its packets come, so with its halves exchanged it is where this one goes."""
     cdef uint8_t *d = p.data
@@ -179,14 +190,12 @@ cdef inline void fast_rewrite(Pkt *p, const uint8_t *far, uint16_t ip_delta, uin
         lbd_st64(d + IP4 + 12, lbd_swap32s(lbd_ld64(far)))
         l4 = d + L4_4
         lbd_st32(l4, lbd_swap16s(lbd_ld32(far + 8)))
-        d[IP4 + 8] -= 1
-        lbd_st16(d + IP4 + 10, csum_add(lbd_ld16(d + IP4 + 10), ip_delta))
     else:
         lbd_copy16(d + IP6 + 8, far + 16)
         lbd_copy16(d + IP6 + 24, far)
         l4 = d + L4_6
         lbd_st32(l4, lbd_swap16s(lbd_ld32(far + 32)))
-        d[IP6 + 7] -= 1
+    fast_hop(d, ip_delta, af)
     if p.proto == PROTO_TCP:
         check = l4 + 16
         lbd_st16(check, csum_add(lbd_ld16(check), l4_delta))
@@ -237,9 +246,11 @@ cdef inline bint fast_forward(Engine *e, Pkt *p, const Tuple *t, uint32_t ref, i
     p.flags |= PKT_REPLY * direction
     p.verdict = VERDICT_FORWARD
     p.reason = REASON_NONE
-    # the deltas of what comes from the real server are the complements
-    fast_rewrite(p, conn_side(tab, i, 1 - direction, af), conn4(tab, i).ip_delta[direction] if af == 4 else 0,
-                 c.l4_delta ^ <uint16_t> (0 - direction), af)
+    if lbd_unlikely(c.flags & CONN_ONE_WAY):
+        fast_hop(d, conn4(tab, i).ip_delta[0] if af == 4 else 0, af)
+    else:                                       # the deltas of what comes from the real server are the complements
+        fast_rewrite(p, conn_side(tab, i, 1 - direction, af), conn4(tab, i).ip_delta[direction] if af == 4 else 0,
+                     c.l4_delta ^ <uint16_t> (0 - direction), af)
     lbd_copy12(d, a.dmac)
     stat_packet(e.svc_stat + c.svc, direction, p.l3_len)
     stat_packet(e.dest_stat + c.dest, direction, p.l3_len)

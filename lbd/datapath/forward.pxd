@@ -10,13 +10,12 @@ from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
 from lbd.datapath.timer cimport WHEEL_SHIFT
-from lbd.datapath.svc cimport Svc, Dest, SVC_NONE, DEST_NONE, LIP_NONE, DEST_USED, DEST_UP
+from lbd.datapath.svc cimport Svc, Dest, SVC_NONE, DEST_NONE, LIP_NONE, DEST_USED, DEST_UP, MODE_DR, MODE_FULLNAT
 from lbd.datapath.neigh cimport Adj, ADJ_NONE, ADJ_USED, ADJ_VALID, IFACE_UP
 from lbd.datapath.lookup cimport nexthop, adj_learn, neigh_want, svc_lookup, lip_lookup
 from lbd.datapath.lifetime cimport table_of, timer_of, conn_enter, conn_end, conn_schedule, stat_count, evict
-from lbd.datapath.laddr cimport laddr_pick
-from lbd.datapath.sched cimport schedule
-from lbd.datapath.nat cimport rewrite4, rewrite6, link_write, delta_set
+from lbd.datapath.nat cimport TTL_DELTA, hop, link_write, rewrite
+from lbd.datapath.encap cimport encap, encap_bytes
 from lbd.datapath.icmp_err cimport answer, translate4, translate6, quoted_seq
 from lbd.datapath.count cimport EXPIRE_ADMIN, EXPIRE_RESET
 
@@ -43,8 +42,11 @@ cdef inline void edge_advance(uint32_t *edge, uint32_t to) noexcept nogil:
 cdef inline bint shook_hands(Engine *e, const Pkt *p, uint32_t i, const ConnCommon *c, uint32_t event, uint32_t payload,
                              uint32_t direction, int af) noexcept nogil:
     """Half open: does this segment prove that the handshake is over? From the client: it acknowledges the real server's SYN, whose
-    number a blind sender can't know. From the real server: data or FIN after its SYN+ACK (with TCP Fast Open it comes first)."""
+    number a blind sender can't know. From the real server: data or FIN after its SYN+ACK (with TCP Fast Open it comes first). One
+    way there is no such proof: the client's ACK must fit its SYN."""
     cdef TcpHdr *t = <TcpHdr *> (p.data + p.l4)
+    if c.flags & CONN_ONE_WAY:
+        return p.tcp_flags & TCP_ACK and tcp_in_window(lbd_bswap32(t.seq), seq_edge(e, i, 0, af)[0])
     if not c.flags & CONN_SYNACK:
         return False
     if direction == 1:
@@ -52,12 +54,16 @@ cdef inline bint shook_hands(Engine *e, const Pkt *p, uint32_t i, const ConnComm
     return p.tcp_flags & TCP_ACK and lbd_bswap32(t.ack_seq) == seq_edge(e, i, 1, af)[0]
 
 
+cdef inline uint32_t way_of(const ConnCommon *c, uint32_t direction) noexcept nogil:
+    return WAY_ONE if c.flags & CONN_ONE_WAY else direction
+
+
 cdef inline bint tcp_syn(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t end, uint32_t direction, int af) noexcept nogil:
     """SYN and SYN+ACK. False: it proves nothing."""
     cdef TcpHdr *t = <TcpHdr *> (p.data + p.l4)
     cdef uint32_t *client = seq_edge(e, i, 0, af)
     if direction == 0:
-        if p.tcp_flags & TCP_ACK or lbd_tcp_next[0][<int> EVENT_SYN][c.state] != STATE_SYN_RECV:
+        if p.tcp_flags & TCP_ACK or lbd_tcp_next[way_of(c, 0)][<int> EVENT_SYN][c.state] != STATE_SYN_RECV:
             return False
         if c.state != STATE_SYN_RECV:               # the client starts anew on a connection that was over
             c.flags &= <uint8_t> ~CONN_SYNACK
@@ -110,7 +116,7 @@ cdef inline bint tcp_step(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t
         edge[0] = end
     elif not plausible(e, p, i, c, direction, af):
         return event == EVENT_ACK
-    next = lbd_tcp_next[direction][event][state]
+    next = lbd_tcp_next[way_of(c, direction)][event][state]
     edge_advance(edge, end)
     # the real server's FIN doesn't acknowledge the client's: both closed at once, and both ends keep TIME_WAIT
     if next == STATE_LAST_ACK and state == STATE_CLOSE_WAIT and <int32_t> (lbd_bswap32(t.ack_seq) - seq_edge(e, i, 0, af)[0]) < 0:
@@ -136,19 +142,17 @@ cdef inline void adj_resolve(Engine *e, uint32_t i, ConnCommon *c, int af) noexc
     """Routes have changed since this connection looked: look again, for the real server (and by route: the client)."""
     cdef uint8_t addr[16]
     cdef Dest *d
-    memset(addr, 0, 16)
-    if af == 4:
-        memcpy(addr, &conn4(&e.t4, i).daddr, 4)
-    else:
-        memcpy(addr, conn6(&e.t6, i).daddr, 16)
+    cdef int daf = conn_server(table_of(e, af), i, addr, af)
     if c.dest != DEST_NONE:
         d = e.dest + c.dest
         if d.fib_gen != e.fib_gen[0] or d.adj == ADJ_NONE:
-            d.adj = nexthop(e, addr, af)
+            d.adj = nexthop(e, addr, daf)
             d.fib_gen = e.fib_gen[0]
         c.adj_fwd = d.adj
     else:
-        c.adj_fwd = nexthop(e, addr, af)
+        c.adj_fwd = nexthop(e, addr, daf)
+    if conn_mode(c) == MODE_DR and memcmp(e.adj[c.adj_fwd].addr, addr, 16) != 0:       # behind a gateway, which would route it back
+        c.adj_fwd = ADJ_NONE
     if e.return_route:
         memset(addr, 0, 16)
         if af == 4:
@@ -166,7 +170,7 @@ cdef inline bint came_from(const Pkt *p, const Adj *a) noexcept nogil:
 
 cdef inline bint way_out(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t direction, int af) noexcept nogil:
     """Settles p.ifout; checks link, neighbour, MTU and TTL. False: dropped or answered, the packet is as it came."""
-    cdef uint32_t n
+    cdef uint32_t n, mtu
     cdef Adj *a
     if lbd_unlikely(c.fib_gen != e.fib_gen[0]):
         adj_resolve(e, i, c, af)
@@ -185,10 +189,25 @@ cdef inline bint way_out(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t 
     if lbd_unlikely(p.data[p.l3 + (8 if af == 4 else 7)] <= 1):
         answer(e, p, REASON_TTL_EXPIRED, 0)
         return False
-    if lbd_unlikely(p.l3_len > e.iface[a.iface].mtu):
-        answer(e, p, REASON_MTU_EXCEEDED, e.iface[a.iface].mtu)
+    mtu = e.iface[a.iface].mtu
+    if c.flags & CONN_WRAPS:
+        mtu -= encap_bytes(a)
+    if lbd_unlikely(p.l3_len > mtu):
+        answer(e, p, REASON_MTU_EXCEEDED, mtu)
         return False
     p.ifout = a.iface
+    return True
+
+
+cdef inline bint send_out(Engine *e, Pkt *p, uint32_t i, const ConnCommon *c, uint32_t direction, int af) noexcept nogil:
+    """The rewritten packet into its tunnel, if it goes by one, and onto its link. False: dropped."""
+    cdef const Adj *a = e.adj + (c.adj_fwd if direction == 0 else c.adj_rev)
+    cdef uint8_t server[16]
+    if lbd_unlikely(c.flags & CONN_WRAPS):
+        conn_server(table_of(e, af), i, server, af)
+        if not encap(e, p, a, server):
+            return drop(p, REASON_NO_ROUTE)
+    link_write(p, a)
     return True
 
 
@@ -212,19 +231,18 @@ cdef inline void count_packet(Engine *e, const Pkt *p, const ConnCommon *c, uint
 cdef inline void rebind(Engine *e, uint32_t i, ConnCommon *c, const Tuple *k, int af) noexcept nogil:
     """A record of an earlier life meets its service, real server and LIP again, which had to be configured first."""
     cdef uint32_t svc, slot, d
-    cdef const uint8_t *daddr
+    cdef uint8_t daddr[16]
     cdef const uint8_t *laddr
     cdef uint16_t dport
     cdef Svc *s
+    cdef int daf = conn_server(table_of(e, af), i, daddr, af)
     if af == 4:
-        daddr = <const uint8_t *> &conn4(&e.t4, i).daddr
         laddr = <const uint8_t *> &conn4(&e.t4, i).laddr
         dport = conn4(&e.t4, i).dport
     else:
-        daddr = conn6(&e.t6, i).daddr
         laddr = conn6(&e.t6, i).laddr
         dport = conn6(&e.t6, i).dport
-    if c.lip == LIP_NONE:
+    if c.lip == LIP_NONE and conn_mode(c) == MODE_FULLNAT:
         c.lip = lip_lookup(e, laddr, af)
         if c.lip != LIP_NONE:
             e.lip_stat[c.lip].in_use += 1
@@ -233,7 +251,7 @@ cdef inline void rebind(Engine *e, uint32_t i, ConnCommon *c, const Tuple *k, in
         svc = svc_lookup(e, k.daddr, k.dport, k.proto, af)
     if svc == SVC_NONE:
         return
-    if c.lip != LIP_NONE:
+    if c.lip != LIP_NONE or conn_mode(c) != MODE_FULLNAT:
         c.flags &= <uint8_t> ~CONN_IMPORTED
     if c.svc == svc:
         return
@@ -242,7 +260,7 @@ cdef inline void rebind(Engine *e, uint32_t i, ConnCommon *c, const Tuple *k, in
     s = e.svc + svc
     for slot in range(s.table_len):
         d = e.arena[s.table_off + slot]
-        if d < e.max_dest and e.dest[d].port == dport and memcmp(e.dest[d].addr, daddr, 4 if af == 4 else 16) == 0:
+        if d < e.max_dest and e.dest[d].port == dport and e.dest[d].af == daf and memcmp(e.dest[d].addr, daddr, 16) == 0:
             c.dest = d
             break
     stat_count(e, c, 1)
@@ -272,11 +290,9 @@ cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept
     else:
         udp_step(e, i, c, direction, af)
         c.last_seen = e.now_ms
-    if af == 4:
-        rewrite4(p, conn4(&e.t4, i), direction)
-    else:
-        rewrite6(p, conn6(&e.t6, i), direction)
-    link_write(p, e.adj + (c.adj_fwd if direction == 0 else c.adj_rev))
+    rewrite(p, table_of(e, af), i, direction, af)
+    if lbd_unlikely(not send_out(e, p, i, c, direction, af)):
+        return
     count_packet(e, p, c, direction)
     p.verdict = VERDICT_FORWARD
     p.reason = REASON_NONE
@@ -289,12 +305,13 @@ cdef inline void forward_icmp(Engine *e, Pkt *p, uint32_t ref, uint8_t proto, in
     cdef uint32_t i = ref >> 1
     cdef uint32_t direction = ref & 1
     cdef ConnCommon *c = conn_common(table_of(e, af), i, af)
-    cdef uint32_t n, seq
+    cdef uint32_t n, mtu, seq
     cdef Adj *a
     p.svc = c.svc
     p.dest = c.dest
-    if proto == PROTO_TCP:
-        # quoted: what the other end sent; a blind sender doesn't know its sequence numbers (RFC 5927)
+    if proto == PROTO_TCP and not c.flags & CONN_ONE_WAY:
+        # quoted: what the other end sent; a blind sender doesn't know its sequence numbers (RFC 5927). One way lbd doesn't either:
+        # the real server judges
         seq = quoted_seq(p)
         if not tcp_in_window(seq, seq_edge(e, i, 1 - direction, af)[0]):
             drop(p, REASON_ICMP_UNMATCHED)
@@ -315,15 +332,21 @@ cdef inline void forward_icmp(Engine *e, Pkt *p, uint32_t ref, uint8_t proto, in
     if p.data[p.l3 + (8 if af == 4 else 7)] <= 1:       # an error about an error is never sent
         drop(p, REASON_TTL_EXPIRED)
         return
-    if p.l3_len > e.iface[a.iface].mtu:
+    mtu = e.iface[a.iface].mtu
+    if c.flags & CONN_WRAPS:
+        mtu -= encap_bytes(a)
+    if p.l3_len > mtu:
         drop(p, REASON_MTU_EXCEEDED)
         return
-    if af == 4:
+    if c.flags & CONN_ONE_WAY:
+        hop(p, TTL_DELTA, af)
+    elif af == 4:
         translate4(p, conn4(&e.t4, i), direction)
     else:
         translate6(p, conn6(&e.t6, i), direction, proto)
     p.ifout = a.iface
-    link_write(p, a)
+    if not send_out(e, p, i, c, direction, af):
+        return
     e.count.icmp_mapped += 1
     p.verdict = VERDICT_FORWARD
     p.reason = REASON_NONE

@@ -1,4 +1,4 @@
-# Local address and port for a new FULLNAT connection.
+# Local address and port for a new FULLNAT connection. (The other modes have none.)
 #
 # There is no bitmap of ports: the connection table is the truth, so a port is free towards a real server when no record, TIME_WAIT
 # included, has (real server, LIP, port). The port is chosen such that the answer's flow owner is this worker: on a NIC with known

@@ -3,8 +3,8 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_ld64, lbd_mum
-from lbd.datapath.engine cimport Engine
-from lbd.datapath.svc cimport Svc, SVC_NONE
+from lbd.datapath.engine cimport DEST_HASH, Engine
+from lbd.datapath.svc cimport Dest, MODE_NAT, SVC_NONE, SVC_USED, Svc
 from lbd.datapath.neigh cimport (Adj, adj_refresh, ADJ_NONE, ADJ_MAX, ADJ_HASH, ADJ_USED, ADJ_VALID, ADJ_LEARNED, IFACE_USED,
                                  IFACE_UP)
 from lbd.datapath.fib cimport Route, FIB_HASH, ROUTE_ONLINK
@@ -29,6 +29,23 @@ cdef inline uint32_t svc_lookup(Engine *e, const uint8_t *vaddr, uint16_t vport,
             return n - 1
         n = s.next
     return SVC_NONE
+
+
+cdef inline uint32_t dest_bucket(const uint8_t *addr, uint16_t port) noexcept nogil:
+    return hash_addr(addr, port) & (DEST_HASH - 1)
+
+
+cdef inline uint32_t nat_dest(Engine *e, uint32_t n, const uint8_t *addr, uint16_t port, uint8_t proto) noexcept nogil:
+    """The first entry from n on of the chain (numbers + 1, ascending: the same order in all workers) that is a real server
+    of a NAT service at this address (16 bytes, IPv4 padded with zeros) and port; 0: none."""
+    cdef Dest *d
+    while n:
+        d = e.dest + (n - 1)
+        if (d.port == port and e.svc[d.svc].flags & SVC_USED and e.svc[d.svc].mode == MODE_NAT and e.svc[d.svc].proto == proto
+                and memcmp(d.addr, addr, 16) == 0):
+            return n
+        n = d.next
+    return 0
 
 
 cdef inline uint32_t lip_lookup(Engine *e, const uint8_t *addr, int af) noexcept nogil:

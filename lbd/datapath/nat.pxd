@@ -1,14 +1,15 @@
-# FULLNAT's rewrite: addresses, ports, TTL, checksums, link layer. Constants of the connection's direction; an established packet
-# costs its record's line, two checksum adds and one copy of 12 bytes.
+# The rewrite: addresses, ports, TTL, checksums, link layer. Constants of the connection's direction; an established packet
+# costs its record's line, two checksum adds and one copy of 12 bytes. FULLNAT and NAT differ by what the record's ends are; DR and
+# tunnels leave the ends alone.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memmove
-from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_st16, lbd_st32, lbd_st64, lbd_bswap16, lbd_copy12, lbd_copy16,
-                                    lbd_unlikely)
+from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_ld64, lbd_st16, lbd_st32, lbd_st64, lbd_bswap16, lbd_copy12, lbd_copy16,
+                                    lbd_swap16s, lbd_swap32s, lbd_unlikely)
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt, PKT_PARTIAL
 from lbd.datapath.hdr cimport *
 from lbd.datapath.csum cimport csum_add, csum_apply, csum_reverse, csum_fold, csum_partial, csum_pseudo, csum_diff
-from lbd.datapath.conn cimport Conn4, Conn6, ConnCommon, ConnTable, conn4, conn6, conn_common
+from lbd.datapath.conn cimport CONN_ONE_WAY, Conn4, Conn6, ConnCommon, ConnTable, conn4, conn6, conn_common, conn_side
 from lbd.datapath.neigh cimport Adj
 
 cdef enum:
@@ -20,6 +21,11 @@ cdef inline void delta_set(ConnTable *t, uint32_t i, int af) noexcept nogil:
     cdef Conn4 *c
     cdef Conn6 *d
     cdef uint64_t s
+    if conn_common(t, i, af).flags & CONN_ONE_WAY:
+        if af == 4:
+            conn4(t, i).ip_delta[0] = TTL_DELTA
+        conn_common(t, i, af).l4_delta = 0
+        return
     if af == 4:
         c = conn4(t, i)
         s = csum_diff(&c.caddr, &c.laddr, 4, csum_diff(&c.vaddr, &c.daddr, 4, 0))
@@ -64,49 +70,37 @@ cdef inline void check_complete(Pkt *p) noexcept nogil:
     lbd_st16(check, c)
 
 
-cdef inline void rewrite4(Pkt *p, const Conn4 *c, uint32_t direction) noexcept nogil:
+cdef inline void ends_write(Pkt *p, const uint8_t *far, uint16_t l4_delta, int af) noexcept nogil:
+    """far: the other end as its packets come (conn_side); with its halves exchanged it is where this one goes."""
+    cdef uint8_t *addrs = p.data + p.l3 + (12 if af == 4 else 8)
+    cdef uint8_t *l4 = p.data + p.l4
+    if af == 4:
+        lbd_st64(addrs, lbd_swap32s(lbd_ld64(far)))
+        lbd_st32(l4, lbd_swap16s(lbd_ld32(far + 8)))
+    else:
+        lbd_copy16(addrs, far + 16)
+        lbd_copy16(addrs + 16, far)
+        lbd_st32(l4, lbd_swap16s(lbd_ld32(far + 32)))
+    if not p.flags & PKT_PARTIAL:
+        check_update(p, <uint16_t *> (l4 + (16 if p.proto == PROTO_TCP else 6)), l4_delta)
+
+
+cdef inline void hop(Pkt *p, uint16_t ip_delta, int af) noexcept nogil:
+    """TTL - 1; ip_delta: that, and what else has changed in an IPv4 header."""
     cdef IpHdr *ip = <IpHdr *> (p.data + p.l3)
-    cdef uint8_t *l4 = p.data + p.l4
-    cdef uint16_t *check = <uint16_t *> (l4 + (16 if p.proto == PROTO_TCP else 6))
-    if direction == 0:
-        ip.saddr = c.laddr
-        ip.daddr = c.daddr
-        lbd_st16(l4, c.lport)
-        lbd_st16(l4 + 2, c.dport)
-        if not p.flags & PKT_PARTIAL:
-            check_update(p, check, c.c.l4_delta)
+    if af == 4:
+        ip.ttl -= 1
+        ip.check = csum_add(ip.check, ip_delta)
     else:
-        ip.saddr = c.vaddr
-        ip.daddr = c.caddr
-        lbd_st16(l4, c.vport)
-        lbd_st16(l4 + 2, c.cport)
-        if not p.flags & PKT_PARTIAL:
-            check_update(p, check, csum_reverse(c.c.l4_delta))
-    ip.ttl -= 1
-    ip.check = csum_add(ip.check, c.ip_delta[direction])
-    if lbd_unlikely(p.flags & PKT_PARTIAL):
-        check_complete(p)
+        (<Ip6Hdr *> ip).hop_limit -= 1
 
 
-cdef inline void rewrite6(Pkt *p, const Conn6 *c, uint32_t direction) noexcept nogil:
-    cdef Ip6Hdr *ip = <Ip6Hdr *> (p.data + p.l3)
-    cdef uint8_t *l4 = p.data + p.l4
-    cdef uint16_t *check = <uint16_t *> (l4 + (16 if p.proto == PROTO_TCP else 6))
-    ip.hop_limit -= 1
-    if direction == 0:
-        lbd_copy16(ip.saddr, c.laddr)
-        lbd_copy16(ip.daddr, c.daddr)
-        lbd_st16(l4, c.lport)
-        lbd_st16(l4 + 2, c.dport)
-        if not p.flags & PKT_PARTIAL:
-            check_update(p, check, c.c.l4_delta)
-    else:
-        lbd_copy16(ip.saddr, c.vaddr)
-        lbd_copy16(ip.daddr, c.caddr)
-        lbd_st16(l4, c.vport)
-        lbd_st16(l4 + 2, c.cport)
-        if not p.flags & PKT_PARTIAL:
-            check_update(p, check, csum_reverse(c.c.l4_delta))
+cdef inline void rewrite(Pkt *p, ConnTable *t, uint32_t i, uint32_t direction, int af) noexcept nogil:
+    """What the connection's mode changes of the IP packet, checksums with it."""
+    cdef ConnCommon *c = conn_common(t, i, af)
+    if not c.flags & CONN_ONE_WAY:
+        ends_write(p, conn_side(t, i, 1 - direction, af), csum_reverse(c.l4_delta) if direction else c.l4_delta, af)
+    hop(p, conn4(t, i).ip_delta[direction] if af == 4 else 0, af)
     if lbd_unlikely(p.flags & PKT_PARTIAL):
         check_complete(p)
 

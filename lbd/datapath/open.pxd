@@ -7,14 +7,14 @@ from libc.string cimport memcpy, memset
 from lbd.datapath.compiler cimport lbd_bswap16, lbd_compiler_barrier, lbd_ld32, lbd_prefetch, lbd_prefetchw
 from lbd.datapath.engine cimport Engine, Plan
 from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_NEW
-from lbd.datapath.flow cimport Tuple
+from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.hdr cimport PROTO_TCP, TCP_ACK, TCP_RST, TCP_SYN
 from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
-from lbd.datapath.svc cimport DEST_NONE, DEST_UP, DEST_USED, LIP_NONE, SVC_NONE
+from lbd.datapath.svc cimport (DEST_NONE, DEST_UP, DEST_USED, LIP_NONE, MODE_FULLNAT, MODE_NAT, SVC_NONE)
 from lbd.datapath.neigh cimport ADJ_NONE
-from lbd.datapath.lookup cimport lip_lookup, svc_lookup
+from lbd.datapath.lookup cimport dest_bucket, lip_lookup, nat_dest, svc_lookup
 from lbd.datapath.lifetime cimport conn_end, conn_schedule, evict, stat_count, table_of
 from lbd.datapath.laddr cimport laddr_guess, laddr_pick
 from lbd.datapath.owner cimport flow_owner
@@ -22,7 +22,7 @@ from lbd.datapath.parse cimport KIND_ICMP
 from lbd.datapath.sched cimport schedule, schedule_prefetch
 from lbd.datapath.nat cimport delta_set
 from lbd.datapath.forward cimport drop, forward_known
-from lbd.datapath.count cimport EXPIRE_ADMIN
+from lbd.datapath.count cimport EXPIRE_ADMIN, EXPIRE_CLOSED
 
 cdef enum Step:
     STEP_DONE = 0               # the verdict is set
@@ -34,12 +34,54 @@ cdef enum:
     SEEN = 128                  # slots of the set of tuples met in a burst (64 packets)
 
 
+cdef inline bint hand_on(Pkt *p, uint32_t owner) noexcept nogil:
+    p.verdict = VERDICT_HANDOVER
+    p.reason = REASON_NONE
+    p.owner = owner
+    return True
+
+
+cdef inline bint hand_answer(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
+    """What a NAT real server sends carries no address of lbd. Its connection, if it has one, is with the owner of the client's
+    tuple: of each service that has this real server, in turn, by this epoch's rule, then by the one before. The worker asked last
+    gives it to the kernel. True: handed over."""
+    cdef const Tuple *t = &e.tuple[i]
+    cdef uint32_t d, owner, epoch, nth = 0
+    cdef Tuple forth
+    memset(&forth, 0, sizeof(Tuple))
+    memcpy(forth.saddr, t.daddr, 16)
+    forth.sport = t.dport
+    forth.proto = t.proto
+    forth.af = af
+    for epoch in range(2 if e.owner_prev_valid else 1):
+        d = nat_dest(e, e.dest_hash[dest_bucket(t.saddr, t.sport)], t.saddr, t.sport, t.proto)
+        while d and p.hops < HOPS_MAX:
+            if nth >= p.hops:                   # those before it were asked
+                memcpy(forth.daddr, e.svc[e.dest[d - 1].svc].vaddr, 16)
+                forth.dport = e.svc[e.dest[d - 1].svc].vport
+                owner = flow_owner(e, &forth, tuple_hash(&forth, e.hash_key, af), af, epoch)
+                if owner != e.worker and owner < e.workers:
+                    e.count.misplaced += not p.flags & PKT_HANDED
+                    return hand_on(p, owner)
+            nth += 1
+            d = nat_dest(e, e.dest[d - 1].next, t.saddr, t.sport, t.proto)
+    return False
+
+
+cdef inline bint is_answer(Engine *e, uint32_t i) noexcept nogil:
+    """From a NAT real server?"""
+    cdef const Tuple *t = &e.tuple[i]
+    return nat_dest(e, e.dest_hash[dest_bucket(t.saddr, t.sport)], t.saddr, t.sport, t.proto) != 0
+
+
 cdef inline bint hand_over(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     """On a local miss: is the flow another worker's? This epoch's owner is asked, and it asks the previous epoch's where that is
     still valid; there on a miss the packet comes back, and the owner may open a connection. At most three hops."""
     cdef uint32_t owner
     if e.workers == 1:
         return False
+    if e.nat_services and is_answer(e, i):
+        return hand_answer(e, p, i, af)
     owner = flow_owner(e, &e.tuple[i], e.hash[i], af, 0)
     if owner != e.worker and not p.flags & PKT_HANDED:
         e.count.misplaced += 1
@@ -54,10 +96,7 @@ cdef inline bint hand_over(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil
     if p.hops >= HOPS_MAX or owner >= e.workers:
         drop(p, REASON_HOP_LIMIT)
         return True
-    p.verdict = VERDICT_HANDOVER
-    p.reason = REASON_NONE
-    p.owner = owner
-    return True
+    return hand_on(p, owner)
 
 
 cdef inline bint lip_port(Engine *e, const Tuple *t, int af) noexcept nogil:
@@ -126,9 +165,11 @@ cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32
             lbd_prefetchw(conn_common(tab, record, af))
         lbd_prefetchw(tab.cold + record)
     back_from(e, &plan.back, plan.dest, p.proto, af)
-    plan.lip = laddr_guess(e, &plan.back, &plan.hash, af)
-    if plan.lip != LIP_NONE:
-        lbd_prefetch(conn_bucket(tab, plan.hash))
+    plan.lip = LIP_NONE
+    if e.svc[p.svc].mode == MODE_FULLNAT:
+        plan.lip = laddr_guess(e, &plan.back, &plan.hash, af)
+        if plan.lip != LIP_NONE:
+            lbd_prefetch(conn_bucket(tab, plan.hash))
     return STEP_OPEN
 
 
@@ -151,13 +192,13 @@ cdef inline bint met_before(uint8_t *seen, const uint64_t *hashes, uint32_t i) n
     return False
 
 
-cdef inline void conn_fill(Engine *e, uint32_t i, const Tuple *t, const Tuple *back, uint32_t svc, uint32_t dest, uint32_t lip,
-                           int af) noexcept nogil:
+cdef inline void conn_fill(Engine *e, uint32_t i, const Tuple *t, uint32_t svc, const Plan *plan, int af) noexcept nogil:
     """The record, but for `live`."""
     cdef ConnTable *tab = table_of(e, af)
     cdef Conn4 *c
     cdef Conn6 *d
     cdef ConnCommon *m
+    cdef const Tuple *back = &plan.back
     if af == 4:
         c = conn4(tab, i)
         memset(c, 0, sizeof(Conn4))
@@ -186,9 +227,13 @@ cdef inline void conn_fill(Engine *e, uint32_t i, const Tuple *t, const Tuple *b
     m.adj_fwd = ADJ_NONE
     m.adj_rev = ADJ_NONE
     m.svc = svc
-    m.dest = dest
-    m.lip = lip
+    m.dest = plan.dest
+    m.lip = plan.lip
     m.proto = t.proto
+    m.flags = e.svc[svc].mode << CONN_MODE_SHIFT
+    if e.dest[plan.dest].af != af:
+        m.flags |= CONN_OTHER_FAMILY
+        memcpy(tab.cold[i].daddr_rest, back.saddr + 4, 12)
     tab.cold[i].created = e.now_ms
     tab.cold[i].timeout = 0
     delta_set(tab, i, af)
@@ -218,19 +263,51 @@ cdef inline void back_from(Engine *e, Tuple *back, uint32_t dest, uint8_t proto,
     back.af = af
 
 
-cdef inline uint32_t laddr_for(Engine *e, Plan *plan, int af) noexcept nogil:
-    """The guess of the plan, if that port is free, or another one."""
+cdef inline uint32_t local_end(Engine *e, Plan *plan, int af) noexcept nogil:
+    """FULLNAT's local address and port: the guess of the plan, if that port is free, or another one."""
     if plan.lip != LIP_NONE and conn_lookup(table_of(e, af), &plan.back, plan.hash, af) == REF_NONE:
         e.lip_stat[plan.lip].conns += 1
         e.lip_stat[plan.lip].in_use += 1
-        return plan.lip
-    return laddr_pick(e, &plan.back, &plan.hash, af)
+        return REASON_NONE
+    plan.lip = laddr_pick(e, &plan.back, &plan.hash, af)
+    return REASON_NONE if plan.lip != LIP_NONE else REASON_LOCAL_PORT_EXHAUSTED
+
+
+cdef inline bint is_over(const ConnCommon *c) noexcept nogil:
+    return (c.live == CONN_RESTING or c.state == STATE_TIME_WAIT or c.state == STATE_LAST_ACK or c.state == STATE_CLOSE
+            or (c.state == STATE_FIN_WAIT and c.flags & CONN_ONE_WAY))
+
+
+cdef inline uint32_t client_end(Engine *e, const Tuple *t, Plan *plan, uint32_t mode, int af) noexcept nogil:
+    """Of the other modes: the client's own address and port. By another VIP the same client may have reached the same real server
+    from them: a NAT connection that is over makes room."""
+    cdef uint32_t ref
+    plan.lip = LIP_NONE
+    memcpy(plan.back.daddr, t.saddr, 16)
+    plan.back.dport = t.sport
+    if mode != MODE_NAT:
+        return REASON_NONE
+    plan.hash = tuple_hash(&plan.back, e.hash_key, af)
+    ref = conn_lookup(table_of(e, af), &plan.back, plan.hash, af)
+    if ref == REF_NONE:
+        return REASON_NONE
+    if not is_over(conn_common(table_of(e, af), ref >> 1, af)):
+        return REASON_TUPLE_IN_USE
+    conn_end(e, ref >> 1, EXPIRE_CLOSED, af)
+    return REASON_NONE
+
+
+cdef inline uint32_t far_end(Engine *e, const Tuple *t, uint32_t svc, Plan *plan, int af) noexcept nogil:
+    """Completes plan.back, which has the real server in it, by the service's mode. Else why there can be no connection."""
+    if e.svc[svc].mode == MODE_FULLNAT:
+        return local_end(e, plan, af)
+    return client_end(e, t, plan, e.svc[svc].mode, af)
 
 
 cdef inline uint32_t conn_open(Engine *e, Pkt *p, const Tuple *t, uint64_t h, uint32_t svc, Plan *plan, int af) noexcept nogil:
-    """A connection for the first packet of a flow (tuple t, its hash h) to the plan's real server: local address and port, record,
-    index. REF_NONE: dropped."""
-    cdef uint32_t lip, i, dest = plan.dest
+    """A connection for the first packet of a flow (tuple t, its hash h) to the plan's real server: its other end, record, index.
+    REF_NONE: dropped."""
+    cdef uint32_t i, why, dest = plan.dest
     cdef ConnCommon *m
     p.svc = svc
     p.dest = dest
@@ -238,16 +315,17 @@ cdef inline uint32_t conn_open(Engine *e, Pkt *p, const Tuple *t, uint64_t h, ui
     if i == CONN_NIL:
         drop(p, REASON_CONN_TABLE_FULL)
         return REF_NONE
-    lip = laddr_for(e, plan, af)
-    if lip == LIP_NONE:
+    why = far_end(e, t, svc, plan, af)
+    if why != REASON_NONE:
         conn_free(table_of(e, af), i, af)
-        drop(p, REASON_LOCAL_PORT_EXHAUSTED)
+        drop(p, why)
         return REF_NONE
-    conn_fill(e, i, t, &plan.back, svc, dest, lip, af)
+    conn_fill(e, i, t, svc, plan, af)
     m = conn_common(table_of(e, af), i, af)
     m.state = STATE_SYN_RECV if t.proto == PROTO_TCP else STATE_UDP_ONEWAY
-    if not conn_index_at(table_of(e, af), i, h, plan.hash):
-        e.lip_stat[lip].in_use -= 1
+    if not conn_index_at(table_of(e, af), i, h, plan.hash, af):
+        if plan.lip != LIP_NONE:
+            e.lip_stat[plan.lip].in_use -= 1
         conn_free(table_of(e, af), i, af)
         drop(p, REASON_CONN_TABLE_FULL)
         return REF_NONE
@@ -278,12 +356,15 @@ cdef inline bint starts_anew(Engine *e, const Pkt *p, uint32_t ref, int af) noex
         return False
     if c.state == STATE_SYN_RECV:
         return dest_gone(e, c)
-    return c.state == STATE_TIME_WAIT or c.state == STATE_LAST_ACK or c.state == STATE_CLOSE
+    return is_over(c)
 
 
-cdef inline bint lip_in_use(Engine *e, const ConnCommon *c) noexcept nogil:
-    """Is its local address still configured? One that is being taken away gets no new connections."""
-    return c.lip != LIP_NONE and e.lip[c.lip].flags & 1
+cdef inline bint may_reopen(Engine *e, const ConnCommon *c) noexcept nogil:
+    """Its service's mode is still the same, and its local address, if it has one, configured? One that is being taken away gets no
+    new connections."""
+    if conn_mode(c) != e.svc[c.svc].mode:
+        return False
+    return conn_mode(c) != MODE_FULLNAT or (c.lip != LIP_NONE and e.lip[c.lip].flags & 1)
 
 
 cdef inline void start_anew(Engine *e, Pkt *p, const Tuple *k, uint64_t h, uint32_t ref, int af) noexcept nogil:
@@ -299,16 +380,16 @@ cdef inline void start_anew(Engine *e, Pkt *p, const Tuple *k, uint64_t h, uint3
     if dest == DEST_NONE:
         drop(p, REASON_NO_BACKEND)
         return
-    if dest == c.dest and lip_in_use(e, c):
+    if dest == c.dest and may_reopen(e, c):
         scheduled(e, svc, dest)
         forward_known(e, p, ref, af)
         return
     other = conn_resting(t, k, h, e.dest[dest].addr, e.dest[dest].port, af)
-    if c.state == STATE_SYN_RECV:
+    if c.state == STATE_SYN_RECV or c.flags & CONN_ONE_WAY:
         conn_end(e, ref >> 1, EXPIRE_ADMIN, af)
     else:
         c.live = CONN_RESTING
-    if other != REF_NONE and lip_in_use(e, conn_common(t, other >> 1, af)):
+    if other != REF_NONE and may_reopen(e, conn_common(t, other >> 1, af)):
         conn_common(t, other >> 1, af).live = CONN_LIVE
         scheduled(e, svc, dest)
     else:

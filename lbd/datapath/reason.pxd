@@ -37,4 +37,5 @@ cdef enum Reason:
     REASON_KERNEL_LIMITED
     REASON_TOO_BIG_FRAME
     REASON_MULTI_BUFFER
+    REASON_TUPLE_IN_USE
     REASON_COUNT            # how many; never a reason

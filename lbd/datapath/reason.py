@@ -34,6 +34,7 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("kernel_limited", "for the kernel, beyond the rate that the exception path carries"),
     ("too_big_frame", "the packet would outgrow its frame"),
     ("multi_buffer", "a packet of several buffers: larger than a frame"),
+    ("tuple_in_use", "mode nat: the client has a connection from the same port to the same real server by another service"),
 )
 
 NAMES: tuple[str, ...] = tuple(name for name, _ in REASONS)

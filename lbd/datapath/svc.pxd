@@ -29,8 +29,15 @@ cdef enum SvcFlag:
     SVC_LEAST_WEIGHTED = 4  # SCHED_LEAST: divide by weight (wlc)
     SVC_HASH_FALLBACK = 8   # SCHED_HASH, SCHED_SOURCE: another slot when the hashed one's server can't (sh-fallback, mh-fallback)
 
-cdef enum SvcMode:          # forwarding mode; FULLNAT alone exists now
-    MODE_FULLNAT = 0
+cdef enum SvcMode:          # forwarding mode; a connection keeps that of its first packet (ConnFlag)
+    MODE_FULLNAT = 0        # client → LIP → real server: both addresses and ports
+    MODE_NAT = 1            # masquerade: destination alone; answers come back by the real server's route
+    MODE_DR = 2             # direct routing: link layer alone; answers go past lbd
+    MODE_TUNNEL = 6         # IP in IP; answers go past lbd
+    MODE_BITS = 7
+    # what the numbers' bits say
+    MODE_ONE_WAY = 2        # lbd sees the client's packets alone
+    MODE_WRAPS = 4          # packets leave with more than their ends and link layer changed: not for the fast lane
 
 cdef struct Svc:            # 64 bytes
     uint8_t vaddr[16]       # IPv4 in the first 4 bytes, the rest 0; network order
@@ -76,7 +83,8 @@ cdef struct Dest:           # 48 bytes
     uint16_t adj            # cached adjacency (worker), valid while fib_gen matches
     uint16_t reserved0
     uint32_t fib_gen        # (worker)
-    uint8_t reserved[12]
+    uint32_t next           # chain of real servers by address and port: number + 1, 0 = end (worker)
+    uint8_t reserved[8]
 
 cdef struct LipStat:        # 32 bytes
     uint64_t conns          # connections opened from it

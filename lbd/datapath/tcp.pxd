@@ -28,13 +28,15 @@ cdef enum:
 
 cdef extern from * nogil:
     """
-    /* next state [direction][event][state]; columns: NONE SYN_RECV ESTABLISHED CLOSE_WAIT LAST_ACK FIN_WAIT TIME_WAIT CLOSE.
+    /* next state [way][event][state]; columns: NONE SYN_RECV ESTABLISHED CLOSE_WAIT LAST_ACK FIN_WAIT TIME_WAIT CLOSE.
      * Direction 0 is the client's. SYN_RECV leaves for ESTABLISHED only by the exact ACK of the server's SYN+ACK (checked by the
      * caller), so a sender who never saw that can't fill the table with established connections. A SYN on a connection that is
      * over starts it anew with the same real server and port, as it would without a balancer between (RFC 9293, 3.10.7.4).
      * NONE ends the record with this segment: a flood of SYN and RST leaves nothing that could not be evicted.
-     * Both ends closing at once lead to TIME_WAIT instead of LAST_ACK (the caller sees it by the acknowledgement). */
-    static const uint8_t lbd_tcp_next[2][4][8] = {
+     * Both ends closing at once lead to TIME_WAIT instead of LAST_ACK (the caller sees it by the acknowledgement).
+     * Way 2 is the client's where answers go past lbd (DR, tunnel), as IPVS's input_only table: the client's ACK opens, its FIN
+     * leads to FIN_WAIT, where what the real server still sends is heard of by the client's ACKs alone. */
+    static const uint8_t lbd_tcp_next[3][4][8] = {
       { /* from the client */
         /* ACK */ { 0, 2, 2, 3, 7, 5, 6, 7 },
         /* SYN */ { 1, 1, 2, 3, 1, 5, 1, 1 },
@@ -44,9 +46,17 @@ cdef extern from * nogil:
         /* ACK */ { 0, 1, 2, 3, 4, 5, 6, 7 },
         /* SYN */ { 0, 1, 2, 3, 4, 5, 6, 7 },
         /* FIN */ { 0, 1, 5, 4, 4, 5, 6, 7 },
-        /* RST */ { 0, 0, 7, 7, 7, 7, 6, 7 } } };
+        /* RST */ { 0, 0, 7, 7, 7, 7, 6, 7 } },
+      { /* from the client, one way */
+        /* ACK */ { 0, 2, 2, 5, 5, 5, 5, 7 },
+        /* SYN */ { 1, 1, 2, 1, 1, 1, 1, 1 },
+        /* FIN */ { 0, 1, 5, 5, 5, 5, 5, 7 },
+        /* RST */ { 0, 0, 7, 7, 7, 7, 7, 7 } } };
     """
-    const uint8_t lbd_tcp_next[2][4][8]
+    const uint8_t lbd_tcp_next[3][4][8]
+
+cdef enum:
+    WAY_ONE = 2                 # lbd_tcp_next's first index: 0, 1 by direction
 
 
 cdef inline uint32_t tcp_event(uint8_t flags) noexcept nogil:

@@ -130,6 +130,7 @@ class Composer:
             real_servers=tuple(self._real_server(s.name, r) for r in s.real_server),
             timeout_established=milliseconds(s.tcp_established) if s.tcp_established is not None else 0,
             scheduler_flags=s.scheduler_flags,
+            mode=s.mode,
         )
 
     def _real_server(self, service: str, r: ConfiguredServer) -> RealServer:

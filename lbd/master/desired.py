@@ -41,6 +41,7 @@ class Service:
     real_servers: tuple[RealServer, ...]
     timeout_established: int = 0  # ms, 0 = the default
     scheduler_flags: tuple[str, ...] = ()
+    mode: str = "fullnat"
 
     @property
     def key(self) -> ServiceKey:

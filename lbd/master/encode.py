@@ -17,6 +17,9 @@ from lbd.shm import _shm as shm
 HEAD = struct.Struct("=HHII")  # Cmd: op, flags, id, gen
 
 
+MODES = {"fullnat": shm.MODE_FULLNAT, "nat": shm.MODE_NAT, "dr": shm.MODE_DR, "tunnel": shm.MODE_TUNNEL}
+
+
 class Kind(IntEnum):
     """What a command is about, in the order in which things are set; they are deleted in the opposite order."""
 
@@ -104,7 +107,7 @@ def service(number: int, s: Service, kind: int, flags: int, table_at: int, table
     """Kind and flags: those of its scheduler."""
     return shm.svc_set(
         number, 0, af=family(s.address), addr=s.address, port=s.port, proto=s.protocol, sched=kind,
-        flags=flags, table_off=table_at, table_len=table_len, timeout_established=s.timeout_established,
+        flags=flags, mode=MODES[s.mode], table_off=table_at, table_len=table_len, timeout_established=s.timeout_established,
     )  # fmt: skip
 
 

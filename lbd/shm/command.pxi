@@ -74,7 +74,9 @@ def svc_set(id, gen, *, af, addr, port, proto, sched, flags=0, table_off=0, tabl
         raise ValueError(f"proto must be 6 (TCP) or 17 (UDP), not {proto!r}")
     b.proto = proto
     b.sched = bounded("sched", sched, c_svc.SCHED_SEQ, c_svc.SCHED_COUNT - 1)
-    b.mode = bounded("mode", mode, c_svc.MODE_FULLNAT, c_svc.MODE_FULLNAT)
+    if mode not in (c_svc.MODE_FULLNAT, c_svc.MODE_NAT, c_svc.MODE_DR, c_svc.MODE_TUNNEL):
+        raise ValueError(f"mode {mode!r} is none of MODE_FULLNAT, MODE_NAT, MODE_DR and MODE_TUNNEL")
+    b.mode = mode
     b.flags = bounded("flags", flags, 0, 0xffff)
     if b.flags & ~(c_svc.SVC_HASH_PORT | c_svc.SVC_LEAST_WEIGHTED | c_svc.SVC_HASH_FALLBACK):
         raise ValueError(f"flags {flags:#x}: only SVC_HASH_PORT, SVC_HASH_FALLBACK and SVC_LEAST_WEIGHTED may be set")

@@ -79,7 +79,7 @@ def test_service(site: Site) -> None:
             assert service["incoming_bytes"] > 60 * service["incoming_packets"] > 0
     text = lbd(daemon, "service", "echo-tcp4")
     assert "TCP  192.0.2.10:7 rr name echo-tcp4" in text and "web4" not in text
-    active = [int(n) for n in re.findall(r"-> 10\.77\.0\.\d+:7007 +Masq +1 +(\d+) +0", text)]
+    active = [int(n) for n in re.findall(r"-> 10\.77\.0\.\d+:7007 +FullNat +1 +(\d+) +0", text)]
     assert len(active) == 3 and sum(active) == STREAMS // 2
     stats = re.search(r"^TCP +192\.0\.2\.10:7 +(\d+) +(\d+) +(\d+) +(\d+) +(\d+)$", lbd(daemon, "service", "--stats"), re.M)
     assert stats and int(stats[1]) == STREAMS // 2 and int(stats[2]) > 100

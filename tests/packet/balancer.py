@@ -55,6 +55,8 @@ class Balancer:
     ports: tuple[int, int] = (10000, 60000)
     partial: bool = False
     sched: int = shm.SCHED_SEQ
+    mode: int = shm.MODE_FULLNAT
+    cross: bool = False  # real servers of the other family (tunnel)
     neighbours: bool = True
     start_ms: int = 1_000
     packets: int = field(default=0, init=False)  # given to the engine so far
@@ -70,16 +72,18 @@ class Balancer:
         for af, prefix, plen in ((4, "10.77.0.0", 24), (6, "fd77::", 64)):
             self.do(shm.route_set(1, af=af, prefix=packed(prefix), plen=plen, iface=1))
         number = 0
+        port = 80 if self.mode & 2 else 8080
         for svc, (af, proto) in enumerate(((4, "tcp"), (4, "udp"), (6, "tcp"), (6, "udp"))):
             first = number
+            raf = 10 - af if self.cross else af
             for n in range(1, self.servers + 1):
                 if self.neighbours:
-                    self.do(shm.neigh_set(1, iface=1, af=af, addr=packed(server(af, n)), mac=mac(server_mac(n))))
-                self.do(shm.dest_set(number, 1, af=af, addr=packed(server(af, n)), port=8080, svc=svc, fresh=True))
+                    self.do(shm.neigh_set(1, iface=1, af=raf, addr=packed(server(raf, n)), mac=mac(server_mac(n))))
+                self.do(shm.dest_set(number, 1, af=raf, addr=packed(server(raf, n)), port=port, svc=svc, fresh=True))
                 number += 1
             self.engine.set_table(svc * 64, list(range(first, number)))
             self.do(shm.svc_set(svc, 1, af=af, addr=packed(VIP[af]), port=80, proto=PROTO[proto], sched=self.sched,
-                                table_off=svc * 64, table_len=self.servers, fresh=True))  # fmt: skip
+                                table_off=svc * 64, table_len=self.servers, mode=self.mode, fresh=True))  # fmt: skip
         for lip, af in enumerate((4, 6)):
             self.do(shm.lip_set(lip, 1, af=af, addr=packed(LIP[af]), port_lo=self.ports[0], port_hi=self.ports[1], fresh=True))
 
@@ -110,7 +114,7 @@ class Balancer:
             stat = self.engine.dest_stats(dest)
             assert stat["active"] + stat["inactive"] == sum(c["dest"] == dest for c in conns)
         for lip, af in enumerate((4, 6)):
-            held = sum(len(c["local"][0]) == (4 if af == 4 else 16) for c in conns)
+            held = sum(c["mode"] == "fullnat" and len(c["local"][0]) == (4 if af == 4 else 16) for c in conns)
             assert self.engine.lip_stats(lip)["in_use"] == held
 
     def later(self, seconds: float) -> None:

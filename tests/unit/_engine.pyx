@@ -16,7 +16,7 @@ from lbd.datapath.csum cimport csum_apply, csum_diff, csum_fold, csum_partial, c
 from lbd.datapath.engine cimport TokenBucket
 from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.icmp_err cimport token_take
-from lbd.datapath.nat cimport delta_set, rewrite4, rewrite6
+from lbd.datapath.nat cimport delta_set, rewrite as c_rewrite
 from lbd.datapath.parse cimport exthdr_walk
 from lbd.datapath.pkt cimport PKT_PARTIAL, Pkt
 from lbd.datapath.reason cimport *
@@ -40,6 +40,7 @@ REASON_VALUES = {
     "ring_full": <int> REASON_RING_FULL, "hop_limit": <int> REASON_HOP_LIMIT,
     "worker_restart": <int> REASON_WORKER_RESTART, "kernel_limited": <int> REASON_KERNEL_LIMITED,
     "too_big_frame": <int> REASON_TOO_BIG_FRAME, "multi_buffer": <int> REASON_MULTI_BUFFER,
+    "tuple_in_use": <int> REASON_TUPLE_IN_USE,
 }
 
 
@@ -221,9 +222,9 @@ cdef bytes run_rewrite(Table table, bytes frame, uint32_t record, uint32_t direc
     p.proto = proto
     p.flags = PKT_PARTIAL if partial else 0
     if table.af == 4:
-        rewrite4(&p, conn4(&table.t, record), direction)
+        c_rewrite(&p, &table.t, record, direction, 4)
     else:
-        rewrite6(&p, conn6(&table.t, record), direction)
+        c_rewrite(&p, &table.t, record, direction, 6)
     out = <bytes> copy[:len(frame)]
     free(copy)
     return out
@@ -249,7 +250,7 @@ def walk_headers(packet: bytes, off: int, proto: int) -> tuple:
 # --- TCP, timers, tokens ---------------------------------------------------------------------------------------------
 
 def tcp_next(direction: int, event: int, state: int) -> int:
-    return lbd_tcp_next[<uint32_t> direction & 1][<uint32_t> event & 3][<uint32_t> state & 7]
+    return lbd_tcp_next[<uint32_t> direction % 3][<uint32_t> event & 3][<uint32_t> state & 7]
 
 
 def tcp_event(flags: int) -> int:

@@ -139,8 +139,8 @@ def test_service_prints_ipvsadm_columns(daemon: FakeDaemon, capsys: pytest.Captu
         "Prot LocalAddress:Port Scheduler Flags",
         "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn",
         "TCP  192.0.2.10:80 wlc name web",
-        "  -> 10.0.1.1:8080                Masq    1      4          1",
-        "  -> [2001:db8::2]:80             Masq    0      4          1          drain",
+        "  -> 10.0.1.1:8080                FullNat 1      4          1",
+        "  -> [2001:db8::2]:80             FullNat 0      4          1          drain",
     ]
     assert lbd("service", "--stats", "web") == DONE
     assert capsys.readouterr().out.splitlines() == [

@@ -276,7 +276,7 @@ BROKEN = {
         "lblc takes at most 64 real servers, not 65; split the service, or use wlc",
     ),
     "service, protocol": ('[[service]]\nprotocol = "tpc"', 1, "service[1].protocol", 'did you mean "tcp"?'),
-    "service, mode": ('[[service]]\nmode = "dr"', 1, "service[1].mode", 'must be "fullnat", not "dr"'),
+    "service, mode": ('[[service]]\nmode = "nta"', 1, "service[1].mode", 'did you mean "nat"'),
     "service, no LIP": (
         '[[service]]\nname = "6"\naddress = "[2001:db8::1]:80"\n'
         '[[service.real_server]]\naddress = "[fd00::1]:80"',

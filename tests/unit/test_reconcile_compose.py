@@ -248,6 +248,18 @@ class FakeProgram:
         self.log: list[str] = []
         self.vips: dict[tuple[int, bytes, int, int], int] = {}
         self.lip: dict[tuple[int, bytes], tuple[int, int]] = {}
+        self.source: set[tuple[int, bytes, int, int]] = set()
+
+    def sources(self) -> set[tuple[int, bytes, int, int]]:
+        return set(self.source)
+
+    def set_source(self, af: int, addr: bytes, port: int, proto: int) -> None:
+        self.log.append(f"+from {port}")
+        self.source.add((af, addr, port, proto))
+
+    def del_source(self, af: int, addr: bytes, port: int, proto: int) -> None:
+        self.log.append(f"-from {port}")
+        self.source.discard((af, addr, port, proto))
 
     def services(self) -> dict[tuple[int, bytes, int, int], int]:
         return dict(self.vips)
