@@ -162,7 +162,7 @@ cdef class Bench:
     """engine: one with services 0 .. services-1 of this family and protocol at their addresses (`address`), all behind iface 0.
 
     The engine's state lives in this object's loop until it goes. step_ns: a clock that goes on by so much a turn, instead of the
-    machine's."""
+    machine's. direct: real servers see and answer the clients' own addresses."""
     cdef Engine engine
     cdef CEngine *lent
     cdef Loop *loop
@@ -173,6 +173,7 @@ cdef class Bench:
     cdef int af
     cdef uint8_t proto
     cdef uint32_t services
+    cdef bint direct            # the real servers answer the clients' own addresses (all modes but FULLNAT)
     cdef uint32_t half          # of the two halves of the area, the one that is received into
     cdef uint32_t tx_first
     cdef uint64_t rng
@@ -181,7 +182,7 @@ cdef class Bench:
     cdef readonly int flows     # opened and noted
     cdef readonly int planned
 
-    def __cinit__(self, engine: Engine, af: int, proto: int = 6, services: int = 1, step_ns: int = 0):
+    def __cinit__(self, engine: Engine, af: int, proto: int = 6, services: int = 1, step_ns: int = 0, direct: bool = False):
         cdef Loop *loop = <Loop *> aligned_alloc(64, (sizeof(Loop) + 63) & ~63)
         cdef size_t area = <size_t> 2 * BATCH * CHUNK
         if loop == NULL:
@@ -191,7 +192,7 @@ cdef class Bench:
         memcpy(&loop.e, engine.e, sizeof(CEngine))
         self.engine, self.lent = engine, engine.e
         engine.e = &loop.e
-        self.af, self.proto, self.services = af, proto, services
+        self.af, self.proto, self.services, self.direct = af, proto, services, direct
         self.frames = <Frame *> calloc(BATCH, sizeof(Frame))
         self.flow = <uint32_t *> calloc(BATCH, sizeof(uint32_t))
         loop.area = <uint8_t *> aligned_alloc(1 << 21, area)
@@ -244,8 +245,12 @@ cdef class Bench:
             t[0] = c
             return
         address_put(t.saddr, SERVER, self.back[flow].server, self.af)
-        address_put(t.daddr, LOCAL, self.back[flow].local, self.af)
         t.sport = lbd_bswap16(SERVICE_PORT)
+        if self.direct:
+            memcpy(t.daddr, c.saddr, 16)
+            t.dport = c.sport
+            return
+        address_put(t.daddr, LOCAL, self.back[flow].local, self.af)
         t.dport = self.back[flow].lport
 
     cdef void plan(self, uint32_t i, uint32_t flow, bint back, uint8_t flags) noexcept nogil:

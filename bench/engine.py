@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.engine_case import K8, M1, M16, PROTO, Context, established, growth, huge_share, memory, new, services
+from bench.engine_case import K8, M1, M16, PROTO, Context, established, growth, huge_share, memory, modes, new, services
 from bench.engine_pause import pauses
 from bench.engine_scale import scale
 from bench.figure import Figure, show, write
@@ -34,6 +34,7 @@ ESTABLISHED = (
     *((4, 6, K8, 30.0), (4, 6, M1, 45.0), (4, 6, M16, 60.0), (6, 6, K8, None), (6, 6, M1, 60.0)),
     *((4, 17, K8, None), (4, 17, M1, None), (6, 17, M1, None)),
 )
+MODES = (("nat", (0, 1), 45.0), ("dr", (0,), 40.0), ("tunnel", (0,), 45.0))  # mode, directions, goal of each
 NEW = ((4, 6, "rr", M1, 150.0), (6, 6, "rr", M1, None), (4, 6, "rr", M16, 200.0), (4, 17, "mh", M1, None))
 
 
@@ -53,6 +54,9 @@ def cases(quick: bool) -> list[Case]:
     for af, proto, flows, goal in ESTABLISHED:
         run = partial(established, af=af, proto=proto, flows=flows, goal=goal)
         out.append(Case(f"established {PROTO[proto]} ipv{af} {flows_name(flows)}", run, flows))
+    for mode, ways, goal in MODES:
+        run = partial(modes, mode=mode, flows=M1, ways=ways, goal=goal)
+        out.append(Case(f"mode {mode} tcp ipv4 {flows_name(M1)}", run, M1))
     for af, proto, scheduler, flows, goal in NEW:
         run = partial(new, af=af, proto=proto, flows=flows, scheduler=scheduler, goal=goal)
         out.append(Case(f"new {PROTO[proto]} ipv{af} {scheduler} {flows_name(flows)}", run, flows))

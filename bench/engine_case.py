@@ -12,7 +12,7 @@ from lbd._fastpath import conn_bytes
 
 from bench._engine import Floor, address
 from bench.figure import Figure
-from bench.reference import Path, ends, forwarded
+from bench.reference import Path, ends, forwarded, tunnelled, unchanged
 from bench.scene import BATCH, LOCAL, MAC_CLIENT, MAC_LB, MAC_ROUTER, PORTS, RST, SERVER, SYN, SYNACK, Refused, Scene
 
 WAYS = ("from clients", "from real servers", "both ways")
@@ -39,9 +39,14 @@ def check_known(scene: Scene, n: int) -> None:
     for i in range(0, n, max(1, n // SAMPLE)):
         came, left = scene.bench.pair(i)
         back, source, sport, destination, dport = scene.bench.ends_of(i)
-        path = Path(MAC_CLIENT if back else MAC_ROUTER, MAC_LB, source, sport, destination, dport)
-        if left != forwarded(came, path):
-            raise Refused(f"{scene.name}: packet {i} left as {left.hex()}, not as {forwarded(came, path).hex()}")
+        if scene.mode == "dr":
+            right = unchanged(came, MAC_ROUTER, MAC_LB)
+        elif scene.mode == "tunnel":
+            right = tunnelled(came, MAC_ROUTER, MAC_LB, address(LOCAL, 0, scene.af), destination)
+        else:
+            right = forwarded(came, Path(MAC_CLIENT if back else MAC_ROUTER, MAC_LB, source, sport, destination, dport))
+        if left != right:
+            raise Refused(f"{scene.name}: packet {i} left as {left.hex()}, not as {right.hex()}")
 
 
 def check_new(scene: Scene, n: int, servers: set[bytes], locals_: set[bytes]) -> None:
@@ -100,6 +105,16 @@ def established(ctx: Context, af: int, proto: int, flows: int, goal: float | Non
     if flows == M1:
         yield known_figure(ctx, scene, floor, 2, burst=32, goal=goal)
         yield known_figure(ctx, scene, floor, 2, whole=True)
+
+
+def modes(ctx: Context, mode: str, flows: int, ways: tuple[int, ...], goal: float) -> Iterator[Figure]:
+    """The other forwarding modes, TCP over IPv4."""
+    scene = Scene(flows=flows, mode=mode).open()
+    floor = Floor(flows, 1)
+    for way in ways:
+        figure = known_figure(ctx, scene, floor, way, goal=goal)
+        figure.params = {"mode": mode, **figure.params}
+        yield figure
 
 
 def growth(figures: list[Figure]) -> Iterator[Figure]:

@@ -55,6 +55,22 @@ def forwarded(frame: bytes, path: Path, hops: int = 1) -> bytes:
     return ether + bytes(ip) + l4 + frame[14 + total :]
 
 
+def unchanged(frame: bytes, dmac: bytes, smac: bytes) -> bytes:
+    """As DR leaves it: link layer and TTL."""
+    source, sport, destination, dport = ends(frame)
+    return forwarded(frame, Path(dmac, smac, source, sport, destination, dport))
+
+
+def tunnelled(frame: bytes, dmac: bytes, smac: bytes, source: bytes, destination: bytes) -> bytes:
+    """IPv4 in IPv4 (RFC 2003) of a packet without options, type of service and DF: the identification is the inner one. What was
+    behind the packet to fill the frame is not needed any more."""
+    inner = unchanged(frame, dmac, smac)
+    size = struct.unpack_from(">H", inner, 16)[0]
+    outer = struct.pack(">BBH2sHBBH", 0x45, 0, 20 + size, inner[18:20], 0, 64, 4, 0) + source + destination
+    outer = outer[:10] + struct.pack(">H", ones_sum(outer)) + outer[12:]
+    return inner[:14] + outer + inner[14 : 14 + size]
+
+
 def ends(frame: bytes) -> tuple[bytes, int, bytes, int]:
     """(source, port, destination, port) of a frame."""
     head, size, at = (20, 4, 26) if frame[12:14] == b"\x08\0" else (40, 16, 22)

@@ -19,6 +19,7 @@ BATCH = 8192
 LONG = 100_000_000  # ms: nothing that was established ends during a run
 SYN_RECV, ESTABLISHED, CLOSE, UDP, UDP_ONEWAY = 1, 2, 7, 8, 9
 PORTS = range(1025, 65536)  # of each local address
+MODES = {"fullnat": shm.MODE_FULLNAT, "nat": shm.MODE_NAT, "dr": shm.MODE_DR, "tunnel": shm.MODE_TUNNEL}
 
 
 class Refused(Exception):
@@ -38,6 +39,7 @@ class Scene:
     room: int = 0
     step_ns: int = 0
     slow_slots: int = 64
+    mode: str = "fullnat"
 
     def __post_init__(self) -> None:
         self.capacity = max(1024, math.ceil((self.flows + self.room) * 1.05))
@@ -51,8 +53,12 @@ class Scene:
                               "conns4": self.capacity if self.af == 4 else 16, "conns6": self.capacity if self.af == 6 else 16,
                               "frames": 64, "arena": sum(map(len, tables)), "cmd_ring": 64, "evt_ring": 64,
                               "capture_ring": self.slow_slots, "hand_ring": 64})  # fmt: skip
-        self.bench = Bench(self.engine, self.af, self.proto, self.services, self.step_ns)
+        self.bench = Bench(self.engine, self.af, self.proto, self.services, self.step_ns, self.mode != "fullnat")
         self.configure(tables, lips)
+
+    @property
+    def one_way(self) -> bool:
+        return self.mode in ("dr", "tunnel")
 
     def table(self, service: int) -> list[int]:
         numbers = range(service * self.servers, (service + 1) * self.servers)
@@ -69,8 +75,13 @@ class Scene:
     def configure(self, tables: list[list[int]], lips: int) -> None:
         af, router = self.af, address(SERVER, 1 << 20, self.af)
         self.apply(shm.iface_set(0, 1, mac=MAC_LB, mtu=1500, ifindex=2, flags=shm.IFACE_UP))
-        self.apply(shm.route_set(1, af=af, prefix=bytes(len(router)), plen=0, iface=0, gateway=router))
-        self.apply(shm.neigh_set(1, iface=0, af=af, addr=router, mac=MAC_ROUTER))
+        if self.mode == "dr":  # which reaches neighbours alone
+            self.apply(shm.route_set(1, af=af, prefix=bytes(len(router)), plen=0, iface=0))
+            for n in range(self.services * self.servers):
+                self.apply(shm.neigh_set(1, iface=0, af=af, addr=address(SERVER, n, af), mac=MAC_ROUTER))
+        else:
+            self.apply(shm.route_set(1, af=af, prefix=bytes(len(router)), plen=0, iface=0, gateway=router))
+            self.apply(shm.neigh_set(1, iface=0, af=af, addr=router, mac=MAC_ROUTER))
         kind = shm.SCHED_SEQ if self.scheduler == "rr" else shm.SCHED_HASH
         flags = 0 if self.scheduler == "rr" else shm.SVC_HASH_PORT
         at = 0
@@ -79,7 +90,7 @@ class Scene:
                 self.apply(shm.dest_set(d, 1, af=af, addr=address(SERVER, d, af), port=80, svc=n, fresh=True))
             self.engine.set_table(at, slots)
             self.apply(shm.svc_set(n, 1, af=af, addr=address(SERVICE, n, af), port=80, proto=self.proto, sched=kind, flags=flags,
-                                   table_off=at, table_len=len(slots), fresh=True))  # fmt: skip
+                                   table_off=at, table_len=len(slots), fresh=True, mode=MODES[self.mode]))  # fmt: skip
             at += len(slots)
         for n in range(lips):
             self.apply(shm.lip_set(n, 1, af=af, addr=address(LOCAL, n, af), port_lo=PORTS[0], port_hi=PORTS[-1], fresh=True))
@@ -130,7 +141,8 @@ class Scene:
         found = self.bench.note(self.flows)
         if found != self.flows or self.used() != self.flows:
             raise Refused(f"{self.used()} connections of {self.flows} flows, {found} of them recognised")
-        self.each(0, self.flows, True, SYNACK)
+        if not self.one_way:
+            self.each(0, self.flows, True, SYNACK)
         if self.proto == 6:
             self.each(0, self.flows, False, ACK)
         if self.half_open():

@@ -234,7 +234,7 @@ cdef class Program:
             port_key(&key, af, addr, port, proto)
             memcpy(&vip, &key, sizeof(vip))
             slot = steer.STEER_SLOT(vip)
-            keep_near(&self.settings().near_vips4[slot], self._near_vips4[slot], vip, vip if there else 0)
+            keep_near(<uint64_t *> &self.settings().near_vips4[slot], self._near_vips4[slot], vip, vip if there else 0)
         return 0
 
     def services(self):
@@ -317,7 +317,7 @@ cdef class Program:
         if af == 4:
             put_addr(key, af, addr)
             slot = steer.STEER_SLOT(<uint64_t>key[0] << 32)
-            keep_near(&self.settings().near_lips4[slot], self._near_lips4[slot], addr,
+            keep_near(<uint64_t *> &self.settings().near_lips4[slot], self._near_lips4[slot], addr,
                       steer.STEER_LIP4(key[0], lo, hi) if hi else 0)
         return 0
 
