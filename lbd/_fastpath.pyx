@@ -282,6 +282,7 @@ cdef class Engine:
         cdef HostCtl host
         cdef uint64_t n
         self.sizes = dict(sizes)
+        memset(&host, 0, sizeof(HostCtl))
         layout_compute(&s, &ctl)
         host_layout_compute(&s, &host)
         n = conn_file_bytes(s.conns4, s.conns6)

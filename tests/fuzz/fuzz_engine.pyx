@@ -26,7 +26,7 @@ from lbd.datapath.command cimport (
     CMD_DEST_SET, CMD_FRESH, CMD_LIP_SET, CMD_NEIGH_SET, CMD_ROUTE_SET, CMD_SVC_SET, Cmd, CmdDest, CmdLip, CmdNeigh, CmdRoute,
     CmdSvc,
 )
-from lbd.datapath.command_apply cimport command_apply, route_del
+from lbd.datapath.command_apply cimport command_apply, fast_refresh, route_del
 from lbd.datapath.compiler cimport lbd_bswap16, lbd_ld16
 from lbd.datapath.conn cimport (
     BUCKET_SLOTS, CONN_FREE, CONN_LIVE, CONN_NIL, ConnCommon, ConnTable, conn_common, conn_lookup, conn_tuple,
