@@ -51,6 +51,9 @@ MUTANTS = {
         "parse.pxd", "tot < n or tot > left)", "tot < n)", "heap-buffer-overflow|judge"
     ),
     "checksum not updated": Mutant("nat.pxd", "    if not p.flags & PKT_PARTIAL:\n", "    if False:\n", "judge"),
+    "checksum not updated in the fast lane": Mutant(
+        "fast.pxd", "        lbd_st16(check, csum_add(lbd_ld16(check), l4_delta))\n", "        pass\n", "judge"
+    ),
     "index entry left behind": Mutant("lifetime.pxd", "    conn_unindex(t, i, af)\n", "", "audit|overflow"),
     "record on two lists": Mutant("timer.pxd", "        t.cold[c.next].prev = c.prev\n", "        pass\n", "chain|audit|timeout"),
 }  # fmt: skip
