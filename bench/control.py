@@ -28,7 +28,8 @@ sys.path.insert(0, str(ROOT))
 from bench import control_case as case  # noqa: E402
 from bench.compare import machine  # noqa: E402
 from bench.control_case import Row  # noqa: E402
-from bench.control_site import Site, Watched, prefer, vip  # noqa: E402
+from bench.control_site import NICE, Site, Watched, vip  # noqa: E402
+from bench.priority import prefer  # noqa: E402
 from lbd.testbed.netns import TestbedError  # noqa: E402
 
 GOALS = {"start": 2.0, "reload": 1.0, "change": 5.0, "scrape": 50.0, "memory": 300.0}
@@ -159,7 +160,7 @@ def main() -> int:
     args = parser.parse_args()
     if os.geteuid():
         sys.exit("bench/control: needs root (network namespaces)")
-    prefer(os.getpid())
+    prefer(os.getpid(), nice=NICE)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("bench/control: ended by a signal"))
     with Site(f"lbdt-{os.getpid()}") as site:
         run = Run(site, args)

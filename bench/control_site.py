@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.priority import prefer
 from lbd.shm import _shm as shm
 from lbd.testbed.daemon import Daemon, UnixConnection
 from lbd.testbed.netns import NAMESPACES, Namespace, TestbedError, wait_until
@@ -195,7 +196,7 @@ class Watched:
         self.started = time.monotonic()
         self.daemon = Daemon(site.topology.lb, file, site.directory / "lbd", site.directory / "lbd.log")
         del os.environ["NOTIFY_SOCKET"]
-        prefer(self.daemon.pid)
+        prefer(self.daemon.pid, nice=NICE)
         self.segments: list[shm.WorkerSegment] = []
         self.control = UnixConnection(self.daemon.control, 60)
 
@@ -214,7 +215,7 @@ class Watched:
                 self.ready = time.monotonic() - self.started
                 self.ready_cpu = self.cpu_seconds()
                 self.segments = self._map_segments()
-                prefer(*self.daemon.ns.pids())
+                prefer(*self.daemon.ns.pids(), nice=NICE)
                 return
         raise TestbedError(f"lbd is not ready within {seconds:g} s")
 
@@ -283,19 +284,6 @@ class Watched:
     def dest(self, number: int) -> list[dict[str, Any]]:
         """A real server's record, by worker."""
         return [dict(segment.dests())[number] for segment in self.segments]
-
-
-def prefer(*pids: int) -> None:
-    """Nine times the share of ordinary processes, so that a busy machine changes less. NB: each session is an autogroup of its
-    own (sched(7)), across which plain nice says nothing."""
-    for pid in pids:
-        try:
-            os.setpriority(os.PRIO_PROCESS, pid, NICE)
-            autogroup = Path(f"/proc/{pid}/autogroup")
-            if autogroup.exists():
-                autogroup.write_text(str(NICE))
-        except (ProcessLookupError, FileNotFoundError):  # it has ended meanwhile
-            pass
 
 
 def inside(ns: Namespace, work: Any) -> Any:

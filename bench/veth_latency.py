@@ -12,9 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.compare import Row, alternate
+from bench.priority import prefer
 from bench.veth_forwarder import Forwarder, Service, Site, forwarding
 from bench.veth_pps import site as pps_site
-from bench.veth_wire import LIPS, SERVER_PORT, VIP, VPORT, Placement, Wire, prefer, report, running, tool
+from bench.veth_wire import LIPS, SERVER_PORT, VIP, VPORT, Placement, Wire, report, running, tool
 from lbd.testbed import TestbedError
 
 MODES = ("busy", "adaptive", "interrupt")

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from functools import partial
 
 from bench.compare import Row, alternate
+from bench.priority import prefer
 from bench.veth_forwarder import Service, Site, forwarding
-from bench.veth_wire import FRAMES, RING, Placement, prefer
+from bench.veth_wire import FRAMES, RING, Placement
 from lbd.testbed import Testbed, TestbedError, load
 from lbd.testbed.daemon import Daemon
 from lbd.testbed.server import HTTP_PORT, IPERF_PORT

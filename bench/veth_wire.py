@@ -51,20 +51,6 @@ def placement() -> Placement:
     return Placement(cores[0], cores[1], cores[2] if len(cores) > 2 else cores[0])
 
 
-def prefer(*pids: int) -> None:
-    """87 times the share of ordinary processes (nice -20). Not a real-time priority: under one a spinning forwarder starves
-    ksoftirqd, which TCP's receive path needs, and the connection stands still. NB: each session is an autogroup of its
-    own (sched(7)), across which plain nice says nothing."""
-    for pid in pids:
-        try:
-            os.setpriority(os.PRIO_PROCESS, pid, -20)
-            autogroup = Path(f"/proc/{pid}/autogroup")
-            if autogroup.exists():
-                autogroup.write_text("-20")
-        except ProcessLookupError:  # it has ended meanwhile
-            pass
-
-
 class Wire:
     def __init__(self, prefix: str, servers: int = len(SERVERS)) -> None:
         self.prefix, self.servers = prefix, SERVERS[:servers]
