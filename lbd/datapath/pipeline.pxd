@@ -7,6 +7,7 @@ from lbd.datapath.compiler cimport lbd_prefetch, lbd_prefetchw, lbd_likely, lbd_
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_ICMP_ERROR, BURST_MAX
 from lbd.datapath.flow cimport Tuple, tuple_hash
+from lbd.datapath.hdr cimport PROTO_TCP, TCP_RST
 from lbd.datapath.reason cimport *
 from lbd.datapath.fast cimport fast_parse, fast_forward
 from lbd.datapath.parse cimport parse, KIND_DONE, KIND_FAST, KIND_ICMP
@@ -130,13 +131,16 @@ cdef inline void stage_open(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
     """The n packets of e.later: look which are new, plan, open (see open.pxd)."""
     cdef uint8_t seen[128]
     cdef uint32_t k, i, n4 = 0, n6 = 0
-    cdef bint new
+    cdef bint new, reset = False
     memset(seen, 0, sizeof(seen))
     for k in range(n):
         i = e.later[k]
         e.step[k] = STEP_AGAIN
+        # a RST may end what an earlier packet opens, and a later one opens it again: from there on in order, one by one
+        if pkts[i].proto == PROTO_TCP and pkts[i].tcp_flags & TCP_RST:
+            reset = True
         new = looks_new(e, pkts + i, i, 4) if pkts[i].af == 4 else looks_new(e, pkts + i, i, 6)
-        if new and not met_before(seen, e.hash, i):
+        if new and not reset and not met_before(seen, e.hash, i):
             e.step[k] = STEP_OPEN
     for k in range(n):
         i = e.later[k]

@@ -54,3 +54,11 @@ def test_a_flow_opens_and_closes_within_a_burst() -> None:
     assert verdicts == ["forward"] * 5
     assert [c["state"] for c in b.engine.conns()] == ["SYN_RECV"]
     b.audit()
+
+
+def test_what_is_opened_again_within_a_burst_keeps_its_turn() -> None:
+    """The local ports go to the packets in their order, whatever was planned ahead."""
+    syn, rst, other = (from_client(4, TCP, *more) for more in ((1025, "S", 100), (1025, "R", 100), (1024, "S", 100)))
+    together, alone = balancer(), balancer()
+    got = together.burst([syn, rst, syn, other])
+    assert [r.out for r in got] == [alone.send(frame).out for frame in (syn, rst, syn, other)]
