@@ -7,6 +7,7 @@ section or maps both fail the build.
 
 Environment:
     LBD_MARCH      what -march gets on x86 (default x86-64-v3; "native" for this machine alone)
+    LBD_OPT        gcc's level of optimisation (default 3; 1 compiles in half the time, not for measuring)
     LBD_TEST_EXT   1: build the extensions that only tests need, too (`make build` sets it)
     LBD_SANITIZE   1: AddressSanitizer and UBSan (`make build-asan`, into a directory of its own)
     LBD_PARTIAL    1: tolerate, aloud, that a source of the lists below does not exist yet
@@ -72,7 +73,7 @@ def compile_args() -> list[str]:
         args += ["-U_FORTIFY_SOURCE"]
     else:
         # The fast lane, once per address family, is a little beyond gcc's limit of 200: as a call it costs 44 instructions a packet
-        args += ["-O3", "--param=max-inline-insns-single=260"]
+        args += ["-O" + os.environ.get("LBD_OPT", "3"), "--param=max-inline-insns-single=260"]
     if platform.machine() == "x86_64":
         args.append("-march=" + os.environ.get("LBD_MARCH", "x86-64-v3"))
     return args
