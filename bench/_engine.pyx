@@ -20,8 +20,8 @@ from lbd.datapath.conn cimport conn_tuple
 from lbd.datapath.engine cimport Engine as CEngine
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.lifetime cimport engine_expire, table_of
-from lbd.loop.state cimport EXPIRE_BUDGET, Loop, lbd_monotonic, lbd_store64_relaxed
-from lbd.loop.turn cimport size_bucket, turn, turn_commands, turn_events, turn_publish, turn_receive
+from lbd.loop.state cimport EXPIRE_BUDGET, Loop, lbd_monotonic
+from lbd.loop.turn cimport turn, turn_end, turn_receive, turn_tend
 from lbd.shm.layout cimport CAPTURE_SLOT, CHUNK, CHUNK_SHIFT, FRAME_WORK, Ctl, Evt, HostCtl, QueueStat
 from lbd.shm.ring cimport lbd_ring_attach, lbd_ring_bytes, lbd_ring_end, lbd_ring_ready, lbd_ring_release
 from lbd.xdp.libxdp cimport xdp_desc, xsk_ring_cons, xsk_ring_prod
@@ -101,25 +101,15 @@ cdef inline uint64_t clock_after(const Run *r, uint64_t before) noexcept nogil:
 
 
 cdef inline void turn_around(Run *r, uint32_t n) noexcept nogil:
-    """One round of worker_loop (lbd/loop/turn.pxd), line by line."""
+    """One round of worker_loop (lbd/loop/turn.pxd), by another clock."""
     cdef Loop *loop = r.loop
     cdef uint64_t before = loop.now
     if r.whole:
         turn(loop)
     else:
         turn_receive(loop, &loop.port[0])
-    turn_commands(loop)
-    if <uint32_t> (loop.now >> 20) != r.tick:
-        r.tick = <uint32_t> (loop.now >> 20)
-        engine_expire(&loop.e, loop.now, EXPIRE_BUDGET)
-        if loop.now - loop.events_sent >= 100000000:
-            turn_events(loop)
-            turn_publish(loop)
-    loop.now = clock_after(r, before)
-    lbd_store64_relaxed(&loop.ctl.heartbeat_ns, loop.now)
-    loop.e.count.bursts += 1
-    loop.e.count.burst_size[size_bucket(n)] += 1
-    loop.e.count.busy_ns += loop.now - before
+    turn_tend(loop, &r.tick)
+    turn_end(loop, n, clock_after(r, before))
 
 
 cdef public int bench_measured(void *run) noexcept nogil:

@@ -32,7 +32,7 @@ CLIENT6, VIP6, LIP6, SERVER6 = "2001:db8:c::7", "2001:db8::10", "fd00::10", "fd0
 TAG = struct.pack("!HH", 0x8100, 7)
 
 
-class TestRunOpts(ctypes.Structure):
+class RunOpts(ctypes.Structure):
     """struct bpf_test_run_opts of libbpf."""
 
     _fields_ = (
@@ -114,7 +114,7 @@ def measure(repeat: int) -> dict[str, list[int]]:
     bare = libbpf.bpf_prog_load(BPF_PROG_TYPE_XDP, b"floor", b"GPL", instructions, ctypes.c_size_t(2), None)
 
     def run(fd: int, sent: bytes, verdict: int) -> int:
-        opts = TestRunOpts(sz=ctypes.sizeof(TestRunOpts), data_in=sent, data_size_in=len(sent), repeat=repeat)
+        opts = RunOpts(sz=ctypes.sizeof(RunOpts), data_in=sent, data_size_in=len(sent), repeat=repeat)
         if fd < 0 or libbpf.bpf_prog_test_run_opts(fd, ctypes.byref(opts)):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         if opts.retval != verdict:

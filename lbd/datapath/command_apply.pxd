@@ -32,14 +32,6 @@ cdef inline void svc_hash_in(Engine *e, uint32_t id) noexcept nogil:
     e.svc_hash[b] = id + 1
 
 
-cdef inline void nat_count(Engine *e) noexcept nogil:
-    cdef uint32_t i
-    e.nat_services = 0
-    for i in range(e.max_svc):
-        if e.svc[i].flags & SVC_USED and e.svc[i].mode == MODE_NAT:
-            e.nat_services += 1
-
-
 cdef inline void svc_del(Engine *e, uint32_t id) noexcept nogil:
     if id < e.max_svc and e.svc[id].flags & SVC_USED:
         svc_unhash(e, id)
@@ -104,7 +96,10 @@ cdef inline void nat_refresh(Engine *e) noexcept nogil:
     for i in range(e.max_dest - 1, -1, -1):
         if e.dest[i].flags & DEST_USED:
             dest_hash_in(e, i)
-    nat_count(e)
+    e.nat_services = 0
+    for i in range(e.max_svc):
+        if e.svc[i].flags & SVC_USED and e.svc[i].mode == MODE_NAT:
+            e.nat_services += 1
 
 
 cdef inline bint dest_set(Engine *e, const Cmd *c, const CmdDest *b) noexcept nogil:

@@ -175,6 +175,13 @@ cdef inline int conn_server(ConnTable *t, uint32_t i, uint8_t *addr, int af) noe
     return 4 if conn6(t, i).c.flags & CONN_OTHER_FAMILY else 6
 
 
+cdef inline uint32_t *conn_edges(ConnTable *t, uint32_t i, int af) noexcept nogil:
+    """Next sequence number expected: from the client, from the real server."""
+    if af == 4:
+        return &conn4(t, i).seq_client
+    return &conn6(t, i).seq_client
+
+
 cdef inline Bucket *conn_bucket(ConnTable *t, uint64_t h) noexcept nogil:
     return t.index + lbd_scale(<uint32_t> h, t.buckets)
 

@@ -29,14 +29,7 @@ cdef inline bint drop(Pkt *p, uint32_t reason) noexcept nogil:
 # --- state -----------------------------------------------------------------------------------------------------------
 
 cdef inline uint32_t *seq_edge(Engine *e, uint32_t i, uint32_t direction, int af) noexcept nogil:
-    if af == 4:
-        return &conn4(&e.t4, i).seq_client if direction == 0 else &conn4(&e.t4, i).seq_server
-    return &conn6(&e.t6, i).seq_client if direction == 0 else &conn6(&e.t6, i).seq_server
-
-
-cdef inline void edge_advance(uint32_t *edge, uint32_t to) noexcept nogil:
-    if <int32_t> (to - edge[0]) > 0:
-        edge[0] = to
+    return conn_edges(table_of(e, af), i, af) + direction
 
 
 cdef inline bint shook_hands(Engine *e, const Pkt *p, uint32_t i, const ConnCommon *c, uint32_t event, uint32_t payload,
@@ -99,11 +92,7 @@ cdef inline bint tcp_step(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t
     cdef uint32_t payload = p.l3 + p.l3_len - p.l4 - (t.doff >> 4) * 4
     cdef uint32_t next, end = seq + payload, state = c.state
     if lbd_likely(event == EVENT_ACK and state == STATE_ESTABLISHED):
-        if direction == 1:
-            edge_advance(edge, end)
-            edge_advance(seq_edge(e, i, 0, af), lbd_bswap32(t.ack_seq))
-        elif end - edge[0] <= SEQ_AHEAD:
-            edge[0] = end
+        edges_step(seq_edge(e, i, 0, af), end, lbd_bswap32(t.ack_seq), direction)
         return True
     if p.tcp_flags & (TCP_SYN | TCP_FIN):
         end += 1
@@ -339,7 +328,7 @@ cdef inline void forward_icmp(Engine *e, Pkt *p, uint32_t ref, uint8_t proto, in
         drop(p, REASON_MTU_EXCEEDED)
         return
     if c.flags & CONN_ONE_WAY:
-        hop(p, TTL_DELTA, af)
+        hop(p.data + p.l3, TTL_DELTA, af)
     elif af == 4:
         translate4(p, conn4(&e.t4, i), direction)
     else:

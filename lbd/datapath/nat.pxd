@@ -8,9 +8,10 @@ from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_ld64, lbd_st16, lbd_
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt, PKT_PARTIAL
 from lbd.datapath.hdr cimport *
-from lbd.datapath.csum cimport csum_add, csum_apply, csum_reverse, csum_fold, csum_partial, csum_pseudo, csum_diff
+from lbd.datapath.csum cimport csum_add, csum_reverse, csum_fold, csum_partial, csum_diff
 from lbd.datapath.conn cimport CONN_ONE_WAY, Conn4, Conn6, ConnCommon, ConnTable, conn4, conn6, conn_common, conn_side
 from lbd.datapath.neigh cimport Adj
+from lbd.datapath.parse cimport transport_check, transport_len, transport_pseudo
 
 cdef enum:
     TTL_DELTA = 0xfffe          # TTL - 1 as a checksum delta, in memory order: TTL is the first byte of its word
@@ -38,42 +39,32 @@ cdef inline void delta_set(ConnTable *t, uint32_t i, int af) noexcept nogil:
     d.c.l4_delta = csum_fold(csum_diff(&d.cport, &d.lport, 2, csum_diff(&d.vport, &d.dport, 2, s)))
 
 
-cdef inline void check_update(Pkt *p, uint16_t *check, uint16_t delta) noexcept nogil:
-    cdef uint16_t c = check[0]
-    if p.proto == PROTO_UDP:
+cdef inline void check_update(uint8_t *l4, uint8_t proto, uint16_t delta) noexcept nogil:
+    cdef uint8_t *check = l4 + (16 if proto == PROTO_TCP else 6)
+    cdef uint16_t c = lbd_ld16(check)
+    if proto == PROTO_UDP:
         if c == 0:                          # none sent, none made (RFC 768); over IPv6 the receiver judges (RFC 6936)
             return
-        c = csum_apply(c, delta)
-        check[0] = c if c else 0xffff
+        c = csum_add(c, delta)
+        lbd_st16(check, c if c else 0xffff)
         return
-    check[0] = csum_apply(c, delta)
-
-
-cdef inline uint32_t transport_len(const Pkt *p) noexcept nogil:
-    """Bytes that the transport checksum covers: UDP tells its own length, and IP may carry more (RFC 9868)."""
-    if p.proto == PROTO_UDP:
-        return lbd_bswap16(lbd_ld16(p.data + p.l4 + 4))
-    return p.l3 + p.l3_len - p.l4
+    lbd_st16(check, csum_add(c, delta))
 
 
 cdef inline void check_complete(Pkt *p) noexcept nogil:
     """Whole transport checksum of a packet that came with a partial one."""
-    cdef uint32_t alen = 4 if p.af == 4 else 16
-    cdef uint32_t l4_len = transport_len(p)
-    cdef uint8_t *addrs = p.data + p.l3 + (12 if p.af == 4 else 8)
-    cdef uint16_t *check = <uint16_t *> (p.data + p.l4 + (16 if p.proto == PROTO_TCP else 6))
+    cdef uint16_t *check = transport_check(p)
     cdef uint16_t c
     lbd_st16(check, 0)
-    c = <uint16_t> ~csum_fold(csum_partial(p.data + p.l4, l4_len, csum_pseudo(addrs, addrs + alen, alen, p.proto, l4_len)))
+    c = <uint16_t> ~csum_fold(csum_partial(p.data + p.l4, transport_len(p), transport_pseudo(p)))
     if c == 0 and p.proto == PROTO_UDP:
         c = 0xffff
     lbd_st16(check, c)
 
 
-cdef inline void ends_write(Pkt *p, const uint8_t *far, uint16_t l4_delta, int af) noexcept nogil:
-    """far: the other end as its packets come (conn_side); with its halves exchanged it is where this one goes."""
-    cdef uint8_t *addrs = p.data + p.l3 + (12 if af == 4 else 8)
-    cdef uint8_t *l4 = p.data + p.l4
+cdef inline void ends_write(uint8_t *addrs, uint8_t *l4, const uint8_t *far, int af) noexcept nogil:
+    """Addresses and ports. far: the other end as its packets come (conn_side); with its halves exchanged it is where this one
+    goes."""
     if af == 4:
         lbd_st64(addrs, lbd_swap32s(lbd_ld64(far)))
         lbd_st32(l4, lbd_swap16s(lbd_ld32(far + 8)))
@@ -81,16 +72,13 @@ cdef inline void ends_write(Pkt *p, const uint8_t *far, uint16_t l4_delta, int a
         lbd_copy16(addrs, far + 16)
         lbd_copy16(addrs + 16, far)
         lbd_st32(l4, lbd_swap16s(lbd_ld32(far + 32)))
-    if not p.flags & PKT_PARTIAL:
-        check_update(p, <uint16_t *> (l4 + (16 if p.proto == PROTO_TCP else 6)), l4_delta)
 
 
-cdef inline void hop(Pkt *p, uint16_t ip_delta, int af) noexcept nogil:
+cdef inline void hop(uint8_t *ip, uint16_t ip_delta, int af) noexcept nogil:
     """TTL - 1; ip_delta: that, and what else has changed in an IPv4 header."""
-    cdef IpHdr *ip = <IpHdr *> (p.data + p.l3)
     if af == 4:
-        ip.ttl -= 1
-        ip.check = csum_add(ip.check, ip_delta)
+        (<IpHdr *> ip).ttl -= 1
+        (<IpHdr *> ip).check = csum_add((<IpHdr *> ip).check, ip_delta)
     else:
         (<Ip6Hdr *> ip).hop_limit -= 1
 
@@ -99,8 +87,10 @@ cdef inline void rewrite(Pkt *p, ConnTable *t, uint32_t i, uint32_t direction, i
     """What the connection's mode changes of the IP packet, checksums with it."""
     cdef ConnCommon *c = conn_common(t, i, af)
     if not c.flags & CONN_ONE_WAY:
-        ends_write(p, conn_side(t, i, 1 - direction, af), csum_reverse(c.l4_delta) if direction else c.l4_delta, af)
-    hop(p, conn4(t, i).ip_delta[direction] if af == 4 else 0, af)
+        ends_write(p.data + p.l3 + (12 if af == 4 else 8), p.data + p.l4, conn_side(t, i, 1 - direction, af), af)
+        if not p.flags & PKT_PARTIAL:
+            check_update(p.data + p.l4, p.proto, csum_reverse(c.l4_delta) if direction else c.l4_delta)
+    hop(p.data + p.l3, conn4(t, i).ip_delta[direction] if af == 4 else 0, af)
     if lbd_unlikely(p.flags & PKT_PARTIAL):
         check_complete(p)
 

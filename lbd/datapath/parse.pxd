@@ -72,56 +72,62 @@ cdef inline uint32_t parse_l2(Pkt *p) noexcept nogil:
     return type
 
 
-cdef inline bint transport_ok(Pkt *p, uint32_t l4_len) noexcept nogil:
-    """Header present and its lengths consistent; l4_len bytes from p.l4 are there."""
-    cdef TcpHdr *t
-    cdef UdpHdr *u
+cdef inline bint l4_sound(const uint8_t *l4, uint8_t proto, uint32_t l4_len) noexcept nogil:
+    """TCP or UDP, the header there and its lengths consistent; l4_len bytes from l4 are there."""
     cdef uint32_t n
-    if p.proto == PROTO_TCP:
+    if proto == PROTO_TCP:
         if l4_len < sizeof(TcpHdr):
             return False
-        t = <TcpHdr *> (p.data + p.l4)
-        n = (t.doff >> 4) * 4
-        p.tcp_flags = t.flags
+        n = ((<const TcpHdr *> l4).doff >> 4) * 4
         return n >= sizeof(TcpHdr) and n <= l4_len
     if l4_len < sizeof(UdpHdr):
         return False
-    u = <UdpHdr *> (p.data + p.l4)
-    n = lbd_bswap16(u.len)
-    return n >= sizeof(UdpHdr) and n <= l4_len
+    n = lbd_bswap16((<const UdpHdr *> l4).len)
+    return proto == PROTO_UDP and n >= sizeof(UdpHdr) and n <= l4_len
 
 
-cdef inline uint16_t *transport_check(Pkt *p) noexcept nogil:
+cdef inline uint16_t *transport_check(const Pkt *p) noexcept nogil:
     return <uint16_t *> (p.data + p.l4 + (16 if p.proto == PROTO_TCP else 6))
 
 
-cdef inline bint transport_csum(Engine *e, Pkt *p, const uint8_t *addrs, uint32_t alen, uint32_t l4_len) noexcept nogil:
-    """Recognises a partial checksum (folded pseudo-header sum, not complemented: 1 in 65,536 whole ones looks the same, and
-    completing that one again does no harm); verifies a whole one where told to. False: wrong."""
-    cdef uint64_t s
-    cdef uint16_t check
-    cdef bint partial_here = (e.iface[p.ifin].flags & IFACE_PARTIAL) != 0
-    if not partial_here and not e.verify_csum:
-        return True
+cdef inline uint32_t transport_len(const Pkt *p) noexcept nogil:
+    """Bytes that the transport checksum covers: UDP tells its own length, and IP may carry more (RFC 9868)."""
     if p.proto == PROTO_UDP:
-        l4_len = lbd_bswap16((<UdpHdr *> (p.data + p.l4)).len)
-    check = lbd_ld16(transport_check(p))
-    s = csum_pseudo(addrs, addrs + alen, alen, p.proto, l4_len)
-    if partial_here and check == csum_fold(s):
+        return lbd_bswap16((<UdpHdr *> (p.data + p.l4)).len)
+    return p.l3 + p.l3_len - p.l4
+
+
+cdef inline uint64_t transport_pseudo(const Pkt *p) noexcept nogil:
+    """Pseudo-header sum of the addresses that it carries now."""
+    cdef const uint8_t *addrs = p.data + p.l3 + (12 if p.af == 4 else 8)
+    cdef uint32_t alen = 4 if p.af == 4 else 16
+    return csum_pseudo(addrs, addrs + alen, alen, p.proto, transport_len(p))
+
+
+cdef inline bint checksum_is_partial(const Pkt *p) noexcept nogil:
+    """The folded pseudo-header sum, not complemented: 1 in 65,536 whole ones looks the same, and completing that one again does no
+    harm."""
+    return lbd_ld16(transport_check(p)) == csum_fold(transport_pseudo(p))
+
+
+cdef inline bint transport_csum(Engine *e, Pkt *p) noexcept nogil:
+    """Recognises a partial checksum; verifies a whole one where told to. False: wrong."""
+    if e.iface[p.ifin].flags & IFACE_PARTIAL and checksum_is_partial(p):
         p.flags |= PKT_PARTIAL
         return True
-    if not e.verify_csum or (p.proto == PROTO_UDP and check == 0 and alen == 4):
+    if not e.verify_csum or (p.proto == PROTO_UDP and p.af == 4 and lbd_ld16(transport_check(p)) == 0):
         return True
-    return csum_fold(csum_partial(p.data + p.l4, l4_len, s)) == 0xffff
+    return csum_fold(csum_partial(p.data + p.l4, transport_len(p), transport_pseudo(p))) == 0xffff
 
 
-cdef inline uint32_t parse_transport(Engine *e, Pkt *p, Tuple *t, const uint8_t *addrs, uint32_t alen,
-                                     uint32_t l4_len) noexcept nogil:
-    if lbd_unlikely(not transport_ok(p, l4_len)):
+cdef inline uint32_t parse_transport(Engine *e, Pkt *p, Tuple *t, uint32_t l4_len) noexcept nogil:
+    if lbd_unlikely(not l4_sound(p.data + p.l4, p.proto, l4_len)):
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
+    if p.proto == PROTO_TCP:
+        p.tcp_flags = (<TcpHdr *> (p.data + p.l4)).flags
     lbd_st32(&t.sport, lbd_ld32(p.data + p.l4))
     t.proto = p.proto
-    if lbd_unlikely(not transport_csum(e, p, addrs, alen, l4_len)):
+    if lbd_unlikely(not transport_csum(e, p)):
         return settle(p, VERDICT_DROP, REASON_BAD_CHECKSUM)
     return KIND_FLOW
 
@@ -182,7 +188,7 @@ cdef inline uint32_t parse4(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
             return settle(p, VERDICT_DROP, REASON_FRAG_UNSUPPORTED)
         return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
     if lbd_likely(p.proto == PROTO_TCP or p.proto == PROTO_UDP):
-        return parse_transport(e, p, t, <const uint8_t *> &ip.saddr, 4, tot - n)
+        return parse_transport(e, p, t, tot - n)
     if p.proto == PROTO_ICMP and tot - n >= 8:
         type = p.data[p.l4]
         if type == 3 or type == 11 or type == 12:
@@ -280,7 +286,7 @@ cdef inline uint32_t parse6(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
             return settle(p, VERDICT_DROP, REASON_FRAG_UNSUPPORTED)
         return settle(p, VERDICT_DROP, REASON_EXTHDR_UNSUPPORTED)
     if lbd_likely(proto == PROTO_TCP or proto == PROTO_UDP):
-        return parse_transport(e, p, t, ip.saddr, 16, end - l4)
+        return parse_transport(e, p, t, end - l4)
     if proto == PROTO_ICMPV6 and end - l4 >= 8:
         if 1 <= p.data[l4] <= 4:
             return quoted6(p, t, end)

@@ -74,6 +74,20 @@ cdef inline bint tcp_in_window(uint32_t seq, uint32_t edge) noexcept nogil:
     return seq - edge + 65536 <= 131072
 
 
+cdef inline void edge_advance(uint32_t *edge, uint32_t to) noexcept nogil:
+    if <int32_t> (to - edge[0]) > 0:
+        edge[0] = to
+
+
+cdef inline void edges_step(uint32_t *edges, uint32_t end, uint32_t ack, uint32_t direction) noexcept nogil:
+    """An ACK of an established connection. edges: the client's, the real server's; end: the number after its payload."""
+    if direction == 1:
+        edge_advance(edges + 1, end)
+        edge_advance(edges, ack)
+    elif end - edges[0] <= SEQ_AHEAD:
+        edges[0] = end
+
+
 cdef inline bint state_half_open(uint32_t s) noexcept nogil:
     return s == STATE_SYN_RECV or s == STATE_UDP_ONEWAY
 

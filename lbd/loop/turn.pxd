@@ -307,31 +307,44 @@ cdef inline uint32_t size_bucket(uint32_t n) noexcept nogil:
     return b
 
 
+cdef inline uint32_t turn_tend(Loop *l, uint32_t *tick) noexcept nogil:
+    """Commands, each turn; timers, about every millisecond (tick: the last one that saw them); events. Returns the number of
+    commands."""
+    cdef uint32_t n = turn_commands(l)
+    if <uint32_t> (l.now >> 20) != tick[0]:
+        tick[0] = <uint32_t> (l.now >> 20)
+        engine_expire(&l.e, l.now, EXPIRE_BUDGET)
+        if l.now - l.events_sent >= 100000000:
+            turn_events(l)
+            turn_publish(l)
+    return n
+
+
+cdef inline void turn_end(Loop *l, uint32_t n, uint64_t after) noexcept nogil:
+    """The clock goes on to `after`; n: what the turn had to do, 0 = it was idle."""
+    cdef uint64_t spent = after - l.now
+    lbd_store64_relaxed(&l.ctl.heartbeat_ns, after)
+    l.now = after
+    if n:
+        l.e.count.bursts += 1
+        l.e.count.burst_size[size_bucket(n)] += 1
+        l.e.count.busy_ns += spent
+    else:
+        l.e.count.idle_ns += spent
+
+
 cdef inline void worker_loop(Loop *l) noexcept nogil:
     """Until CMD_STOP, or `quit` set by another thread of this process."""
     cdef uint32_t n, tick = 0
-    cdef uint64_t before, after
+    cdef uint64_t after
     l.now = lbd_monotonic()
     while not l.stop and not lbd_load32_acquire(&l.quit):
-        before = l.now
         n = turn(l)
-        n += turn_commands(l)
-        if <uint32_t> (l.now >> 20) != tick:        # about every millisecond
-            tick = <uint32_t> (l.now >> 20)
-            engine_expire(&l.e, l.now, EXPIRE_BUDGET)
-            if l.now - l.events_sent >= 100000000:
-                turn_events(l)
-                turn_publish(l)
-        after = lbd_monotonic()
-        lbd_store64_relaxed(&l.ctl.heartbeat_ns, after)
-        l.now = after
+        n += turn_tend(l, &tick)
+        turn_end(l, n, lbd_monotonic())
         if n:
-            l.e.count.bursts += 1
-            l.e.count.burst_size[size_bucket(n)] += 1
-            l.e.count.busy_ns += after - before
             l.idle = 0
             continue
-        l.e.count.idle_ns += after - before
         l.idle += 1
         if l.poll_mode == POLL_INTERRUPT or (l.poll_mode == POLL_ADAPTIVE and l.idle > IDLE_TURNS):
             loop_sleep(l)

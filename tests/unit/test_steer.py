@@ -5,7 +5,6 @@ and XDP_PASS tell the decision. A table of packets, then truncation, damage, and
 """
 
 import ctypes
-import ipaddress
 import os
 import random
 import socket
@@ -33,43 +32,18 @@ from scapy.layers.ipsec import AH
 from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
+from bench.steer import AF_XDP, LOOPBACK, XDP_REDIRECT, RunOpts, packed
 from lbd.xdp._xsk import Program, XdpError
 
 pytestmark = pytest.mark.root
 
-LOOPBACK = 1  # the interface that a test run seems to come from
 PASS, OURS = "pass", "ours"
 VERDICTS = {1: OURS, 2: PASS}  # enum xdp_action: XDP_DROP, XDP_PASS
-XDP_REDIRECT = 4
-AF_XDP = 44
 MACS = bytes.fromhex("020000000002020000000001")
 
 CLIENT, VIP, LIP, SERVER = "198.51.100.7", "192.0.2.10", "10.0.0.10", "10.0.1.1"
 CLIENT6, VIP6, LIP6, SERVER6 = "2001:db8:c::7", "2001:db8::10", "fd00::10", "fd00:1::1"
 LO, HI = 10240, 60000
-
-
-class TestRunOpts(ctypes.Structure):
-    """struct bpf_test_run_opts of libbpf."""
-
-    __test__ = False
-    _fields_ = [
-        ("sz", ctypes.c_size_t),
-        ("data_in", ctypes.c_char_p),
-        ("data_out", ctypes.c_void_p),
-        ("data_size_in", ctypes.c_uint32),
-        ("data_size_out", ctypes.c_uint32),
-        ("ctx_in", ctypes.c_void_p),
-        ("ctx_out", ctypes.c_void_p),
-        ("ctx_size_in", ctypes.c_uint32),
-        ("ctx_size_out", ctypes.c_uint32),
-        ("retval", ctypes.c_uint32),
-        ("repeat", ctypes.c_int),
-        ("duration", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("cpu", ctypes.c_uint32),
-        ("batch_size", ctypes.c_uint32),
-    ]
 
 
 class Steer:
@@ -83,15 +57,10 @@ class Steer:
         return VERDICTS[self.verdict(frame)]
 
     def verdict(self, frame: bytes) -> int:
-        opts = TestRunOpts(sz=ctypes.sizeof(TestRunOpts), data_in=frame, data_size_in=len(frame), repeat=1)
+        opts = RunOpts(sz=ctypes.sizeof(RunOpts), data_in=frame, data_size_in=len(frame), repeat=1)
         if self.libbpf.bpf_prog_test_run_opts(self.program.fds["prog"], ctypes.byref(opts)) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         return int(opts.retval)
-
-
-def packed(address: str) -> tuple[int, bytes]:
-    parsed = ipaddress.ip_address(address)
-    return parsed.version, parsed.packed
 
 
 @pytest.fixture(scope="module")
