@@ -61,7 +61,7 @@ cdef inline void layout_promises() noexcept nogil:
     lbd_static_assert(sizeof(Conn6) == 128)
     lbd_static_assert(sizeof(Bucket) == 64)
     lbd_static_assert(sizeof(Pkt) == 64)
-    lbd_static_assert(sizeof(Svc) == 64)
+    lbd_static_assert(sizeof(Svc) == 128)
     lbd_static_assert(sizeof(Cmd) == 128)
     lbd_static_assert(sizeof(Evt) == 64)
     lbd_static_assert(sizeof(Hand) == 16)

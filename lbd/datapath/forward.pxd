@@ -12,7 +12,7 @@ from lbd.datapath.tcp cimport *
 from lbd.datapath.timer cimport WHEEL_SHIFT
 from lbd.datapath.svc cimport Svc, Dest, SVC_NONE, DEST_NONE, LIP_NONE, DEST_USED, DEST_UP, MODE_DR, MODE_FULLNAT
 from lbd.datapath.neigh cimport Adj, ADJ_NONE, ADJ_USED, ADJ_VALID, IFACE_UP
-from lbd.datapath.lookup cimport nexthop, adj_learn, neigh_want, svc_lookup, lip_lookup
+from lbd.datapath.lookup cimport nexthop, adj_learn, neigh_want, svc_of, lip_lookup
 from lbd.datapath.lifetime cimport table_of, timer_of, conn_enter, conn_end, conn_schedule, stat_count, evict
 from lbd.datapath.nat cimport TTL_DELTA, hop, link_write, rewrite
 from lbd.datapath.encap cimport encap, encap_bytes
@@ -237,7 +237,7 @@ cdef inline void rebind(Engine *e, uint32_t i, ConnCommon *c, const Tuple *k, in
             e.lip_stat[c.lip].in_use += 1
     svc = c.svc
     if svc == SVC_NONE:
-        svc = svc_lookup(e, k.daddr, k.dport, k.proto, af)
+        svc = svc_of(e, k, af)
     if svc == SVC_NONE:
         return
     if c.lip != LIP_NONE or conn_mode(c) != MODE_FULLNAT:

@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_ld64, lbd_mum
 from lbd.datapath.engine cimport DEST_HASH, Engine
+from lbd.datapath.flow cimport Tuple
 from lbd.datapath.svc cimport Dest, MODE_NAT, SVC_NONE, SVC_USED, Svc
 from lbd.datapath.neigh cimport (Adj, adj_refresh, ADJ_NONE, ADJ_MAX, ADJ_HASH, ADJ_USED, ADJ_VALID, ADJ_LEARNED, IFACE_USED,
                                  IFACE_UP)
@@ -29,6 +30,11 @@ cdef inline uint32_t svc_lookup(Engine *e, const uint8_t *vaddr, uint16_t vport,
             return n - 1
         n = s.next
     return SVC_NONE
+
+
+cdef inline uint32_t svc_of(Engine *e, const Tuple *t, int af) noexcept nogil:
+    """Number of the service that a packet without a connection may open one of, or SVC_NONE."""
+    return svc_lookup(e, t.daddr, t.dport, t.proto, af)
 
 
 cdef inline uint32_t dest_bucket(const uint8_t *addr, uint16_t port) noexcept nogil:

@@ -14,7 +14,7 @@ from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
 from lbd.datapath.svc cimport (DEST_NONE, DEST_UP, DEST_USED, LIP_NONE, MODE_FULLNAT, MODE_NAT, SVC_NONE)
 from lbd.datapath.neigh cimport ADJ_NONE
-from lbd.datapath.lookup cimport dest_bucket, lip_lookup, nat_dest, svc_lookup
+from lbd.datapath.lookup cimport dest_bucket, lip_lookup, nat_dest, svc_of
 from lbd.datapath.lifetime cimport conn_end, conn_schedule, evict, stat_count, table_of
 from lbd.datapath.laddr cimport laddr_guess, laddr_pick
 from lbd.datapath.owner cimport flow_owner
@@ -110,7 +110,7 @@ cdef inline bint may_open(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     cdef const Tuple *t = &e.tuple[i]
     if hand_over(e, p, i, af):
         return False
-    p.svc = svc_lookup(e, t.daddr, t.dport, t.proto, af)
+    p.svc = svc_of(e, t, af)
     if e.kind[i] == KIND_ICMP:
         drop(p, REASON_ICMP_UNMATCHED)
         if p.svc == SVC_NONE and not lip_port(e, t, af):
@@ -133,7 +133,7 @@ cdef inline bint looks_new(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil
     cdef const Tuple *t = &e.tuple[i]
     if e.kind[i] == KIND_ICMP or (t.proto == PROTO_TCP and (p.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) != TCP_SYN):
         return False
-    p.svc = svc_lookup(e, t.daddr, t.dport, t.proto, af)
+    p.svc = svc_of(e, t, af)
     if p.svc == SVC_NONE:
         return False
     schedule_prefetch(e, e.svc + p.svc, t)

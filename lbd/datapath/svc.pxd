@@ -34,12 +34,12 @@ cdef enum SvcMode:          # forwarding mode; a connection keeps that of its fi
     MODE_NAT = 1            # masquerade: destination alone; answers come back by the real server's route
     MODE_DR = 2             # direct routing: link layer alone; answers go past lbd
     MODE_TUNNEL = 6         # IP in IP; answers go past lbd
-    MODE_BITS = 7
+    MODE_BITS = 7           # 4, 5: two ways, more than ends and link layer changed
     # what the numbers' bits say
     MODE_ONE_WAY = 2        # lbd sees the client's packets alone
     MODE_WRAPS = 4          # packets leave with more than their ends and link layer changed: not for the fast lane
 
-cdef struct Svc:            # 64 bytes
+cdef struct Svc:            # 128 bytes; what established packets and plain services need lies in the first 64
     uint8_t vaddr[16]       # IPv4 in the first 4 bytes, the rest 0; network order
     uint16_t vport          # network order
     uint8_t af              # 4 or 6
@@ -57,6 +57,7 @@ cdef struct Svc:            # 64 bytes
     uint64_t homes          # mask of slots
     uint32_t homes_table    # table_off that the mask is of
     uint32_t homes_changed  # when the mask last changed, ms
+    uint8_t reserved[64]
 
 cdef struct SvcStat:        # 64 bytes
     uint64_t conns
