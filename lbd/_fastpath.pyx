@@ -14,8 +14,8 @@ from lbd.datapath.command cimport Cmd
 from lbd.datapath.command_apply cimport command_apply, lip_refresh, nat_refresh
 from lbd.datapath.conn cimport (BUCKET_FILL_X100, BUCKET_SPARE, CONN_RESTING, Bucket, Conn4, Conn6, ConnCold, ConnCommon,
                                 ConnTable, conn4, conn6, conn_common, conn_mode, conn_server)
-from lbd.datapath.connfile cimport conn_file_attach, conn_file_bytes, conn_map
-from lbd.datapath.engine cimport Engine as CEngine
+from lbd.datapath.connfile cimport conn_file_attach, conn_file_bytes, conn_map_all
+from lbd.datapath.engine cimport ConnExt, EXT_FREE, EXT_SHARE, Engine as CEngine
 from lbd.datapath.lifetime cimport engine_expire
 from lbd.datapath.count cimport Counters
 from lbd.datapath.fib cimport FIB_MAX, ROUTE_USED, Route
@@ -56,7 +56,8 @@ cdef extern from * nogil:
 
 
 cdef inline void layout_promises() noexcept nogil:
-    """Checked by the C compiler. 128 bytes per established IPv4 connection, all told: record, cold part, both index entries."""
+    """Checked by the C compiler. 128 bytes per established IPv4 connection, all told: record, cold part, free list,
+    its share of the extensions, both index entries."""
     lbd_static_assert(sizeof(Conn4) == 64)
     lbd_static_assert(sizeof(Conn6) == 128)
     lbd_static_assert(sizeof(Bucket) == 64)
@@ -65,7 +66,8 @@ cdef inline void layout_promises() noexcept nogil:
     lbd_static_assert(sizeof(Cmd) == 128)
     lbd_static_assert(sizeof(Evt) == 64)
     lbd_static_assert(sizeof(Hand) == 16)
-    lbd_static_assert((sizeof(Conn4) + sizeof(ConnCold)) * BUCKET_FILL_X100 * BUCKET_SPARE
+    lbd_static_assert(sizeof(ConnExt) == 2 * EXT_SHARE)
+    lbd_static_assert((sizeof(Conn4) + sizeof(ConnCold) + sizeof(uint32_t) + 2) * BUCKET_FILL_X100 * BUCKET_SPARE
                       + 2 * sizeof(Bucket) * 100 * (BUCKET_SPARE + 1) <= 128 * BUCKET_FILL_X100 * BUCKET_SPARE)
 
 
@@ -105,7 +107,7 @@ def conn_bytes(sizes: dict) -> int:
 def conn_record_bytes() -> dict:
     """Bytes of memory per connection, all told, by address family."""
     index = 2.0 * 64 * 100 / BUCKET_FILL_X100 * (1 + 1.0 / BUCKET_SPARE)
-    rest = sizeof(ConnCold) + sizeof(uint32_t) + index
+    rest = sizeof(ConnCold) + sizeof(uint32_t) + index + 1.0 * sizeof(ConnExt) / EXT_SHARE
     return {4: sizeof(Conn4) + rest, 6: sizeof(Conn6) + rest}
 
 
@@ -117,6 +119,7 @@ cdef bytes boot_id():
 cdef void engine_defaults(CEngine *e) noexcept nogil:
     """Timeouts until the master says otherwise, in ms: IPVS's, but for TIME_WAIT (Linux servers hold it 60 s)."""
     e.timeout[<int> STATE_NONE] = 2000
+    e.port_rest = 1000
     e.timeout[<int> STATE_SYN_RECV] = 60000
     e.timeout[<int> STATE_ESTABLISHED] = 900000
     e.timeout[<int> STATE_CLOSE_WAIT] = 60000
@@ -238,7 +241,7 @@ def connections(fd: int, sizes: dict, limit: int = 1000, svc: int | None = None,
         engine_defaults(e)
         for state, ms in (timeouts or {}).items():
             e.timeout[<uint32_t> state & 15] = ms
-        conn_map(&e.t6, conn_map(&e.t4, <uint8_t *> base + 4096, sizes["conns4"], 4, NULL), sizes["conns6"], 6, NULL)
+        conn_map_all(e, base, sizes["conns4"], sizes["conns6"], NULL)
         return conn_list(e, <uint32_t> (lbd_monotonic() // 1000000), limit, SVC_NONE if svc is None else svc)
     finally:
         munmap(base, n)
@@ -251,7 +254,7 @@ cdef dict counters_dict(CEngine *e):
         "drops": {name: c.drops[i] for i, name in enumerate(NAMES) if c.drops[i]},
         "consumed": {name: c.consumed[i] for i, name in enumerate(NAMES) if c.consumed[i]},
         "verdicts": {name: c.verdicts[i] for i, name in enumerate(VERDICTS)},
-        "conns_made": c.conns_made, "conns_expired": [c.conns_expired[i] for i in range(5)],
+        "conns_made": c.conns_made, "conns_expired": [c.conns_expired[i] for i in range(6)],
         "misplaced": c.misplaced, "handed_out": c.handed_out, "handed_in": c.handed_in,
         "icmp_sent": c.icmp_sent, "icmp_mapped": c.icmp_mapped, "bad_commands": c.bad_commands,
     }
@@ -403,8 +406,9 @@ cdef class Engine:
         return counters_dict(self.e)
 
     def used(self) -> dict:
-        """Records in use, half open ones among them, by family."""
-        return {"conns4": self.e.t4.used, "conns6": self.e.t6.used, "half_open": self.e.w4.half_open + self.e.w6.half_open}
+        """Records in use by family, half open ones among them, and extensions."""
+        return {"conns4": self.e.t4.used, "conns6": self.e.t6.used, "half_open": self.e.w4.half_open + self.e.w6.half_open,
+                "extensions": sum(self.e.ext[n].ref != EXT_FREE for n in range(1, self.e.ext_n))}
 
     def service_stats(self, svc: int) -> dict:
         cdef SvcStat *s = self.e.svc_stat + <uint32_t> svc

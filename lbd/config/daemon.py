@@ -147,6 +147,14 @@ class Packet(Section):
         description="Where answers to a client leave: `source` where its last packet came from (interface "
         "and MAC address), `route` by the routing table.",
     )
+    port_rest: Duration = Field(
+        1.0,
+        ge=0.1,
+        le=604800,
+        description="How long a local port rests after the real server closed the connection first, before a new client may have "
+        "it towards that server. The server still holds the old connection then (TIME_WAIT): the new SYN goes without timestamps "
+        "and with a sequence number beyond the old ones. From `timeouts.tcp_time_wait` on, ports are never reused in this way.",
+    )
     icmp_rate: Int = Field(
         1000,
         ge=0,

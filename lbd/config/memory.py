@@ -3,7 +3,7 @@
 
     total = workers × (connections + tables + frames + sockets + process) + shared + master
 
-    connections  123 bytes × connections_ipv4 + 187 bytes × connections_ipv6:
+    connections  125 bytes × connections_ipv4 + 189 bytes × connections_ipv6:
                  records and index, in a file of run_dir
     tables       3.3 MiB of neighbours, routes and rings to and from the master;
                  200 bytes × services + 112 bytes × real_servers

@@ -328,6 +328,10 @@ cdef inline bint setting(Engine *e, uint32_t which, uint64_t value) noexcept nog
         e.icmp_bucket.rate = value
     elif which == SET_KERNEL_RATE:
         e.kernel_bucket.rate = value
+    elif which == SET_PORT_REST:
+        if value > TIMEOUT_MAX:
+            return False
+        e.port_rest = <uint32_t> value
     elif SET_TIMEOUT_BASE <= which < SET_TIMEOUT_BASE + 16:
         if value > TIMEOUT_MAX:
             return False

@@ -4,7 +4,8 @@
 # first when it goes, so that a worker killed anywhere leaves whole records alone; index, lists, free list and counts are rebuilt
 # from them (conn_rebuild). Nothing is allocated after start; a full table evicts (see timer.pxd) or refuses.
 #
-# Memory per connection: IPv4 64 hot + 32 cold + 23.04 index + 4 in the stack of free ones = 123 bytes, IPv6 187 (asserted).
+# Memory per connection: IPv4 64 hot + 32 cold + 23.04 index + 4 in the stack of free ones + 2 of extensions = 125 bytes, IPv6 189
+# (asserted).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.string cimport memcpy, memset
 from lbd.datapath.compiler cimport lbd_ld32, lbd_ld64, lbd_scale, lbd_ctz, lbd_compiler_barrier, lbd_unlikely
@@ -49,6 +50,7 @@ cdef enum ConnFlag:
     CONN_ACTIVE = 16            # counted as active (else inactive) in the statistics
     CONN_IMPORTED = 32          # recovered from an earlier life
     CONN_OTHER_FAMILY = 64      # the real server is of the other family (tunnel): its address is in conn_server's places
+    CONN_EXTENDED = 128         # has an extension record (ext.pxd): not for the fast lane
 
 cdef enum:
     CONN_MODE_SHIFT = 1

@@ -2,10 +2,11 @@
 # the head and either takes its live records over or formats it.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
-from lbd.datapath.engine cimport Engine
+from lbd.datapath.engine cimport ConnExt, Engine
+from lbd.datapath.ext cimport ext_count, ext_is, ext_rebuild
 from lbd.datapath.conn cimport (Conn4, Conn6, ConnCold, Bucket, ConnTable, ConnCommon, CONN_NIL, conn_buckets, conn_overflow,
                                 conn_clear, conn4, conn6, conn_mode, conn_server,
-                                conn_common, CONN_IMPORTED, CONN_ACTIVE)
+                                conn_common, CONN_EXTENDED, CONN_IMPORTED, CONN_ACTIVE)
 from lbd.datapath.lifetime cimport table_of, timer_of, rebuild_family, conn_schedule, conn_timeout, stat_count
 from lbd.datapath.timer cimport Timer, timer_clear, timer_link, timer_start, timer_unlink, WHEEL_SLOTS
 from lbd.datapath.tcp cimport state_active, state_half_open, STATE_SYN_RECV, STATE_UDP_ONEWAY
@@ -15,7 +16,7 @@ from lbd.datapath.lookup cimport lip_lookup
 
 cdef enum:
     CONN_MAGIC = 0x4e4f434c         # "LCON"
-    CONN_VERSION = 3
+    CONN_VERSION = 4
     CONN_PAGE = 4096
 
 cdef struct ConnHead:
@@ -37,6 +38,7 @@ cdef inline uint64_t conn_family_bytes(uint32_t n, uint32_t record) noexcept nog
 
 cdef inline uint64_t conn_file_bytes(uint32_t conns4, uint32_t conns6) noexcept nogil:
     cdef uint64_t n = CONN_PAGE + conn_family_bytes(conns4, sizeof(Conn4)) + conn_family_bytes(conns6, sizeof(Conn6))
+    n += <uint64_t> ext_count(conns4, conns6) * sizeof(ConnExt) + 64
     return (n + CONN_PAGE - 1) & ~<uint64_t> (CONN_PAGE - 1)
 
 
@@ -56,6 +58,13 @@ cdef inline uint8_t *conn_map(ConnTable *t, uint8_t *at, uint32_t n, uint32_t af
     t.index = <Bucket *> line_up(<uint8_t *> (t.cold + n))
     t.free = <uint32_t *> line_up(<uint8_t *> (t.index + t.buckets + t.overflow))
     return <uint8_t *> (t.free + n)
+
+
+cdef inline void conn_map_all(Engine *e, void *base, uint32_t conns4, uint32_t conns6, uint64_t *key) noexcept nogil:
+    """Lays the engine's tables over the file's bytes, and reads nothing of them."""
+    cdef uint8_t *at = conn_map(&e.t4, <uint8_t *> base + CONN_PAGE, conns4, 4, key)
+    e.ext = <ConnExt *> line_up(conn_map(&e.t6, at, conns6, 6, key))
+    e.ext_n = ext_count(conns4, conns6)
 
 
 cdef inline bint svc_is(Engine *e, const ConnCommon *c, const void *vaddr, uint16_t vport, int af) noexcept nogil:
@@ -135,6 +144,8 @@ cdef inline uint32_t conn_recover(Engine *e, bint fresh_tables, int af) noexcept
         if not c.live:
             continue
         numbers_check(e, i, c, af)
+        if c.flags & CONN_EXTENDED and not ext_is(e, t, i, af):
+            c.flags &= <uint8_t> ~CONN_EXTENDED
         if fresh_tables or c.adj_rev >= ADJ_MAX:
             c.adj_rev = ADJ_NONE
         if state_active(c.state):
@@ -153,6 +164,7 @@ cdef inline void conn_format(Engine *e, ConnHead *h, const uint8_t *boot_id, uin
     h.ready = 0
     memset(<void *> e.t4.hot, 0, <uint64_t> conns4 * sizeof(Conn4))
     memset(<void *> e.t6.hot, 0, <uint64_t> conns6 * sizeof(Conn6))
+    memset(<void *> e.ext, 0xff, <uint64_t> e.ext_n * sizeof(ConnExt))
     h.magic = CONN_MAGIC
     h.version = CONN_VERSION
     h.conns4 = conns4
@@ -168,9 +180,8 @@ cdef inline uint32_t conn_file_attach(Engine *e, void *base, const uint8_t *boot
                                       bint fresh_tables) noexcept nogil:
     """Lays the engine's connection tables over the file's bytes; e.now_ms is set. Returns the connections recovered."""
     cdef ConnHead *h = <ConnHead *> base
-    cdef uint32_t i
-    cdef uint8_t *at = conn_map(&e.t4, <uint8_t *> base + CONN_PAGE, conns4, 4, e.hash_key)
-    conn_map(&e.t6, at, conns6, 6, e.hash_key)
+    cdef uint32_t i, n
+    conn_map_all(e, base, conns4, conns6, e.hash_key)
     if (h.magic != CONN_MAGIC or h.version != CONN_VERSION or h.conns4 != conns4 or h.conns6 != conns6 or h.ready != 1
             or h.record4 != sizeof(Conn4) or h.record6 != sizeof(Conn6) or h.cold != sizeof(ConnCold)
             or memcmp(h.boot_id, boot_id, 16) != 0):
@@ -183,4 +194,6 @@ cdef inline uint32_t conn_file_attach(Engine *e, void *base, const uint8_t *boot
         e.dest_stat[i].inactive = 0
     for i in range(e.max_lip):
         e.lip_stat[i].in_use = 0
-    return conn_recover(e, fresh_tables, 4) + conn_recover(e, fresh_tables, 6)
+    n = conn_recover(e, fresh_tables, 4) + conn_recover(e, fresh_tables, 6)
+    ext_rebuild(e)
+    return n

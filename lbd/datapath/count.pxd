@@ -33,3 +33,4 @@ cdef enum ExpireReason:
     EXPIRE_RESET = 2
     EXPIRE_EVICTED = 3
     EXPIRE_ADMIN = 4
+    EXPIRE_REUSED = 5           # in TIME_WAIT; its local port went to a new connection

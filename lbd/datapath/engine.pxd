@@ -20,8 +20,19 @@ cdef struct Plan:               # of a connection to be opened (open.pxd), valid
     uint64_t hash               # of that
     uint32_t dest
     uint32_t lip                # LIP_NONE: no guess
+    uint32_t isn                # TCP: the client's first sequence number
+    uint32_t over               # ref of the connection in TIME_WAIT whose port it takes, or REF_NONE
+
+cdef struct ConnExt:            # 32 bytes; extension of a connection record (ext.pxd), in the connection file
+    uint32_t ref                # record number << 1 | (IPv6), or EXT_FREE
+    uint32_t next               # of the free ones, 0 = end
+    uint32_t delta[2]           # added to the sequence numbers of the client, of the real server
+    uint32_t untimed            # 1: the client's SYN goes without its timestamp option
+    uint32_t reserved[3]
 
 cdef enum:
+    EXT_FREE = 0xffffffff
+    EXT_SHARE = 16              # one extension for so many connections
     DEST_HASH = 1024            # buckets of the real servers by address and port
 
 cdef struct Engine:
@@ -60,12 +71,16 @@ cdef struct Engine:
     ConnTable t6
     Timer w4
     Timer w6
+    ConnExt *ext                # number 0 is none
+    uint32_t ext_n
+    uint32_t ext_free           # first of the free ones, 0 = none
     # settings
     uint8_t fast[16]            # by interface: Lane of fast.pxd
     uint32_t timeout[16]        # ms by TcpState
     uint32_t verify_csum
     uint32_t fast_off           # for tests: everything goes the general way
     uint32_t return_route
+    uint32_t port_rest          # ms that a local port rests in TIME_WAIT before it may be reused
     TokenBucket icmp_bucket
     TokenBucket kernel_bucket
     # mirrored addresses in use, for quick walks

@@ -6,7 +6,7 @@
 # compared where the general way asks several questions, both directions by index instead of by branch. Tests run every packet
 # through both (Engine.fast off) and compare all that comes of it.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_ld64, lbd_st32, lbd_bswap16, lbd_bswap32, lbd_copy12, lbd_copy16,
+from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_ld64, lbd_st32, lbd_bswap16, lbd_copy12, lbd_copy16,
                                     lbd_copy4_wide, lbd_is_multiple_of_65535, lbd_likely)
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt, PKT_MULTI, PKT_REPLY
@@ -142,7 +142,6 @@ cdef inline bint fast_forward(Engine *e, Pkt *p, const Tuple *t, uint32_t ref, i
     cdef uint8_t *d = p.data
     cdef uint8_t *l4 = d + (L4_4 if af == 4 else L4_6)
     cdef const Adj *a
-    cdef const TcpHdr *tcp
     cdef uint8_t proto = p.proto
     if not end_is(conn_side(tab, i, direction, af), t, af) or c.fib_gen != e.fib_gen[0]:
         return False
@@ -158,9 +157,7 @@ cdef inline bint fast_forward(Engine *e, Pkt *p, const Tuple *t, uint32_t ref, i
     if proto == PROTO_TCP:
         if p.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST):
             return False
-        tcp = <const TcpHdr *> l4
-        edges_step(conn_edges(tab, i, af), lbd_bswap32(tcp.seq) + ETH_HLEN + p.l3_len - p.l4 - (tcp.doff >> 4) * 4,
-                   lbd_bswap32(tcp.ack_seq), direction)
+        edges_step(conn_edges(tab, i, af), <const TcpHdr *> l4, p.l3_len - (20 if af == 4 else 40), direction)
     c.last_seen = e.now_ms
     p.svc = c.svc
     p.dest = c.dest

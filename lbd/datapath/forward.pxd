@@ -1,8 +1,10 @@
 # A packet of a known connection: state, next hop, MTU, TTL, rewrite.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.string cimport memcmp, memcpy, memset
-from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_bswap16, lbd_bswap32, lbd_likely, lbd_unlikely, lbd_compiler_barrier)
-from lbd.datapath.engine cimport Engine
+from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_st32, lbd_bswap16, lbd_bswap32, lbd_likely, lbd_unlikely,
+                                    lbd_compiler_barrier)
+from lbd.datapath.engine cimport ConnExt, Engine
+from lbd.datapath.ext cimport conn_ext, ext_give
 from lbd.datapath.pkt cimport Pkt, PKT_NEW, PKT_REPLY, PKT_HANDED, PKT_ICMP_ERROR
 from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.hdr cimport TcpHdr, PROTO_TCP, PROTO_UDP, TCP_SYN, TCP_ACK, TCP_FIN, TCP_RST
@@ -15,6 +17,7 @@ from lbd.datapath.neigh cimport Adj, ADJ_NONE, ADJ_USED, ADJ_VALID, IFACE_UP
 from lbd.datapath.lookup cimport nexthop, adj_learn, neigh_want, svc_of, lip_lookup
 from lbd.datapath.lifetime cimport table_of, timer_of, conn_enter, conn_end, conn_schedule, stat_count, evict
 from lbd.datapath.nat cimport TTL_DELTA, hop, link_write, rewrite
+from lbd.datapath.seq cimport seq_translate
 from lbd.datapath.encap cimport encap, encap_bytes
 from lbd.datapath.icmp_err cimport answer, translate4, translate6, quoted_seq
 from lbd.datapath.count cimport EXPIRE_ADMIN, EXPIRE_RESET
@@ -92,7 +95,7 @@ cdef inline bint tcp_step(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t
     cdef uint32_t payload = p.l3 + p.l3_len - p.l4 - (t.doff >> 4) * 4
     cdef uint32_t next, end = seq + payload, state = c.state
     if lbd_likely(event == EVENT_ACK and state == STATE_ESTABLISHED):
-        edges_step(seq_edge(e, i, 0, af), end, lbd_bswap32(t.ack_seq), direction)
+        edges_step(seq_edge(e, i, 0, af), t, p.l3 + p.l3_len - p.l4, direction)
         return True
     if p.tcp_flags & (TCP_SYN | TCP_FIN):
         end += 1
@@ -255,6 +258,13 @@ cdef inline void rebind(Engine *e, uint32_t i, ConnCommon *c, const Tuple *k, in
     stat_count(e, c, 1)
 
 
+cdef inline void ext_tend(Engine *e, uint32_t i, const ConnCommon *c, int af) noexcept nogil:
+    """After the handshake an extension that moves no numbers has done its work: the fast lane may have the connection."""
+    cdef const ConnExt *x = conn_ext(e, table_of(e, af), i, af)
+    if c.state == STATE_ESTABLISHED and x.delta[0] == 0 and x.delta[1] == 0:
+        ext_give(e, table_of(e, af), i, af)
+
+
 cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept nogil:
     """A TCP or UDP packet whose connection and direction are known: the established path."""
     cdef uint32_t i = ref >> 1
@@ -274,8 +284,13 @@ cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept
     if lbd_unlikely(not way_out(e, p, i, c, direction, af)):
         return
     if lbd_likely(p.proto == PROTO_TCP):
+        if lbd_unlikely(c.flags & CONN_EXTENDED and direction == 1):    # before the edges, which are in the client's numbers
+            seq_translate(p, conn_ext(e, table_of(e, af), i, af), 1)
         if lbd_likely(tcp_step(e, p, i, c, direction, af)):
             c.last_seen = e.now_ms
+        if lbd_unlikely(c.flags & CONN_EXTENDED and direction == 0):
+            seq_translate(p, conn_ext(e, table_of(e, af), i, af), 0)
+            ext_tend(e, i, c, af)
     else:
         udp_step(e, i, c, direction, af)
         c.last_seen = e.now_ms
@@ -295,16 +310,21 @@ cdef inline void forward_icmp(Engine *e, Pkt *p, uint32_t ref, uint8_t proto, in
     cdef uint32_t direction = ref & 1
     cdef ConnCommon *c = conn_common(table_of(e, af), i, af)
     cdef uint32_t n, mtu, seq
+    cdef uint8_t *quoted
     cdef Adj *a
     p.svc = c.svc
     p.dest = c.dest
     if proto == PROTO_TCP and not c.flags & CONN_ONE_WAY:
         # quoted: what the other end sent; a blind sender doesn't know its sequence numbers (RFC 5927). One way lbd doesn't either:
         # the real server judges
-        seq = quoted_seq(p)
+        quoted = quoted_seq(p)
+        seq = lbd_bswap32(lbd_ld32(quoted))
+        if c.flags & CONN_EXTENDED:
+            seq -= conn_ext(e, table_of(e, af), i, af).delta[1 - direction]
         if not tcp_in_window(seq, seq_edge(e, i, 1 - direction, af)[0]):
             drop(p, REASON_ICMP_UNMATCHED)
             return
+        lbd_st32(quoted, lbd_bswap32(seq))
     if c.fib_gen != e.fib_gen[0]:
         adj_resolve(e, i, c, af)
     n = c.adj_fwd if direction == 0 else c.adj_rev

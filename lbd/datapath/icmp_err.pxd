@@ -223,8 +223,8 @@ cdef inline void translate6(Pkt *p, const Conn6 *c, uint32_t direction, uint8_t 
                                                   csum_pseudo(ip.saddr, ip.daddr, 16, PROTO_ICMPV6, end - p.l4)))
 
 
-cdef inline uint32_t quoted_seq(Pkt *p) noexcept nogil:
-    """TCP sequence number in the quoted header (8 bytes of it are always there)."""
+cdef inline uint8_t *quoted_seq(Pkt *p) noexcept nogil:
+    """Where the quoted header has its TCP sequence number (8 bytes of it are always there)."""
     if p.af == 4:
-        return lbd_bswap32(lbd_ld32(p.data + p.inner + (p.data[p.inner] & 15) * 4 + 4))
-    return lbd_bswap32(lbd_ld32(p.data + quoted6_l4(p) + 4))
+        return p.data + p.inner + (p.data[p.inner] & 15) * 4 + 4
+    return p.data + quoted6_l4(p) + 4

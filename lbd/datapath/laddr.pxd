@@ -3,19 +3,31 @@
 # There is no bitmap of ports: the connection table is the truth, so a port is free towards a real server when no record, TIME_WAIT
 # included, has (real server, LIP, port). The port is chosen such that the answer's flow owner is this worker: on a NIC with known
 # RSS the answer arrives here by itself; elsewhere hand-over brings it here.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+#
+# A port that the real server still holds in TIME_WAIT may be taken after a rest by a SYN whose number lies beyond the old
+# connection's last, as every second random number does. Where several ports in a row don't fit, its numbers are moved (seq.pxd).
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.string cimport memcpy
 from lbd.datapath.compiler cimport lbd_bswap16, lbd_scale
-from lbd.datapath.engine cimport Engine
+from lbd.datapath.engine cimport Engine, Plan
 from lbd.datapath.flow cimport Tuple, tuple_hash
-from lbd.datapath.conn cimport conn_lookup, REF_NONE
+from lbd.datapath.conn cimport (CONN_EXTENDED, CONN_IMPORTED, ConnCommon, conn_common, conn_edges, conn_lookup, REF_NONE)
+from lbd.datapath.ext cimport conn_ext
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.owner cimport flow_owner
 from lbd.datapath.svc cimport Lip, LIP_NONE
+from lbd.datapath.tcp cimport STATE_TIME_WAIT
 
 cdef enum:
     PORT_TRIES = 128            # ports tried per LIP and connection, times the number of workers
     PORT_RUN = 16               # the first of them one after another, the others anywhere in the range
+    REUSE_TRIES = 8             # ports tried, after one that would do with other numbers, for one that does without
+
+cdef enum Fit:                  # of a port for a new connection, better ones greater
+    FIT_NOT = 0
+    FIT_MOVED = 1               # in TIME_WAIT: with other sequence numbers
+    FIT_REUSED = 2              # in TIME_WAIT
+    FIT_FREE = 3
 
 
 cdef inline bint port_is_ours(Engine *e, const Tuple *back, uint64_t h, int af) noexcept nogil:
@@ -26,9 +38,33 @@ cdef inline bint port_is_ours(Engine *e, const Tuple *back, uint64_t h, int af) 
     return not e.owner_prev_valid or flow_owner(e, back, h, af, 1) == e.worker
 
 
-cdef inline uint32_t laddr_from(Engine *e, uint32_t n, Tuple *back, uint64_t *hash_out, int af) noexcept nogil:
-    """Tries one LIP: fills back.daddr and back.dport (network order) with a free pair and returns True, or False."""
+cdef inline uint32_t server_edge(Engine *e, uint32_t i, int af) noexcept nogil:
+    """The next sequence number from this record's client, as its real server has it."""
+    cdef uint32_t edge = conn_edges(table_of(e, af), i, af)[0]
+    if conn_common(table_of(e, af), i, af).flags & CONN_EXTENDED:
+        edge += conn_ext(e, table_of(e, af), i, af).delta[0]
+    return edge
+
+
+cdef inline uint32_t port_fit(Engine *e, Plan *plan, int af) noexcept nogil:
+    """Of plan.back's port (its hash: plan.hash). Sets plan.over."""
+    cdef ConnCommon *c
+    plan.over = conn_lookup(table_of(e, af), &plan.back, plan.hash, af)
+    if plan.over == REF_NONE:
+        return FIT_FREE
+    c = conn_common(table_of(e, af), plan.over >> 1, af)
+    # NB: of an imported one it is not settled yet whether the LIP's count has it
+    if c.state != STATE_TIME_WAIT or c.flags & CONN_IMPORTED or e.now_ms - c.last_seen < e.port_rest or e.ext_free == 0:
+        return FIT_NOT
+    return FIT_REUSED if <int32_t> (plan.isn - server_edge(e, plan.over >> 1, af)) > 0 else FIT_MOVED
+
+
+cdef inline bint laddr_from(Engine *e, uint32_t n, Plan *plan, int af) noexcept nogil:
+    """Tries one LIP: fills plan.back.daddr and dport (network order) with a pair that fits and returns True, or False."""
     cdef Lip *lip = e.lip + n
+    cdef Tuple *back = &plan.back
+    cdef uint32_t fit
+    cdef uint16_t moved = 0                     # a port that fits with other numbers
     cdef uint32_t span = <uint32_t> lip.port_hi - lip.port_lo + 1
     cdef uint32_t tries = PORT_TRIES * e.workers
     cdef uint32_t scatter = (PORT_TRIES - PORT_RUN) * e.workers
@@ -46,14 +82,25 @@ cdef inline uint32_t laddr_from(Engine *e, uint32_t n, Tuple *back, uint64_t *ha
             lip.cursor = 0
         back.dport = lbd_bswap16(<uint16_t> (lip.port_lo + lip.cursor))
         h = tuple_hash(back, e.hash_key, af)
-        if port_is_ours(e, back, h, af) and conn_lookup(table_of(e, af), back, h, af) == REF_NONE:
-            hash_out[0] = h
+        if not port_is_ours(e, back, h, af):
+            continue
+        plan.hash = h
+        fit = port_fit(e, plan, af)
+        if fit >= FIT_REUSED:
             return True
-    return False
+        if fit == FIT_MOVED and not moved:
+            moved = back.dport
+            tries = REUSE_TRIES if tries > REUSE_TRIES else tries
+            scatter = 0
+    if not moved:
+        return False
+    back.dport = moved
+    plan.hash = tuple_hash(back, e.hash_key, af)
+    return port_fit(e, plan, af) != FIT_NOT
 
 
-cdef inline uint32_t laddr_guess(Engine *e, Tuple *back, uint64_t *hash_out, int af) noexcept nogil:
-    """Like laddr_pick, but whether the port is free is left to be seen: where to look is known early, and can be prefetched."""
+cdef inline uint32_t laddr_guess(Engine *e, Plan *plan, int af) noexcept nogil:
+    """Like laddr_pick, but whether the port fits is left to be seen: where to look is known early, and can be prefetched."""
     cdef uint32_t _k, n, count = e.lip4_n if af == 4 else e.lip6_n
     cdef Lip *lip
     if count == 0:
@@ -61,27 +108,27 @@ cdef inline uint32_t laddr_guess(Engine *e, Tuple *back, uint64_t *hash_out, int
     e.lip_cursor += 1
     n = e.lip4[e.lip_cursor % count] if af == 4 else e.lip6[e.lip_cursor % count]
     lip = e.lip + n
-    memcpy(back.daddr, lip.addr, 16)
+    memcpy(plan.back.daddr, lip.addr, 16)
     for _k in range(PORT_RUN):
         lip.cursor += 1
         if lip.cursor > <uint32_t> lip.port_hi - lip.port_lo:
             lip.cursor = 0
-        back.dport = lbd_bswap16(<uint16_t> (lip.port_lo + lip.cursor))
-        hash_out[0] = tuple_hash(back, e.hash_key, af)
-        if port_is_ours(e, back, hash_out[0], af):
+        plan.back.dport = lbd_bswap16(<uint16_t> (lip.port_lo + lip.cursor))
+        plan.hash = tuple_hash(&plan.back, e.hash_key, af)
+        if port_is_ours(e, &plan.back, plan.hash, af):
             return n
     return LIP_NONE
 
 
-cdef inline uint32_t laddr_pick(Engine *e, Tuple *back, uint64_t *hash_out, int af) noexcept nogil:
-    """back: the answer's tuple with source (real server) and proto set. Fills in a free local address and port; returns the LIP's
-    number or LIP_NONE (exhausted: counted per LIP)."""
+cdef inline uint32_t laddr_pick(Engine *e, Plan *plan, int af) noexcept nogil:
+    """plan.back: the answer's tuple with source (real server) and proto set. Fills in a local address and port, plan.hash and
+    plan.over; returns the LIP's number or LIP_NONE (exhausted: counted per LIP)."""
     cdef uint32_t count = e.lip4_n if af == 4 else e.lip6_n
     cdef uint32_t _k, n
     for _k in range(count):
         e.lip_cursor += 1
         n = e.lip4[e.lip_cursor % count] if af == 4 else e.lip6[e.lip_cursor % count]
-        if laddr_from(e, n, back, hash_out, af):
+        if laddr_from(e, n, plan, af):
             e.lip_stat[n].conns += 1
             e.lip_stat[n].in_use += 1
             return n

@@ -3,9 +3,9 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from lbd.datapath.compiler cimport lbd_scale
 from lbd.datapath.engine cimport Engine
-from lbd.datapath.conn cimport (ConnTable, ConnCommon, CONN_FREE, CONN_NIL, CONN_ACTIVE, conn4, conn6, conn_common, conn_free,
-                                conn_index,
-                                conn_unindex, conn_alloc)
+from lbd.datapath.conn cimport (ConnTable, ConnCommon, CONN_FREE, CONN_NIL, CONN_ACTIVE, CONN_EXTENDED, conn4, conn6, conn_common,
+                                conn_free, conn_index, conn_unindex, conn_alloc)
+from lbd.datapath.ext cimport ext_give
 from lbd.datapath.timer cimport (Timer, timer_link, timer_unlink, timer_start, LIST_HALF_OPEN, LIST_ONEWAY, LIST_NONE, TICK_MASK,
                                  EVICT_LOOK, GOLDEN, WHEEL_SLOTS, WHEEL_SHIFT)
 from lbd.datapath.tcp cimport (STATE_NONE, STATE_SYN_RECV, STATE_ESTABLISHED, STATE_CLOSE, STATE_UDP, STATE_UDP_ONEWAY, STATE_COUNT,
@@ -77,6 +77,8 @@ cdef inline void conn_end(Engine *e, uint32_t i, uint32_t why, int af) noexcept 
     stat_count(e, c, -1)
     if c.lip != LIP_NONE:
         e.lip_stat[c.lip].in_use -= 1
+    if c.flags & CONN_EXTENDED:
+        ext_give(e, t, i, af)
     timer_unlink(timer_of(e, af), t, i)
     conn_unindex(t, i, af)
     conn_free(t, i, af)

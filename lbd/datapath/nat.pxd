@@ -40,15 +40,14 @@ cdef inline void delta_set(ConnTable *t, uint32_t i, int af) noexcept nogil:
 
 
 cdef inline void check_update(uint8_t *l4, uint8_t proto, uint16_t delta) noexcept nogil:
-    cdef uint8_t *check = l4 + (16 if proto == PROTO_TCP else 6)
-    cdef uint16_t c = lbd_ld16(check)
-    if proto == PROTO_UDP:
-        if c == 0:                          # none sent, none made (RFC 768); over IPv6 the receiver judges (RFC 6936)
-            return
-        c = csum_add(c, delta)
-        lbd_st16(check, c if c else 0xffff)
+    cdef uint16_t c
+    if proto == PROTO_TCP:
+        lbd_st16(l4 + 16, csum_add(lbd_ld16(l4 + 16), delta))
         return
-    lbd_st16(check, csum_add(c, delta))
+    c = lbd_ld16(l4 + 6)
+    if c:                                   # 0: none sent, none made (RFC 768); over IPv6 the receiver judges (RFC 6936)
+        c = csum_add(c, delta)
+        lbd_st16(l4 + 6, c if c else 0xffff)
 
 
 cdef inline void check_complete(Pkt *p) noexcept nogil:

@@ -2,13 +2,15 @@
 # connection needs (its record, and the bucket of its answers) are on their way while the others are planned: plan (judge, schedule,
 # guess the local port), then open. Order among them is kept: whatever is not plainly a flow's first packet is looked up again in
 # its turn. (Packets with a connection were served before: one that an eviction here ends was still good for this burst's.)
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.string cimport memcpy, memset
-from lbd.datapath.compiler cimport lbd_bswap16, lbd_compiler_barrier, lbd_ld32, lbd_prefetch, lbd_prefetchw
-from lbd.datapath.engine cimport Engine, Plan
+from lbd.datapath.compiler cimport (lbd_bswap16, lbd_bswap32, lbd_compiler_barrier, lbd_ld32, lbd_prefetch, lbd_prefetchw,
+                                    lbd_unlikely)
+from lbd.datapath.engine cimport ConnExt, Engine, Plan
+from lbd.datapath.ext cimport ext_give, ext_take
 from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_NEW
 from lbd.datapath.flow cimport Tuple, tuple_hash
-from lbd.datapath.hdr cimport PROTO_TCP, TCP_ACK, TCP_RST, TCP_SYN
+from lbd.datapath.hdr cimport PROTO_TCP, TcpHdr, TCP_ACK, TCP_RST, TCP_SYN
 from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
@@ -16,13 +18,13 @@ from lbd.datapath.svc cimport (DEST_NONE, DEST_UP, DEST_USED, LIP_NONE, MODE_FUL
 from lbd.datapath.neigh cimport ADJ_NONE
 from lbd.datapath.lookup cimport dest_bucket, lip_lookup, nat_dest, svc_of
 from lbd.datapath.lifetime cimport conn_end, conn_schedule, evict, stat_count, table_of
-from lbd.datapath.laddr cimport laddr_guess, laddr_pick
+from lbd.datapath.laddr cimport FIT_REUSED, laddr_guess, laddr_pick, port_fit, server_edge
 from lbd.datapath.owner cimport flow_owner
 from lbd.datapath.parse cimport KIND_ICMP
 from lbd.datapath.sched cimport schedule, schedule_prefetch
 from lbd.datapath.nat cimport delta_set
 from lbd.datapath.forward cimport drop, forward_known
-from lbd.datapath.count cimport EXPIRE_ADMIN, EXPIRE_CLOSED
+from lbd.datapath.count cimport EXPIRE_ADMIN, EXPIRE_CLOSED, EXPIRE_REUSED
 
 cdef enum Step:
     STEP_DONE = 0               # the verdict is set
@@ -31,6 +33,7 @@ cdef enum Step:
 
 cdef enum:
     HOPS_MAX = 3                # this epoch's owner, the previous epoch's, and back
+    REUSE_GAP = 131072          # beyond the old connection's last number: further than segments of it still on their way
     SEEN = 128                  # slots of the set of tuples met in a burst (64 packets)
 
 
@@ -140,6 +143,10 @@ cdef inline bint looks_new(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil
     return True
 
 
+cdef inline uint32_t syn_number(const Pkt *p) noexcept nogil:
+    return lbd_bswap32((<TcpHdr *> (p.data + p.l4)).seq) if p.proto == PROTO_TCP else 0
+
+
 cdef inline void reserve(Engine *e, uint32_t svc, uint32_t dest, int by) noexcept nogil:
     """Counts a planned connection, so that the next one is scheduled as if this one were open."""
     e.svc_stat[svc].inactive += by
@@ -153,6 +160,8 @@ cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32
     if hand_over(e, p, i, af):
         p.svc = SVC_NONE
         return STEP_DONE
+    plan.isn = syn_number(p)
+    plan.over = REF_NONE
     plan.dest = schedule(e, e.svc + p.svc, &e.tuple[i])
     if plan.dest == DEST_NONE:
         drop(p, REASON_NO_BACKEND)
@@ -167,7 +176,7 @@ cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32
     back_from(e, &plan.back, plan.dest, p.proto, af)
     plan.lip = LIP_NONE
     if e.svc[p.svc].mode == MODE_FULLNAT:
-        plan.lip = laddr_guess(e, &plan.back, &plan.hash, af)
+        plan.lip = laddr_guess(e, plan, af)
         if plan.lip != LIP_NONE:
             lbd_prefetch(conn_bucket(tab, plan.hash))
     return STEP_OPEN
@@ -264,12 +273,12 @@ cdef inline void back_from(Engine *e, Tuple *back, uint32_t dest, uint8_t proto,
 
 
 cdef inline uint32_t local_end(Engine *e, Plan *plan, int af) noexcept nogil:
-    """FULLNAT's local address and port: the guess of the plan, if that port is free, or another one."""
-    if plan.lip != LIP_NONE and conn_lookup(table_of(e, af), &plan.back, plan.hash, af) == REF_NONE:
+    """FULLNAT's local address and port: the guess of the plan, if that port fits, or another one."""
+    if plan.lip != LIP_NONE and port_fit(e, plan, af) >= FIT_REUSED:
         e.lip_stat[plan.lip].conns += 1
         e.lip_stat[plan.lip].in_use += 1
         return REASON_NONE
-    plan.lip = laddr_pick(e, &plan.back, &plan.hash, af)
+    plan.lip = laddr_pick(e, plan, af)
     return REASON_NONE if plan.lip != LIP_NONE else REASON_LOCAL_PORT_EXHAUSTED
 
 
@@ -304,6 +313,18 @@ cdef inline uint32_t far_end(Engine *e, const Tuple *t, uint32_t svc, Plan *plan
     return client_end(e, t, plan, e.svc[svc].mode, af)
 
 
+cdef inline void port_take_over(Engine *e, uint32_t i, const Plan *plan, int af) noexcept nogil:
+    """Record i, not live yet, gets the port of a connection that is in TIME_WAIT, which ends. The real server must take its SYN for
+    a new one."""
+    cdef uint32_t edge = server_edge(e, plan.over >> 1, af)
+    cdef ConnExt *x
+    conn_end(e, plan.over >> 1, EXPIRE_REUSED, af)
+    x = ext_take(e, table_of(e, af), i, af)             # port_fit has seen that there is one
+    x.untimed = 1
+    if <int32_t> (plan.isn - edge) <= 0:
+        x.delta[0] = edge + REUSE_GAP - plan.isn
+
+
 cdef inline uint32_t conn_open(Engine *e, Pkt *p, const Tuple *t, uint64_t h, uint32_t svc, Plan *plan, int af) noexcept nogil:
     """A connection for the first packet of a flow (tuple t, its hash h) to the plan's real server: its other end, record, index.
     REF_NONE: dropped."""
@@ -321,11 +342,15 @@ cdef inline uint32_t conn_open(Engine *e, Pkt *p, const Tuple *t, uint64_t h, ui
         drop(p, why)
         return REF_NONE
     conn_fill(e, i, t, svc, plan, af)
+    if lbd_unlikely(plan.over != REF_NONE):
+        port_take_over(e, i, plan, af)
     m = conn_common(table_of(e, af), i, af)
     m.state = STATE_SYN_RECV if t.proto == PROTO_TCP else STATE_UDP_ONEWAY
     if not conn_index_at(table_of(e, af), i, h, plan.hash, af):
         if plan.lip != LIP_NONE:
             e.lip_stat[plan.lip].in_use -= 1
+        if m.flags & CONN_EXTENDED:
+            ext_give(e, table_of(e, af), i, af)
         conn_free(table_of(e, af), i, af)
         drop(p, REASON_CONN_TABLE_FULL)
         return REF_NONE
@@ -393,6 +418,8 @@ cdef inline void start_anew(Engine *e, Pkt *p, const Tuple *k, uint64_t h, uint3
         conn_common(t, other >> 1, af).live = CONN_LIVE
         scheduled(e, svc, dest)
     else:
+        plan.isn = syn_number(p)
+        plan.over = REF_NONE
         plan.dest = dest
         plan.lip = LIP_NONE
         back_from(e, &plan.back, dest, k.proto, af)

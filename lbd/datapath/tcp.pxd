@@ -1,6 +1,8 @@
 # TCP as a balancer sees it: states by IPVS's names, one transition table, timeouts per state.
 # What it does not know: windows and options; the ends do. A state changes only on evidence that a blind sender lacks (below).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
+from lbd.datapath.compiler cimport lbd_bswap32
+from lbd.datapath.hdr cimport TcpHdr
 
 cdef enum TcpState:
     STATE_NONE = 0
@@ -79,11 +81,12 @@ cdef inline void edge_advance(uint32_t *edge, uint32_t to) noexcept nogil:
         edge[0] = to
 
 
-cdef inline void edges_step(uint32_t *edges, uint32_t end, uint32_t ack, uint32_t direction) noexcept nogil:
-    """An ACK of an established connection. edges: the client's, the real server's; end: the number after its payload."""
+cdef inline void edges_step(uint32_t *edges, const TcpHdr *t, uint32_t l4_len, uint32_t direction) noexcept nogil:
+    """An ACK of an established connection. edges: the client's, the real server's; l4_len: bytes of header and payload."""
+    cdef uint32_t end = lbd_bswap32(t.seq) + l4_len - (t.doff >> 4) * 4
     if direction == 1:
         edge_advance(edges + 1, end)
-        edge_advance(edges, ack)
+        edge_advance(edges, lbd_bswap32(t.ack_seq))
     elif end - edges[0] <= SEQ_AHEAD:
         edges[0] = end
 

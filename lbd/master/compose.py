@@ -168,6 +168,7 @@ def settings(config: Config) -> dict[int, int]:
         shm.SET_RETURN_ROUTE: int(config.packet.return_path == "route"),
         shm.SET_ICMP_RATE: config.packet.icmp_rate,
         shm.SET_KERNEL_RATE: KERNEL_RATE,
+        shm.SET_PORT_REST: milliseconds(config.packet.port_rest),
     }
     for name, state in TIMEOUT_STATES.items():
         values[base + state] = milliseconds(getattr(config.timeouts, name))

@@ -73,6 +73,7 @@ SET_VERIFY_CSUM = c_cmd.SET_VERIFY_CSUM
 SET_RETURN_ROUTE = c_cmd.SET_RETURN_ROUTE
 SET_ICMP_RATE = c_cmd.SET_ICMP_RATE
 SET_KERNEL_RATE = c_cmd.SET_KERNEL_RATE
+SET_PORT_REST = c_cmd.SET_PORT_REST
 SET_TIMEOUT_BASE = c_cmd.SET_TIMEOUT_BASE
 CAPTURE_RX = c_cmd.CAPTURE_RX
 CAPTURE_TX = c_cmd.CAPTURE_TX
@@ -105,7 +106,7 @@ REASON_COUNT = c_reason.REASON_COUNT
 
 # Names, in the order of the enums
 VERDICTS = ("drop", "forward", "kernel", "consume", "handover")
-EXPIRE_REASONS = ("timeout", "closed", "reset", "evicted", "admin")
+EXPIRE_REASONS = ("timeout", "closed", "reset", "evicted", "admin", "reused")
 WORKER_STATES = ("starting", "attaching", "running", "stopping", "stopped")
 EVENTS = ("none", "running", "neigh_wanted", "lip_exhausted", "table_full", "bad_command", "peer_reset")
 FRAME_OWNERS = ("free", "fill", "work", "tx", "hand", "home")

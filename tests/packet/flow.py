@@ -67,6 +67,7 @@ class Tcp(Flow):
                  server_isn: int = 70000):  # fmt: skip
         super().__init__(b, af, sport, client)
         self.cseq, self.sseq = isn, server_isn  # the next number each end will use
+        self.moved = 0  # what lbd adds to the client's numbers
 
     def client(self, flags: str, payload: bytes = b"", seq: int | None = None, ack: int | None = None) -> Result:
         """seq, ack: in place of the right ones, which then do not advance."""
@@ -75,7 +76,9 @@ class Tcp(Flow):
         r = self.b.send(from_client(self.af, TCP, self.sport, flags, used, acked, payload, client=self.address))
         p = self.arrived(r, True)
         if p:
-            assert (p.seq, p.ack, p.payload) == (used % 2**32, acked % 2**32, payload)
+            if flags == "S":
+                self.moved = (p.seq - used) % 2**32
+            assert (p.seq, p.ack, p.payload) == ((used + self.moved) % 2**32, acked % 2**32, payload)
             assert p.flags == sum(FLAGS[f] for f in flags)
         if seq is None:
             self.cseq += len(payload) + ("S" in flags) + ("F" in flags)
@@ -86,7 +89,7 @@ class Tcp(Flow):
         assert self.server is not None
         used = self.sseq if seq is None else seq
         acked = (self.cseq if ack is None else ack) if "A" in flags else 0
-        r = self.b.send(from_server(self.af, TCP, self.server, self.lport, flags, used, acked, payload), 1)
+        r = self.b.send(from_server(self.af, TCP, self.server, self.lport, flags, used, acked + self.moved, payload), 1)
         p = self.arrived(r, False)
         if p:
             assert (p.seq, p.ack, p.payload) == (used % 2**32, acked % 2**32, payload)

@@ -76,6 +76,7 @@ def test_the_servers_time_wait_holds_the_port(af: int, restart: bool) -> None:
     """60 s after the real server closed first, or both at once, its stack still answers for that tuple."""
     for simultaneous in (False, True):
         b = Balancer(servers=1, ports=(20000, 20000))
+        b.do(shm.setting(shm.SET_PORT_REST, 60_000, 1))
         f = Tcp(b, af).open()
         if simultaneous:
             before = f.cseq
@@ -127,19 +128,27 @@ class Ports(RuleBasedStateMachine):
         self.b = Balancer(servers=2, ports=(20000, 20005))
         self.flows: list[Flow] = []
         self.client = 1024
-        self.rests: dict[tuple, int] = {}  # tuple → until when the real server holds it in TIME_WAIT
+        # tuple → since when the real server holds it in TIME_WAIT, and the number that it expects there
+        self.rests: dict[tuple, tuple[int, int]] = {}
+
+    def judge(self, f: Flow) -> None:
+        """The real server takes this SYN: it holds the tuple no longer, or after a rest the number is beyond the old ones."""
+        mine = next(t for t in tuples(self.b) if t[0][1] == f.lport and t[1][0] == f.server and t[2] == f.proto)
+        since, edge = self.rests.pop(mine, (-(10**12), 0))
+        if self.b.now < since + 60_000 * MS:
+            assert isinstance(f, Tcp) and self.b.now >= since + 1_000 * MS, "the real server still holds this tuple"
+            assert 0 < (f.cseq - 1 + f.moved - edge) % 2**32 < 2**31, "this number is an old one to the real server"
 
     def new(self, f: Flow, verdict: str) -> None:
         if verdict != "forward":
             return
-        mine = next(t for t in tuples(self.b) if t[0][1] == f.lport and t[1][0] == f.server and t[2] == f.proto)
-        assert self.rests.get(mine, 0) <= self.b.now, "the real server may still hold this tuple"
+        self.judge(f)
         self.flows.append(f)
 
-    @rule(af=st.sampled_from([4, 6]))
-    def open_tcp(self, af: int) -> None:
+    @rule(af=st.sampled_from([4, 6]), isn=st.integers(0, 2**32 - 1))
+    def open_tcp(self, af: int, isn: int) -> None:
         self.client += 1
-        f = Tcp(self.b, af, self.client)
+        f = Tcp(self.b, af, self.client, isn=isn)
         r = f.client("S")
         assert r.reason in ("none", "local_port_exhausted")
         self.new(f, r.verdict)
@@ -179,7 +188,7 @@ class Ports(RuleBasedStateMachine):
                 f.client("FA")
                 f.real("FA", ack=before)
                 f.client("A")
-            self.rests[mine] = self.b.now + 60_000 * MS
+            self.rests[mine] = self.b.now, f.cseq + f.moved
 
     @precondition(lambda self: self.flows)
     @rule(data=st.data())
@@ -197,8 +206,7 @@ class Ports(RuleBasedStateMachine):
         if f.server in had:
             assert f.lport == had[f.server]
         else:
-            mine = next(t for t in tuples(self.b) if t[0][1] == f.lport and t[1][0] == f.server and t[2] == f.proto)
-            assert self.rests.get(mine, 0) <= self.b.now, "the real server may still hold this tuple"
+            self.judge(f)
         f.real("SA")
         f.client("A")
         record = f.record

@@ -132,7 +132,7 @@ def test_documented_formula(table: dict[str, int], workers: int) -> None:
     text = f"[workers]\ncount = {workers}\n[tables]\n" + "".join(f"{k} = {v}\n" for k, v in table.items())
     config = loads(BASE + text)
     need, t = memory(config), config.tables
-    assert need.connections == pytest.approx(123 * t.connections_ipv4 + 187 * t.connections_ipv6, rel=0.05)
+    assert need.connections == pytest.approx(125 * t.connections_ipv4 + 189 * t.connections_ipv6, rel=0.05)
     assert need.tables == pytest.approx(3.3 * 2**20 + 200 * t.services + 112 * t.real_servers, rel=0.05)
     assert need.frames == pytest.approx(2049 * t.frames, rel=0.01)
     pairs = workers * workers * 24 * t.frames
