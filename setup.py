@@ -183,7 +183,16 @@ class build_ext(setuptools_build_ext):
             self.run_command("build_bpf")
             if self.extensions:
                 translate(self.extensions)
+                self.force = self.force or self.flags_changed()
             super().run()
+
+    def flags_changed(self) -> bool:
+        """Whether what is built already was compiled in another way: setuptools looks at the sources' dates alone."""
+        stamp, flags = Path(self.build_lib, ".flags"), " ".join(compile_args())
+        same = stamp.exists() and stamp.read_text() == flags
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(flags)
+        return not same
 
 
 class build_py(setuptools_build_py):
