@@ -14,6 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.matrix import Matrix
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Matrix(config.rootpath / "build/modes.md"), "lbd-matrix")
+
 
 @functools.cache
 def lacks_root() -> str | None:

@@ -36,6 +36,7 @@ def test_real_servers_see_a_local_address(balanced: Balanced, family: int) -> No
     assert seen <= set(testbed.topology.lips4 if family == 4 else testbed.topology.lips6)
 
 
+@pytest.mark.cell("fullnat", "{family}", "tcp", "veth")
 @families
 def test_no_error_in_twenty_thousand_requests_over_kept_connections(balanced: Balanced, family: int) -> None:
     testbed, _ = balanced
@@ -58,6 +59,7 @@ def test_rr_deals_connections_out_evenly(balanced: Balanced, family: int) -> Non
     assert spread(counts) <= 0.01, counts
 
 
+@pytest.mark.cell("fullnat", "{family}", "udp", "veth")
 @families
 def test_no_query_of_ten_thousand_at_once_is_lost(balanced: Balanced, family: int) -> None:
     testbed, _ = balanced

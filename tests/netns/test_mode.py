@@ -116,6 +116,7 @@ def nat(make_shared: Callable[..., Testbed]) -> tuple[Testbed, Daemon]:
     return testbed, testbed.lbd(config_text(settings))
 
 
+@pytest.mark.cell("nat", "{family}", "tcp", "veth")
 @families
 def test_nat(nat: tuple[Testbed, Daemon], family: int) -> None:
     """nginx sees the client's own address; answers come back by the real servers' routes, to either worker."""
@@ -131,6 +132,7 @@ def test_nat(nat: tuple[Testbed, Daemon], family: int) -> None:
     assert not handed or sum(handed) > 0
 
 
+@pytest.mark.cell("nat", "4", "udp", "veth")
 def test_nat_udp(nat: tuple[Testbed, Daemon]) -> None:
     testbed, _ = nat
     result = testbed.dnsperf(4)

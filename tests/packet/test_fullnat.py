@@ -27,6 +27,7 @@ LAYER = {4: IP, 6: IPv6}
 L4 = {"tcp": TCP, "udp": UDP}
 
 
+@pytest.mark.cell("fullnat", "{af}", "{proto}", "engine")
 @FAMILIES
 @PROTOCOLS
 def test_there_and_back(af: int, proto: str) -> None:

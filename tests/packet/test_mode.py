@@ -78,6 +78,7 @@ def client_flow(proto: str) -> list[Packet]:
     ]
 
 
+@pytest.mark.cell("{mode}", "{af}", "{proto}", "engine")
 @MODE
 @FAMILIES
 @PROTOS

@@ -1,8 +1,10 @@
-"""Runs inside the lab VM: HTTP by FULLNAT through lbd over two NIC pairs, and what its status and metrics say of zero-copy.
+"""Runs inside the lab VM: HTTP through lbd over two NIC pairs, by every mode in one daemon, and what its status and metrics say of
+zero-copy.
 
-    guest_fullnat.py NIC-MODEL ZERO_COPY        eth0 client | eth1, eth2 balancer | eth3 real server; prints one JSON object
+    guest_mode.py NIC-MODEL ZERO_COPY        eth0 client | eth1, eth2 balancer | eth3 real server; prints one JSON object
 
-Everything in here is 70 times slower than on the host: generous time limits, and the heartbeat's limit with them.
+The real server answers DR and tunnel clients itself, from VIPs on its lo, by way of the balancer's kernel; its kernel takes the
+tunnels apart. Everything in here is 70 times slower than on the host: generous time limits, and the heartbeat's limit with them.
 """
 
 import contextlib
@@ -47,18 +49,6 @@ address = "fd77::2"
 interface = "eth2"
 [metrics]
 listen = "127.0.0.1:9911"
-[[service]]
-name = "web4"
-address = "192.0.2.10:80"
-interface = "eth1"
-[[service.real_server]]
-address = "10.77.0.11:8080"
-[[service]]
-name = "web6"
-address = "[2001:db8:1::10]:80"
-interface = "eth1"
-[[service.real_server]]
-address = "[fd77::11]:8080"
 """
 
 NGINX = """
@@ -67,12 +57,39 @@ events {{ worker_connections 256; }}
 http {{
   access_log off; client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u;
   scgi_temp_path {dir}/s; root {dir};
-  server {{ listen 10.77.0.11:8080; listen [fd77::11]:8080; location = / {{ return 200 "hello\\n"; }} }}
+  server {{ listen 8080; listen [::]:8080; location = / {{ return 200 "hello\\n"; }} }}
 }}
 """
 
 
-CONNECTIONS = 30  # of each family
+CONNECTIONS = {"fullnat": 30, "nat": 10, "dr": 6, "tunnel": 6}  # by mode, of each family
+NEAR = {4: "192.0.2.10", 6: "2001:db8:1::10"}  # added by lbd
+# on the real server's lo
+FAR = {"dr": {4: "198.51.100.1", 6: "2001:db8:51::1"}, "tunnel": {4: "198.51.100.2", 6: "2001:db8:51::2"}}
+SERVER = {4: "10.77.0.11", 6: "fd77::11"}
+
+
+def endpoint(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def virtual(mode: str, family: int) -> str:
+    port = 80 if mode == "fullnat" else 81 if mode == "nat" else 8080
+    return endpoint(FAR[mode][family] if mode in FAR else NEAR[family], port)
+
+
+def service(mode: str, family: int) -> str:
+    manage = "false" if mode in FAR else "true"
+    return f"""
+[[service]]
+name = "{mode}{family}"
+address = "{virtual(mode, family)}"
+mode = "{mode}"
+interface = "eth1"
+manage = {manage}
+[[service.real_server]]
+address = "{endpoint(SERVER[family], 8080)}"
+"""
 
 
 def sh(command: str) -> str:
@@ -112,6 +129,24 @@ def network() -> None:
         subprocess.run(f"ip netns exec {name} ethtool -K {nic} tx off tso off gso off", shell=True, capture_output=True)
 
 
+def routes() -> None:
+    """The real server's answers go by the balancer, for NAT through lbd and for the others through its kernel."""
+    for family in (4, 6):
+        plen, near, far = (32, "192.0.2.1", "10.77.0.1") if family == 4 else (128, "2001:db8:1::1", "fd77::1")
+        sh(f"ip -n server -{family} route add default via {far}")
+        for vip in (FAR["dr"][family], FAR["tunnel"][family]):
+            sh(f"ip -n client -{family} route add {vip}/{plen} via {near}")
+            sh(f"ip -n server addr add {vip}/{plen} dev lo")
+    sh("modprobe ipip; modprobe ip6_tunnel")
+    for end in ("tunl0", "ip6tnl0"):
+        sh(f"ip -n server link set {end} up")
+    for ns in ("", "ip netns exec server "):
+        # what comes out of a tunnel, and what a real server sends from a VIP, has no way back by the interface that it came by
+        sh(f"{ns}sh -c 'for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done'")
+    sh("ip netns exec server sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2")
+    sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+
+
 @contextlib.contextmanager
 def process(argv: list[str], log: Path) -> Iterator[subprocess.Popen]:
     logs.append(log)
@@ -135,29 +170,37 @@ def main(model: str, zero_copy: str) -> None:
     run = work / "run"
     run.mkdir(mode=0o700)
     network()
+    routes()
     # igb: one queue per CPU; virtio-net over a cable: one
     workers = len(list(Path("/sys/class/net/eth1/queues").glob("rx-*")))
-    (work / "lbd.toml").write_text(CONFIG.format(run=run, zero_copy=zero_copy, workers=workers))
+    services = "".join(service(mode, family) for mode in CONNECTIONS for family in (4, 6))
+    (work / "lbd.toml").write_text(CONFIG.format(run=run, zero_copy=zero_copy, workers=workers) + services)
     (work / "nginx.conf").write_text(NGINX.format(dir=work))
     lbd = [sys.executable, "-m", "lbd.cli.main"]
     with process(["ip", "netns", "exec", "server", "nginx", "-c", str(work / "nginx.conf")], work / "nginx.out"), \
             process([*lbd, "run", str(work / "lbd.toml")], work / "lbd.log") as daemon:  # fmt: skip
-        def status() -> dict:
+        def asked(what: str) -> dict:
             if daemon.poll() is not None:
                 raise SystemExit("lbd ended: " + (work / "lbd.log").read_text())
-            return json.loads(sh(f"{' '.join(lbd)} -s {run}/control.sock status -j"))
+            return json.loads(sh(f"{' '.join(lbd)} -s {run}/control.sock {what} -j"))
 
-        until("lbd is ready", lambda: status().get("ready"), 240)
-        until("HTTP over IPv4", lambda: curl("http://192.0.2.10/") == "hello\n", 60)
-        until("HTTP over IPv6", lambda: curl("http://[2001:db8:1::10]/") == "hello\n", 60)
-        # a connection each: that answers come back to the worker that chose the local port shows in its hand-over counters
-        answers = curl("-H 'Connection: close'", *["http://192.0.2.10/", "http://[2001:db8:1::10]/"] * CONNECTIONS).count("hello\n")
+        until("lbd is ready", lambda: asked("status").get("ready"), 240)
+        answers, handed = {}, {}
+        for mode, number in CONNECTIONS.items():
+            for family in (4, 6):
+                url = f"http://{virtual(mode, family)}/"
+                until(f"HTTP by {mode}, IPv{family}", lambda url=url: curl(url) == "hello\n", 60)
+                # a connection each: that answers come back to the worker that chose the port shows in its hand-over counters
+                answers[f"{mode}{family}"] = curl("-H 'Connection: close'", *[url] * number).count("hello\n")
+            handed[mode] = [(w["handed_out"], w["handed_in"], w["misplaced"]) for w in asked("worker")["workers"]]
         metrics = urllib.request.urlopen("http://127.0.0.1:9911/metrics", timeout=60).read().decode()
         print(json.dumps({
-            "model": model, "kernel": os.uname().release, "answers": answers,
-            "status": status()["interfaces"],
+            "model": model, "kernel": os.uname().release, "answers": answers, "handed": handed,
+            "status": asked("status")["interfaces"],
             "metric": [line for line in metrics.splitlines() if line.startswith("lbd_xsk_zero_copy{")],
-            "workers": json.loads(sh(f"{' '.join(lbd)} -s {run}/control.sock worker -j"))["workers"],
+            "workers": asked("worker")["workers"],
+            "services": {s["name"]: s for s in asked("service")["services"]},
+            "drops": {d["reason"]: d["packets"] for d in asked("drops")["drops"] if d["packets"]},
         }))  # fmt: skip
     print((work / "lbd.log").read_text(), file=sys.stderr)
 

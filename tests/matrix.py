@@ -1,0 +1,131 @@
+"""What was tested where: a table of forwarding mode × family × protocol by device, made by the test run itself.
+
+A test says which cells it is evidence for, in the words of its own parameters:
+
+    @pytest.mark.cell("{mode}", "{af}", "{proto}", "engine")
+
+Each of the four may be several, separated by blanks. After a run of everything, build/modes.md has the table: `passes`, `FAILS`,
+or `skipped` with its reason; where there is no test, the reason why there can't be one (WHY_NOT). A cell with neither fails the
+run.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+MODES = ("fullnat", "nat", "dr", "ipip", "gre", "gue", "snat", "nat64")
+FAMILIES = ("IPv4", "IPv6")
+PROTOCOLS = ("tcp", "udp", "sctp", "icmp")
+DEVICES = ("engine", "veth", "virtio-net", "igb", "vlan", "bond")
+Cell = tuple[str, str, str, str]  # mode, family, protocol, device
+RANK = {"passes": 0, "skipped": 1, "FAILS": 2}
+
+# (mode, family, protocol, device) as regular expressions, and why there is no test; the first that fits is told
+WHY_NOT: tuple[tuple[Cell, str], ...] = (
+    (("nat64", "IPv4", ".*", ".*"), "its clients are IPv6"),
+)
+
+
+def why_not(cell: Cell) -> str | None:
+    for patterns, reason in WHY_NOT:
+        if all(re.fullmatch(pattern, value) for pattern, value in zip(patterns, cell, strict=True)):
+            return reason
+    return None
+
+
+ALIAS = {"4": "IPv4", "6": "IPv6", "ipv4": "IPv4", "ipv6": "IPv6", "tunnel": "ipip", "virtio": "virtio-net"}
+
+
+def cells_of(item: pytest.Item) -> Iterator[Cell]:
+    params = getattr(item, "callspec", None)
+    names = {name: str(value) for name, value in params.params.items()} if params else {}
+    for mark in item.iter_markers("cell"):
+        modes, families, protocols, devices = (text.format_map(names).split() for text in mark.args)
+        for mode, af, proto, device in itertools.product(modes, families, protocols, devices):
+            cell = (ALIAS.get(mode, mode), ALIAS.get(af, af), proto, ALIAS.get(device, device))
+            for value, known in zip(cell, (MODES, FAMILIES, PROTOCOLS, DEVICES), strict=True):
+                if value not in known:
+                    raise pytest.UsageError(f"{item.nodeid}: mark cell: {value!r} is none of {', '.join(known)}")
+            yield cell
+
+
+class Matrix:
+    """A pytest plugin."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.of: dict[str, list[Cell]] = {}  # by test
+        self.seen: dict[Cell, tuple[str, str]] = {}  # outcome, reason
+        self.whole = False
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        for item in items:
+            if cells := list(cells_of(item)):
+                self.of[item.nodeid] = cells
+        self.whole = not config.option.keyword and not config.option.markexpr and config.args == config.getini("testpaths")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            outcome = "FAILS", report.nodeid
+        elif report.skipped and report.when in ("setup", "call"):
+            longrepr = report.longrepr
+            outcome = "skipped", longrepr[2].removeprefix("Skipped: ") if isinstance(longrepr, tuple) else str(longrepr)
+        elif report.when == "call":
+            outcome = "passes", ""
+        else:
+            return
+        for cell in self.of.get(report.nodeid, ()):
+            if RANK[outcome[0]] >= RANK[self.seen.get(cell, ("passes", ""))[0]]:
+                self.seen[cell] = outcome
+
+    def missing(self) -> list[Cell]:
+        every = itertools.product(MODES, FAMILIES, PROTOCOLS, DEVICES)
+        return [cell for cell in every if cell not in self.seen and why_not(cell) is None]
+
+    def table(self) -> str:
+        notes: list[str] = []
+
+        def shown(cell: Cell) -> str:
+            outcome, reason = self.seen.get(cell) or ("no", why_not(cell) or "NOT TESTED")
+            if outcome == "passes":
+                return outcome
+            if reason not in notes:
+                notes.append(reason)
+            return f"{outcome} ({notes.index(reason) + 1})"
+
+        rows = [
+            [mode, af, proto, *(shown((mode, af, proto, device)) for device in DEVICES)]
+            for mode, af, proto in itertools.product(MODES, FAMILIES, PROTOCOLS)
+        ]
+        return "\n".join([*markdown(["mode", "family", "protocol", *DEVICES], rows), "", *numbered(notes), ""])
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if not self.seen:
+            return
+        self.out.parent.mkdir(exist_ok=True)
+        self.out.write_text(self.table())
+        if self.whole and exitstatus == 0 and self.missing():
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self.seen:
+            return
+        terminalreporter.section("modes")
+        terminalreporter.write_line(f"{len(self.seen)} cells of mode, family, protocol and device: {self.out}")
+        if self.whole:
+            for cell in self.missing():
+                terminalreporter.write_line(f"neither tested nor said why not: {' '.join(cell)}")
+
+
+def markdown(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
+    for row in (head, ["---"] * len(head), *rows):
+        yield f"| {' | '.join(row)} |"
+
+
+def numbered(notes: list[str]) -> Iterator[str]:
+    for n, note in enumerate(notes, 1):
+        yield f"{n}. {note}"

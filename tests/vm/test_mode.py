@@ -1,0 +1,55 @@
+"""Every mode with zero-copy sockets, on the NICs whose drivers have them: real HTTP, both families, one daemon, shown by status and
+metric. The real server's kernel takes the tunnels apart."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vm import guest_mode as guest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", params=["virtio", "igb"])
+def seen(request: pytest.FixtureRequest, vmlab: Any) -> dict[str, Any]:
+    nic = request.param
+    command = f"ulimit -l unlimited; {sys.executable} {guest.__file__} {nic} require"
+    done = vmlab(command, "--mem", "2G", "--pair", nic, "--pair", nic, "--env", f"PYTHONPATH={ROOT}", timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {"nic": nic, "log": done.stderr, **json.loads(done.stdout)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(620)
+def test_the_sockets_are_zero_copy(seen: dict[str, Any]) -> None:
+    assert [(i["name"], i["mode"]) for i in seen["status"]] == [("eth1", "zero-copy"), ("eth2", "zero-copy")]
+    queues = [q for w in seen["workers"] for q in w["queues"]]
+    assert len(seen["metric"]) == len(queues) >= 2 and all(line.endswith(" 1") for line in seen["metric"])
+    assert all(q["mode"] == "zero-copy" for q in queues)
+    assert all(sum(q["rx_packets"] for q in queues if q["interface"] == name) > 20 for name in ("eth1", "eth2"))
+
+
+@pytest.mark.slow
+@pytest.mark.cell("{mode}", "{family}", "tcp", "{seen}")
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("mode", guest.CONNECTIONS)
+def test_every_connection_is_answered(seen: dict[str, Any], mode: str, family: int) -> None:
+    name = f"{mode}{family}"
+    assert seen["answers"][name] == guest.CONNECTIONS[mode], seen["drops"]
+    row = seen["services"][name]
+    assert row["connections"] > guest.CONNECTIONS[mode]
+    one_way = mode in ("dr", "tunnel")
+    assert (row["outgoing_packets"] == 0) == one_way and row["incoming_packets"] > 3 * row["connections"]
+
+
+@pytest.mark.slow
+def test_fullnat_needs_no_hand_over_where_rss_is_known(seen: dict[str, Any]) -> None:
+    """igb's driver tells the table, the host its key: each local port was chosen such that RSS brings the answer back."""
+    if seen["nic"] != "igb":
+        pytest.skip("virtio-net over a cable has one queue: one worker, nobody to hand over to")
+    assert "flows are owned by the NICs' choice of queue" in seen["log"]
+    assert len(seen["workers"]) == 2 and all(w["received_packets"] > 100 for w in seen["workers"])
+    assert seen["handed"]["fullnat"] == [[0, 0, 0]] * 2
