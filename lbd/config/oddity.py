@@ -37,7 +37,8 @@ def _foreign_interfaces(view: View) -> Iterator[Finding]:
         *((loc, a.interface, a.manage) for loc, a in view.each(view.config.local_address, "local_address")),
     ]
     for loc, name, manage in holders:
-        if manage and name is not None and name not in known:
+        # eth0.7 and eth0.9.7 are what VLANs on eth0 are called
+        if manage and name is not None and name.partition(".")[0] not in known:
             listed = ", ".join(sorted(known))
             yield (*loc, "interface"), f'"{name}" is no interface of lbd ({listed}); is it meant?'
 

@@ -12,9 +12,9 @@ cdef enum Op:
     CMD_DEST_DEL = 4
     CMD_LIP_SET = 5         # id = lip number
     CMD_LIP_DEL = 6
-    CMD_IFACE_SET = 7       # id = iface number
+    CMD_IFACE_SET = 7       # id = iface number, from IFACE_MAX on: a VLAN device's
     CMD_IFACE_DEL = 8
-    CMD_NEIGH_SET = 9       # keyed by (iface, addr); MAC valid or not by flags & 1
+    CMD_NEIGH_SET = 9       # keyed by (iface, tags, addr); MAC valid or not by flags & 1
     CMD_NEIGH_DEL = 10
     CMD_ROUTE_SET = 11      # keyed by (af, prefix, plen)
     CMD_ROUTE_DEL = 12
@@ -23,6 +23,7 @@ cdef enum Op:
     CMD_OWNER = 15          # new owner table epoch: the table in the host segment was switched
     CMD_CAPTURE = 16        # points, snaplen, svc; points = 0 ends it
     CMD_STOP = 17           # leave the poll loop and exit 0
+    CMD_PORT_GONE = 26      # id = port number: its sockets are closed, in all processes; the frames that they held are free
 
 cdef enum CmdFlag:
     CMD_FRESH = 1           # the number is used anew: zero its statistics
@@ -87,6 +88,14 @@ cdef struct CmdIface:
     uint32_t ifindex
     uint8_t addr4[4]
     uint8_t addr6[16]
+    uint8_t lower           # from here on as in Iface
+    uint8_t tpid
+    uint16_t vlan
+    uint16_t outer
+    uint8_t policy
+    uint8_t member_n
+    uint8_t member[8]
+    uint8_t of
 
 cdef struct CmdNeigh:
     uint8_t addr[16]
@@ -94,8 +103,9 @@ cdef struct CmdNeigh:
     uint8_t af
     uint8_t iface
     uint8_t valid           # 1: mac is good
-    uint8_t spare
+    uint8_t tpid
     uint16_t vlan
+    uint16_t outer
 
 cdef struct CmdRoute:
     uint8_t prefix[16]
@@ -105,7 +115,9 @@ cdef struct CmdRoute:
     uint8_t iface
     uint8_t flags           # RouteFlag without ROUTE_USED
     uint32_t metric
-    uint16_t vlan           # tag of the way out, host order, 0 = none
+    uint16_t vlan           # tags of the way out, host order, 0 = none
+    uint16_t outer
+    uint8_t tpid
 
 cdef struct CmdValue:
     uint64_t value

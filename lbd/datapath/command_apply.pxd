@@ -6,8 +6,9 @@ from lbd.datapath.engine cimport Engine
 from lbd.datapath.command cimport *
 from lbd.datapath.svc cimport (LIP_MAX, Svc, SvcStat, Dest, Lip, LipStat, SVC_NONE, DEST_NONE, SVC_USED, DEST_USED, MODE_DR,
                                MODE_FULLNAT, MODE_NAT, MODE_TUNNEL)
-from lbd.datapath.neigh cimport (Iface, adj_refresh, Adj, ADJ_NONE, ADJ_MAX, ADJ_USED, ADJ_VALID, ADJ_LEARNED, IFACE_PARTIAL,
-                                 IFACE_USED)
+from lbd.datapath.link cimport adj_tags, link_of, tag_word
+from lbd.datapath.neigh cimport (Iface, adj_refresh, Adj, ADJ_NONE, ADJ_MAX, ADJ_USED, ADJ_VALID, ADJ_LEARNED, BOND_L34,
+                                 IFACE_PARTIAL, IFACE_USED, LINK_MAX, MEMBER_MAX)
 from lbd.datapath.fast cimport LANE_CLOSED, LANE_OPEN, LANE_WHOLE
 from lbd.datapath.timer cimport TIMEOUT_MAX
 from lbd.datapath.fib cimport Route, FIB_MAX, ROUTE_USED
@@ -168,33 +169,54 @@ cdef inline void fast_refresh(Engine *e) noexcept nogil:
 
 
 cdef inline void iface_refresh(Engine *e, uint32_t id) noexcept nogil:
-    """An interface has changed: so have the next hops behind it."""
+    """An interface, or a VLAN device on it, has changed: so have the next hops behind it."""
     cdef uint32_t i
+    cdef Adj *a
     for i in range(ADJ_MAX):
-        if e.adj[i].flags & ADJ_USED and e.adj[i].iface == id:
-            memcpy(e.adj[i].smac, e.iface[id].mac, 6)
-            adj_refresh(e.adj + i, e.iface)
+        a = e.adj + i
+        if a.flags & ADJ_USED and a.iface == id:
+            a.link = link_of(e, id, adj_tags(a))
+            memcpy(a.smac, e.iface[a.link].mac, 6)
+            adj_refresh(a, e.iface)
+
+
+cdef inline uint32_t iface_under(Engine *e, uint32_t id) noexcept nogil:
+    return id if id < IFACE_MAX else e.iface[id].lower
 
 
 cdef inline void iface_del(Engine *e, uint32_t id) noexcept nogil:
     e.iface[id].flags = 0
-    iface_refresh(e, id)
+    iface_refresh(e, iface_under(e, id))
     e.fib_gen[0] += 1
 
 
 cdef inline bint iface_set(Engine *e, const Cmd *c, const CmdIface *b) noexcept nogil:
+    cdef uint32_t i
     cdef Iface *f
-    if c.id >= IFACE_MAX:
+    if c.id >= LINK_MAX or b.lower >= IFACE_MAX or b.of > IFACE_MAX or b.member_n > MEMBER_MAX or b.policy > BOND_L34:
         return False
+    for i in range(b.member_n):
+        if b.member[i] >= IFACE_MAX:
+            return False
     f = e.iface + c.id
+    if c.id >= IFACE_MAX and f.flags & IFACE_USED and f.lower != b.lower:
+        iface_del(e, c.id)
     memcpy(f.mac, b.mac, 6)
     memcpy(f.addr4, b.addr4, 4)
     memcpy(f.addr6, b.addr6, 16)
     f.mtu = b.mtu
     f.ifindex = b.ifindex
+    f.lower = b.lower
+    f.tpid = b.tpid
+    f.vlan = b.vlan
+    f.outer = b.outer
+    f.policy = b.policy
+    f.member_n = b.member_n
+    memcpy(f.member, b.member, MEMBER_MAX)
+    f.of = b.of
     f.gen = c.gen
     f.flags = b.flags | IFACE_USED
-    iface_refresh(e, c.id)
+    iface_refresh(e, iface_under(e, c.id))
     fast_refresh(e)
     e.fib_gen[0] += 1
     return True
@@ -210,7 +232,7 @@ cdef inline bint neigh_set(Engine *e, const Cmd *c, const CmdNeigh *b) noexcept 
     cdef uint32_t i
     if b.iface >= IFACE_MAX or (b.af != 4 and b.af != 6):
         return False
-    i = adj_make(e, b.addr, b.af, b.iface, b.vlan)
+    i = adj_make(e, b.addr, b.af, b.iface, tag_word(b.vlan, b.outer, b.tpid))
     if i == ADJ_NONE:
         return False
     e.adj[i].gen = c.gen
@@ -256,11 +278,14 @@ cdef inline bint route_set(Engine *e, const Cmd *c, const CmdRoute *b) noexcept 
         r.gen = c.gen - 1
     r = e.route + (n - 1)
     # a full synchronisation repeats what is there: only a real change makes connections look again
-    if r.flags != (b.flags | ROUTE_USED) or r.iface != b.iface or r.vlan != b.vlan or memcmp(r.gateway, b.gateway, 16) != 0:
+    if (r.flags != (b.flags | ROUTE_USED) or r.iface != b.iface or memcmp(r.gateway, b.gateway, 16) != 0
+            or tag_word(r.vlan, r.outer, r.tpid) != tag_word(b.vlan, b.outer, b.tpid)):
         e.fib_gen[0] += 1
     memcpy(r.gateway, b.gateway, 16)
     r.iface = b.iface
     r.vlan = b.vlan
+    r.outer = b.outer
+    r.tpid = b.tpid
     r.metric = b.metric
     r.gen = c.gen
     r.flags = b.flags | ROUTE_USED
@@ -310,7 +335,7 @@ cdef inline bint sweep(Engine *e, uint32_t what, uint32_t gen) noexcept nogil:
             if e.route[i].flags & ROUTE_USED and older(e.route[i].gen, gen):
                 route_del(e, i + 1)
     elif what == SWEEP_IFACE:
-        for i in range(IFACE_MAX):
+        for i in range(LINK_MAX):
             if e.iface[i].flags & IFACE_USED and older(e.iface[i].gen, gen):
                 iface_del(e, i)
     else:
@@ -343,7 +368,7 @@ cdef inline bint setting(Engine *e, uint32_t which, uint64_t value) noexcept nog
 
 cdef inline bint command_apply(Engine *e, const Cmd *c) noexcept nogil:
     """Carries out one command on the tables; False when it can't be (unknown, or a number beyond its table).
-    CMD_CAPTURE, CMD_STOP and SET_POLL_MODE are the adapter's: accepted here without effect."""
+    CMD_CAPTURE, CMD_STOP, CMD_PORT_GONE and SET_POLL_MODE are the adapter's: accepted here without effect."""
     cdef const CmdNeigh *nb
     cdef const CmdRoute *rt
     cdef uint32_t n
@@ -365,13 +390,13 @@ cdef inline bint command_apply(Engine *e, const Cmd *c) noexcept nogil:
     elif c.op == CMD_IFACE_SET:
         return iface_set(e, c, <const CmdIface *> c.body)
     elif c.op == CMD_IFACE_DEL:
-        if c.id < IFACE_MAX:
+        if c.id < LINK_MAX:
             iface_del(e, c.id)
     elif c.op == CMD_NEIGH_SET:
         return neigh_set(e, c, <const CmdNeigh *> c.body)
     elif c.op == CMD_NEIGH_DEL:
         nb = <const CmdNeigh *> c.body
-        n = adj_find(e, nb.addr, nb.af, nb.iface, nb.vlan)
+        n = adj_find(e, nb.addr, nb.af, nb.iface, tag_word(nb.vlan, nb.outer, nb.tpid))
         if n != ADJ_NONE:
             neigh_drop(e, n)
     elif c.op == CMD_ROUTE_SET:
@@ -388,5 +413,5 @@ cdef inline bint command_apply(Engine *e, const Cmd *c) noexcept nogil:
     elif c.op == CMD_SWEEP:
         return sweep(e, c.id, c.gen)
     else:
-        return c.op == CMD_NOP or c.op == CMD_OWNER or c.op == CMD_CAPTURE or c.op == CMD_STOP
+        return c.op == CMD_NOP or c.op == CMD_OWNER or c.op == CMD_CAPTURE or c.op == CMD_STOP or c.op == CMD_PORT_GONE
     return True

@@ -21,4 +21,6 @@ cdef struct Route:          # 56 bytes
     uint32_t gen
     uint32_t next           # hash chain: number + 1
     uint16_t vlan           # tag of the way out, host order, 0 = none
-    uint16_t spare[3]
+    uint16_t outer          # tag around it, 0 = none
+    uint8_t tpid            # Tpid of neigh.pxd
+    uint8_t spare[3]

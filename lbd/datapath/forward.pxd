@@ -14,6 +14,7 @@ from lbd.datapath.tcp cimport *
 from lbd.datapath.timer cimport WHEEL_SHIFT
 from lbd.datapath.svc cimport Svc, Dest, SVC_NONE, DEST_NONE, LIP_NONE, DEST_USED, DEST_UP, MODE_DR, MODE_FULLNAT
 from lbd.datapath.neigh cimport Adj, ADJ_NONE, ADJ_USED, ADJ_VALID, IFACE_UP
+from lbd.datapath.link cimport adj_tags, pkt_tags
 from lbd.datapath.lookup cimport nexthop, adj_learn, neigh_want, svc_of, lip_lookup
 from lbd.datapath.lifetime cimport table_of, timer_of, conn_enter, conn_end, conn_schedule, stat_count, evict
 from lbd.datapath.nat cimport TTL_DELTA, hop, link_write, rewrite
@@ -157,7 +158,7 @@ cdef inline void adj_resolve(Engine *e, uint32_t i, ConnCommon *c, int af) noexc
 
 cdef inline bint came_from(const Pkt *p, const Adj *a) noexcept nogil:
     return (lbd_ld32(p.data + 6) == lbd_ld32(a.dmac) and lbd_ld16(p.data + 10) == lbd_ld16(a.dmac + 4)
-            and a.iface == p.ifin and a.vlan == p.vlan and a.outer == p.outer and a.flags & ADJ_USED)
+            and a.iface == p.ifin and adj_tags(a) == pkt_tags(p) and a.flags & ADJ_USED)
 
 
 cdef inline bint way_out(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t direction, int af) noexcept nogil:
@@ -167,13 +168,13 @@ cdef inline bint way_out(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t 
     if lbd_unlikely(c.fib_gen != e.fib_gen[0]):
         adj_resolve(e, i, c, af)
     if direction == 0 and not e.return_route and lbd_unlikely(c.adj_rev == ADJ_NONE or not came_from(p, e.adj + c.adj_rev)):
-        c.adj_rev = adj_learn(e, p.data + 6, p.ifin, p.vlan, p.outer)
+        c.adj_rev = adj_learn(e, p.data + 6, p.ifin, pkt_tags(p))
     n = c.adj_fwd if direction == 0 else c.adj_rev
     if lbd_unlikely(n == ADJ_NONE):
         c.fib_gen = e.fib_gen[0] - 1
         return drop(p, REASON_NO_ROUTE)
     a = e.adj + n
-    if lbd_unlikely(not e.iface[a.iface].flags & IFACE_UP):        # first: with a link the kernel forgets its neighbours
+    if lbd_unlikely(not e.iface[a.link].flags & IFACE_UP):        # first: with a link the kernel forgets its neighbours
         return drop(p, REASON_LINK_DOWN)
     if lbd_unlikely(not a.flags & ADJ_VALID):
         neigh_want(e, n)
@@ -181,7 +182,7 @@ cdef inline bint way_out(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t 
     if lbd_unlikely(p.data[p.l3 + (8 if af == 4 else 7)] <= 1):
         answer(e, p, REASON_TTL_EXPIRED, 0)
         return False
-    mtu = e.iface[a.iface].mtu
+    mtu = e.iface[a.link].mtu
     if c.flags & CONN_WRAPS:
         mtu -= encap_bytes(a)
     if lbd_unlikely(p.l3_len > mtu):
@@ -332,7 +333,7 @@ cdef inline void forward_icmp(Engine *e, Pkt *p, uint32_t ref, uint8_t proto, in
         drop(p, REASON_NO_ROUTE)
         return
     a = e.adj + n
-    if not e.iface[a.iface].flags & IFACE_UP:
+    if not e.iface[a.link].flags & IFACE_UP:
         drop(p, REASON_LINK_DOWN)
         return
     if not a.flags & ADJ_VALID:
@@ -341,7 +342,7 @@ cdef inline void forward_icmp(Engine *e, Pkt *p, uint32_t ref, uint8_t proto, in
     if p.data[p.l3 + (8 if af == 4 else 7)] <= 1:       # an error about an error is never sent
         drop(p, REASON_TTL_EXPIRED)
         return
-    mtu = e.iface[a.iface].mtu
+    mtu = e.iface[a.link].mtu
     if c.flags & CONN_WRAPS:
         mtu -= encap_bytes(a)
     if p.l3_len > mtu:

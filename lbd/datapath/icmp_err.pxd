@@ -8,6 +8,7 @@ from lbd.datapath.pkt cimport Pkt, PKT_ICMP_ERROR, FRAME_SLACK
 from lbd.datapath.hdr cimport *
 from lbd.datapath.csum cimport csum_apply, csum_diff, csum_fold, csum_partial, csum_pseudo
 from lbd.datapath.conn cimport Conn4, Conn6
+from lbd.datapath.link cimport link_of, pkt_tags
 from lbd.datapath.reason cimport *
 
 cdef enum:
@@ -47,7 +48,7 @@ cdef inline void answer4(Engine *e, Pkt *p, uint8_t type, uint8_t code, uint32_t
     cdef uint8_t *d = p.data - 28
     cdef IpHdr *ip
     cdef IcmpHdr *ic
-    src = lbd_ld32(e.iface[p.ifin].addr4)
+    src = lbd_ld32(e.iface[link_of(e, p.ifin, pkt_tags(p))].addr4)
     if src == 0:
         src = (<IpHdr *> (p.data + p.l3)).daddr          # no address of its own: the one that was asked
     memmove(d, p.data, p.l3)
@@ -79,7 +80,7 @@ cdef inline void answer6(Engine *e, Pkt *p, uint8_t type, uint8_t code, uint32_t
     cdef IcmpHdr *ic
     cdef uint32_t i, set = 0
     memcpy(dst, p.data + p.l3 + 8, 16)
-    memcpy(src, e.iface[p.ifin].addr6, 16)
+    memcpy(src, e.iface[link_of(e, p.ifin, pkt_tags(p))].addr6, 16)
     for i in range(16):
         set |= src[i]
     if set == 0:

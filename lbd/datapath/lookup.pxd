@@ -9,6 +9,7 @@ from lbd.datapath.svc cimport Dest, MODE_NAT, SVC_NONE, SVC_USED, Svc
 from lbd.datapath.neigh cimport (Adj, adj_refresh, ADJ_NONE, ADJ_MAX, ADJ_HASH, ADJ_USED, ADJ_VALID, ADJ_LEARNED, IFACE_USED,
                                  IFACE_UP)
 from lbd.datapath.fib cimport Route, FIB_HASH, ROUTE_ONLINK
+from lbd.datapath.link cimport adj_tags, link_of, tag_word
 
 
 cdef inline uint32_t hash_addr(const uint8_t *addr, uint64_t extra) noexcept nogil:
@@ -72,23 +73,44 @@ cdef inline uint32_t lip_lookup(Engine *e, const uint8_t *addr, int af) noexcept
 
 # --- adjacencies -----------------------------------------------------------------------------------------------------
 
-cdef inline uint32_t adj_bucket_addr(const uint8_t *addr, uint32_t iface, uint32_t vlan) noexcept nogil:
-    return hash_addr(addr, (<uint64_t> iface << 32) | vlan) & (ADJ_HASH - 1)
+cdef inline uint32_t adj_bucket_addr(const uint8_t *addr, uint32_t iface, uint64_t tags) noexcept nogil:
+    return hash_addr(addr, (<uint64_t> iface << 40) | tags) & (ADJ_HASH - 1)
 
 
-cdef inline uint32_t adj_bucket_mac(const uint8_t *mac, uint32_t iface, uint32_t vlan, uint32_t outer) noexcept nogil:
+cdef inline uint32_t adj_bucket_mac(const uint8_t *mac, uint32_t iface, uint64_t tags) noexcept nogil:
     cdef uint64_t m = <uint64_t> lbd_ld32(mac) | (<uint64_t> lbd_ld16(mac + 4) << 32)
-    return <uint32_t> lbd_mum(m ^ 0x9e3779b97f4a7c15ULL, (<uint64_t> iface << 40 | <uint64_t> outer << 16 | vlan)
-                              ^ 0xc2b2ae3d27d4eb4fULL) & (ADJ_HASH - 1)
+    return <uint32_t> lbd_mum(m ^ 0x9e3779b97f4a7c15ULL, (<uint64_t> iface << 40 | tags) ^ 0xc2b2ae3d27d4eb4fULL) & (ADJ_HASH - 1)
 
 
-cdef inline uint32_t adj_find(Engine *e, const uint8_t *addr, uint32_t af, uint32_t iface, uint32_t vlan) noexcept nogil:
+cdef inline uint32_t adj_bucket(const Adj *a) noexcept nogil:
+    if a.flags & ADJ_LEARNED:
+        return adj_bucket_mac(a.dmac, a.iface, adj_tags(a))
+    return adj_bucket_addr(a.addr, a.iface, adj_tags(a))
+
+
+cdef inline void adj_place(Engine *e, uint32_t i, uint32_t iface, uint64_t tags) noexcept nogil:
+    """Where a new entry, whose key is set but for this, is reached; and into the hash."""
+    cdef Adj *a = e.adj + i
+    cdef uint32_t *head
+    a.iface = iface
+    a.vlan = <uint16_t> tags
+    a.outer = <uint16_t> (tags >> 16)
+    a.tpid = <uint8_t> (tags >> 32)
+    a.link = link_of(e, iface, tags)
+    memcpy(a.smac, e.iface[a.link].mac, 6)
+    adj_refresh(a, e.iface)
+    head = e.adj_hash + adj_bucket(a)
+    a.next = head[0]
+    head[0] = i + 1
+
+
+cdef inline uint32_t adj_find(Engine *e, const uint8_t *addr, uint32_t af, uint32_t iface, uint64_t tags) noexcept nogil:
     """Adjacency of a next hop by address, or ADJ_NONE."""
-    cdef uint32_t n = e.adj_hash[adj_bucket_addr(addr, iface, vlan)]
+    cdef uint32_t n = e.adj_hash[adj_bucket_addr(addr, iface, tags)]
     cdef Adj *a
     while n:
         a = e.adj + (n - 1)
-        if ((a.flags & (ADJ_USED | ADJ_LEARNED)) == ADJ_USED and a.iface == iface and a.vlan == vlan and a.af == af
+        if ((a.flags & (ADJ_USED | ADJ_LEARNED)) == ADJ_USED and a.iface == iface and adj_tags(a) == tags and a.af == af
                 and memcmp(a.addr, addr, 16) == 0):
             return n - 1
         n = a.next
@@ -97,11 +119,7 @@ cdef inline uint32_t adj_find(Engine *e, const uint8_t *addr, uint32_t af, uint3
 
 cdef inline void adj_unhash(Engine *e, uint32_t i) noexcept nogil:
     cdef Adj *a = e.adj + i
-    cdef uint32_t *p
-    if a.flags & ADJ_LEARNED:
-        p = e.adj_hash + adj_bucket_mac(a.dmac, a.iface, a.vlan, a.outer)
-    else:
-        p = e.adj_hash + adj_bucket_addr(a.addr, a.iface, a.vlan)
+    cdef uint32_t *p = e.adj_hash + adj_bucket(a)
     while p[0]:
         if p[0] == i + 1:
             p[0] = a.next
@@ -136,9 +154,9 @@ cdef inline uint32_t adj_take(Engine *e, uint32_t flags) noexcept nogil:
     return best
 
 
-cdef inline uint32_t adj_make(Engine *e, const uint8_t *addr, uint32_t af, uint32_t iface, uint32_t vlan) noexcept nogil:
+cdef inline uint32_t adj_make(Engine *e, const uint8_t *addr, uint32_t af, uint32_t iface, uint64_t tags) noexcept nogil:
     """Adjacency by address, made (without a MAC) if it isn't there; ADJ_NONE when the table is full."""
-    cdef uint32_t b, i = adj_find(e, addr, af, iface, vlan)
+    cdef uint32_t i = adj_find(e, addr, af, iface, tags)
     cdef Adj *a
     if i != ADJ_NONE:
         return i
@@ -148,26 +166,19 @@ cdef inline uint32_t adj_make(Engine *e, const uint8_t *addr, uint32_t af, uint3
     a = e.adj + i
     memset(a, 0, sizeof(Adj))
     memcpy(a.addr, addr, 16)
-    memcpy(a.smac, e.iface[iface].mac, 6)
     a.af = af
-    a.iface = iface
-    a.vlan = vlan
     a.flags = ADJ_USED
-    adj_refresh(a, e.iface)
-    b = adj_bucket_addr(addr, iface, vlan)
-    a.next = e.adj_hash[b]
-    e.adj_hash[b] = i + 1
+    adj_place(e, i, iface, tags)
     return i
 
 
-cdef inline uint32_t adj_learn(Engine *e, const uint8_t *mac, uint32_t iface, uint32_t vlan, uint32_t outer) noexcept nogil:
-    """Adjacency of whoever sent from this MAC on this interface and tag; made if new."""
-    cdef uint32_t b = adj_bucket_mac(mac, iface, vlan, outer)
-    cdef uint32_t i, n = e.adj_hash[b]
+cdef inline uint32_t adj_learn(Engine *e, const uint8_t *mac, uint32_t iface, uint64_t tags) noexcept nogil:
+    """Adjacency of whoever sent from this MAC on this interface with these tags; made if new."""
+    cdef uint32_t i, n = e.adj_hash[adj_bucket_mac(mac, iface, tags)]
     cdef Adj *a
     while n:
         a = e.adj + (n - 1)
-        if a.flags & ADJ_LEARNED and a.iface == iface and a.vlan == vlan and a.outer == outer and memcmp(a.dmac, mac, 6) == 0:
+        if a.flags & ADJ_LEARNED and a.iface == iface and adj_tags(a) == tags and memcmp(a.dmac, mac, 6) == 0:
             a.seen = e.now_ms
             return n - 1
         n = a.next
@@ -177,15 +188,9 @@ cdef inline uint32_t adj_learn(Engine *e, const uint8_t *mac, uint32_t iface, ui
     a = e.adj + i
     memset(a, 0, sizeof(Adj))
     memcpy(a.dmac, mac, 6)
-    memcpy(a.smac, e.iface[iface].mac, 6)
-    a.iface = iface
-    a.vlan = vlan
-    a.outer = outer
     a.seen = e.now_ms
     a.flags = ADJ_USED | ADJ_VALID | ADJ_LEARNED
-    adj_refresh(a, e.iface)
-    a.next = e.adj_hash[b]
-    e.adj_hash[b] = i + 1
+    adj_place(e, i, iface, tags)
     return i
 
 
@@ -254,7 +259,7 @@ cdef inline uint32_t nexthop(Engine *e, const uint8_t *addr, uint32_t af) noexce
         return ADJ_NONE
     if not r.flags & ROUTE_ONLINK:
         next = r.gateway
-    i = adj_make(e, next, af, r.iface, r.vlan)
+    i = adj_make(e, next, af, r.iface, tag_word(r.vlan, r.outer, r.tpid))
     if i != ADJ_NONE and not e.adj[i].flags & ADJ_VALID:
         neigh_want(e, i)
     return i

@@ -10,7 +10,7 @@ from lbd.datapath.pkt cimport Pkt, PKT_PARTIAL
 from lbd.datapath.hdr cimport *
 from lbd.datapath.csum cimport csum_add, csum_reverse, csum_fold, csum_partial, csum_diff
 from lbd.datapath.conn cimport CONN_ONE_WAY, Conn4, Conn6, ConnCommon, ConnTable, conn4, conn6, conn_common, conn_side
-from lbd.datapath.neigh cimport Adj
+from lbd.datapath.neigh cimport Adj, TPID_AD, TPID_OUTER_Q
 from lbd.datapath.parse cimport transport_check, transport_len, transport_pseudo
 
 cdef enum:
@@ -113,11 +113,11 @@ cdef inline void link_write(Pkt *p, const Adj *a) noexcept nogil:
     d = p.data
     lbd_copy12(d, a.dmac)                   # dmac and smac lie side by side
     if lbd_unlikely(a.outer != 0):
-        lbd_st16(d + 12, lbd_bswap16(ETH_P_8021AD))
+        lbd_st16(d + 12, lbd_bswap16(ETH_P_8021Q if a.tpid & TPID_OUTER_Q else ETH_P_8021AD))
         lbd_st16(d + 14, lbd_bswap16(a.outer))
         d += 4
     if lbd_unlikely(a.vlan != 0):
-        lbd_st16(d + 12, lbd_bswap16(ETH_P_8021Q))
+        lbd_st16(d + 12, lbd_bswap16(ETH_P_8021AD if a.tpid & TPID_AD else ETH_P_8021Q))
         lbd_st16(d + 14, lbd_bswap16(a.vlan))
         d += 4
     lbd_st16(d + 12, lbd_bswap16(ETH_P_IP if p.af == 4 else ETH_P_IPV6))

@@ -10,7 +10,7 @@ from lbd.datapath.flow cimport Tuple
 from lbd.datapath.hdr cimport *
 from lbd.datapath.reason cimport *
 from lbd.datapath.csum cimport csum_fold, csum_partial, csum_pseudo
-from lbd.datapath.neigh cimport IFACE_PARTIAL
+from lbd.datapath.neigh cimport IFACE_PARTIAL, TPID_AD, TPID_OUTER_Q
 from lbd.datapath.conn cimport addr6_is
 from lbd.datapath.lookup cimport lip_lookup
 from lbd.datapath.svc cimport SVC_USED, LIP_NONE
@@ -47,7 +47,7 @@ cdef inline bint is_ours(Engine *e, const uint8_t *daddr, int af) noexcept nogil
 
 
 cdef inline uint32_t parse_l2(Pkt *p) noexcept nogil:
-    """Sets l3, vlan, outer; returns the ethertype in host order, 0 = too short."""
+    """Sets l3 and the tags; returns the ethertype in host order, 0 = too short."""
     cdef uint32_t off = 12
     cdef uint32_t type
     if p.len < ETH_HLEN:
@@ -58,12 +58,14 @@ cdef inline uint32_t parse_l2(Pkt *p) noexcept nogil:
     if lbd_unlikely(type == ETH_P_8021Q or type == ETH_P_8021AD):
         if p.len < ETH_HLEN + VLAN_HLEN:
             return 0
+        p.tpid = TPID_AD if type == ETH_P_8021AD else 0
         p.vlan = lbd_bswap16(lbd_ld16(p.data + 14))
         type = lbd_bswap16(lbd_ld16(p.data + 16))
         off = 16
         if type == ETH_P_8021Q or type == ETH_P_8021AD:
             if p.len < ETH_HLEN + 2 * VLAN_HLEN:
                 return 0
+            p.tpid = (TPID_AD if type == ETH_P_8021AD else 0) | (0 if p.tpid & TPID_AD else TPID_OUTER_Q)
             p.outer = p.vlan
             p.vlan = lbd_bswap16(lbd_ld16(p.data + 18))
             type = lbd_bswap16(lbd_ld16(p.data + 20))

@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from lbd.datapath.compiler cimport lbd_likely, lbd_unlikely, lbd_compiler_barrier
 from lbd.datapath.pkt cimport Pkt, PKT_HANDED
 from lbd.datapath.reason cimport *
+from lbd.loop.bond cimport bond_port
 from lbd.loop.state cimport Loop, NO_WORKER
 from lbd.loop.frames cimport frame_free
 from lbd.loop.capture cimport slow_path
@@ -46,6 +47,9 @@ cdef inline void send_out(Loop *l, Pkt *p) noexcept nogil:
     """By this worker's own queue on that interface; else through a worker that has one there."""
     cdef uint32_t iface = p.ifout
     cdef uint64_t addr = <uint64_t> (p.data - l.area)
+    if lbd_unlikely(l.e.iface[iface].member_n != 0):        # a bond: by one of its ports
+        iface = bond_port(l, p, l.e.iface + iface)
+        p.ifout = iface
     if lbd_likely(l.port[iface].fd >= 0):
         if lbd_likely(port_tx_put(&l.port[iface], addr, p.len, 0)):
             l.port[iface].stat.tx_pkts += 1

@@ -4,7 +4,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from lbd.datapath.compiler cimport lbd_compiler_barrier
 from lbd.loop.state cimport Loop, eventfd_write
-from lbd.shm.layout cimport FRAME_FREE, FRAME_HOME, FRAME_HAND, CHUNK_SHIFT
+from lbd.shm.layout cimport FRAME_FILL, FRAME_FREE, FRAME_HOME, FRAME_HAND, FRAME_TX, CHUNK_SHIFT
 from lbd.shm.ring cimport (lbd_ring_end, lbd_ring_slot, lbd_ring_room, lbd_ring_publish, lbd_ring_must_wake, lbd_ring_ready,
                            lbd_ring_front, lbd_ring_release)
 
@@ -87,3 +87,14 @@ cdef inline uint32_t frames_collect(Loop *l) noexcept nogil:
         lbd_ring_release(&l.return_in[w], n)
         total += n
     return total
+
+
+cdef inline void frames_of_gone(Loop *l, uint32_t port) noexcept nogil:
+    """A port's sockets, of all workers, are closed for good: no ring will bring back the frames that they held. Those of this
+    worker's partition are free. Repeated, it finds none."""
+    cdef uint32_t i, first = l.worker * l.frames
+    if port >= 16 or l.port[port].fd >= 0:
+        return
+    for i in range(first, first + l.frames):
+        if l.ledger[i] == <uint8_t> (FRAME_FILL | port << 4) or l.ledger[i] == <uint8_t> (FRAME_TX | port << 4):
+            frame_to_list(l, i)

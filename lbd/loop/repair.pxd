@@ -18,7 +18,7 @@ from libc.string cimport memcpy, memset
 from lbd.datapath.command_apply cimport fast_refresh, svc_hash_in
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.fib cimport FIB_HASH, FIB_MAX, ROUTE_USED, Route
-from lbd.datapath.lookup cimport adj_bucket_addr, adj_bucket_mac, route_bucket
+from lbd.datapath.lookup cimport adj_bucket, route_bucket
 from lbd.datapath.neigh cimport ADJ_HASH, ADJ_LEARNED, ADJ_MAX, ADJ_USED, Adj, adj_refresh
 from lbd.datapath.reason cimport REASON_WORKER_RESTART, VERDICT_DROP
 from lbd.datapath.svc cimport SVC_USED
@@ -46,10 +46,7 @@ cdef inline void tables_repair(Engine *e) noexcept nogil:
     for i in range(ADJ_MAX):
         a = e.adj + i
         if a.flags & ADJ_USED:
-            if a.flags & ADJ_LEARNED:
-                b = adj_bucket_mac(a.dmac, a.iface, a.vlan, a.outer)
-            else:
-                b = adj_bucket_addr(a.addr, a.iface, a.vlan)
+            b = adj_bucket(a)
             a.next = e.adj_hash[b]
             e.adj_hash[b] = i + 1
             adj_refresh(a, e.iface)

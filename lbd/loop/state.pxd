@@ -58,6 +58,7 @@ cdef struct Loop:
     uint8_t port_list[16]       # iface numbers of the open ones
     uint32_t port_n
     uint8_t via[16]             # iface number → a worker that has a queue there, for those without (NO_WORKER)
+    uint32_t bond_turn          # of bonds that send by their ports in turn
     Ctl *ctl
     HostCtl *host
     uint8_t *area

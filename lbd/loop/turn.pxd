@@ -7,12 +7,15 @@ from lbd.datapath.compiler cimport lbd_compiler_barrier, lbd_prefetchw, lbd_unli
 from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_MULTI, BURST_MAX
 from lbd.datapath.pipeline cimport engine_burst
 from lbd.datapath.lifetime cimport engine_expire
-from lbd.datapath.command cimport (Cmd, CmdValue, CmdCapture, CMD_STOP, CMD_CAPTURE, CMD_SETTING, CMD_OWNER, SET_POLL_MODE)
+from lbd.datapath.command cimport (Cmd, CmdValue, CmdCapture, CMD_STOP, CMD_CAPTURE, CMD_SETTING, CMD_OWNER, CMD_PORT_GONE,
+                                   SET_POLL_MODE)
 from lbd.datapath.command_apply cimport command_apply
 from lbd.datapath.reason cimport VERDICT_CONSUME, VERDICT_FORWARD, REASON_WORKER_RESTART
+from lbd.datapath.link cimport adj_tags
 from lbd.datapath.neigh cimport Adj
+from lbd.loop.bond cimport iface_of
 from lbd.loop.state cimport *
-from lbd.loop.frames cimport frame_free, frames_collect, frames_publish
+from lbd.loop.frames cimport frame_free, frames_collect, frames_of_gone, frames_publish
 from lbd.loop.dispatch cimport dispatch, send_out
 from lbd.loop.capture cimport capture_before, capture_after
 from lbd.shm.layout cimport (Hand, HAND_PROCESS, HAND_TRANSMIT, Evt, CHUNK, CHUNK_SHIFT, FRAME_HAND, FRAME_WORK, EVT_NEIGH_WANTED,
@@ -55,13 +58,14 @@ cdef inline void pkt_init(Loop *l, Pkt *p, uint64_t addr, uint32_t length, uint3
 
 cdef inline uint32_t turn_receive(Loop *l, Port *port) noexcept nogil:
     cdef uint32_t i, idx = 0, bytes = 0
+    cdef uint32_t iface = iface_of(l, port.iface)
     cdef uint32_t n = port_rx_peek(port, BURST_MAX, &idx)
     cdef const xdp_desc *d
     if n == 0:
         return 0
     for i in range(n):
         d = xsk_ring_cons__rx_desc(&port.rx, idx + i)
-        pkt_init(l, l.pkt + i, d.addr, d.len, port.iface, PKT_MULTI if d.options & XDP_PKT_CONTD else 0, 0)
+        pkt_init(l, l.pkt + i, d.addr, d.len, iface, PKT_MULTI if d.options & XDP_PKT_CONTD else 0, 0)
         bytes += d.len
         if i < 4:
             lbd_prefetchw(l.pkt[i].data)
@@ -173,6 +177,8 @@ cdef inline void command_run(Loop *l, const Cmd *c) noexcept nogil:
         tell(l, EVT_BAD_COMMAND, c.op, c.id, NULL, 0, 0)
     elif c.op == CMD_STOP:
         l.stop = 1
+    elif c.op == CMD_PORT_GONE:
+        frames_of_gone(l, c.id)
     elif c.op == CMD_OWNER:
         owner_refresh(l)
     elif c.op == CMD_SETTING and c.id == SET_POLL_MODE:
@@ -209,7 +215,7 @@ cdef inline void turn_events(Loop *l) noexcept nogil:
     l.events_sent = l.now
     for i in range(l.e.wanted_n):
         a = l.e.adj + l.e.wanted[i]
-        tell(l, EVT_NEIGH_WANTED, a.vlan, 0, a.addr, a.af, a.iface)
+        tell(l, EVT_NEIGH_WANTED, 0, adj_tags(a), a.addr, a.af, a.iface)
     l.e.wanted_n = 0
     if l.e.lip_exhausted_n:
         tell(l, EVT_LIP_EXHAUSTED, l.e.lip_exhausted, l.e.lip_exhausted_n, NULL, 0, 0)

@@ -4,6 +4,7 @@ Scope: the vocabulary between those who know what is wanted (configuration, heal
 kernel state: `compose.py`) and the one who turns it into commands (`reconcile.py`). No I/O, no numbers but those of
 interfaces, which are positions in the configuration.
 
+Tags of a VLAN are one word, as in lbd/datapath/link.pxd: id, that of an outer tag << 16, protocols (TPID_*) << 32.
 Addresses are packed, 4 or 16 bytes, network order: the length is the address family. Everything is frozen: whoever
 changes a part makes a new object, and an object that is the same as last time needs no second look.
 """
@@ -69,6 +70,11 @@ class Interface:
     flags: int  # IFACE_*
     address4: bytes = b""  # source of ICMP errors; empty = none
     address6: bytes = b""
+    lower: int = 0  # of a VLAN device (number from IFACE_MAX on): the interface that it is on
+    tags: int = 0  # and its tags
+    policy: int = 0  # of a bond: BOND_*
+    members: tuple[int, ...] = ()  # and the ports that it sends by
+    of: int | None = None  # of a port: the interface whose packets it receives
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,7 @@ class Neighbour:
     iface: int
     address: bytes
     mac: bytes | None  # None: known to be unresolved
-    vlan: int = 0
+    tags: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,7 @@ class Route:
     iface: int
     gateway: bytes | None = None  # None: on link
     metric: int = 0
-    vlan: int = 0
+    tags: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ class Kind(IntEnum):
 
 
 class Key(NamedTuple):
-    """One thing that a worker holds: a number, or (interface, address, VLAN), or (prefix, length)."""
+    """One thing that a worker holds: a number, or (interface, address, tags), or (prefix, length)."""
 
     kind: Kind
     ident: tuple[int | bytes, ...]
@@ -53,10 +53,6 @@ def family(address: bytes) -> int:
     return 4 if len(address) == 4 else 6
 
 
-def vlan(tag: int) -> dict[str, int]:
-    return {"vlan": tag} if tag else {}
-
-
 # -- records -------------------------------------------------------------------------------------------------
 
 
@@ -68,7 +64,8 @@ def interfaces(many: Iterable[Interface]) -> dict[Key, bytes]:
     return {
         Key(Kind.IFACE, (i.number,)): shm.iface_set(
             i.number, 0, mac=i.mac, mtu=i.mtu, ifindex=i.ifindex, flags=i.flags,
-            addr4=i.address4 or bytes(4), addr6=i.address6 or bytes(16),
+            addr4=i.address4 or bytes(4), addr6=i.address6 or bytes(16), lower=i.lower, tags=i.tags, policy=i.policy,
+            members=i.members, of=i.of,
         )
         for i in many
     }  # fmt: skip
@@ -76,8 +73,8 @@ def interfaces(many: Iterable[Interface]) -> dict[Key, bytes]:
 
 def neighbours(many: Iterable[Neighbour]) -> dict[Key, bytes]:
     return {
-        Key(Kind.NEIGH, (n.iface, n.address, n.vlan)): shm.neigh_set(
-            0, iface=n.iface, af=family(n.address), addr=n.address, mac=n.mac, vlan=n.vlan
+        Key(Kind.NEIGH, (n.iface, n.address, n.tags)): shm.neigh_set(
+            0, iface=n.iface, af=family(n.address), addr=n.address, mac=n.mac, tags=n.tags
         )
         for n in many
     }
@@ -87,7 +84,7 @@ def routes(many: Iterable[Route]) -> dict[Key, bytes]:
     return {
         Key(Kind.ROUTE, (r.prefix, r.plen)): shm.route_set(
             0, af=family(r.prefix), prefix=r.prefix, plen=r.plen, iface=r.iface, gateway=r.gateway,
-            metric=r.metric, **vlan(r.vlan),
+            metric=r.metric, tags=r.tags,
         )
         for r in many
     }  # fmt: skip
@@ -123,8 +120,8 @@ def delete_command(key: Key, generation: int) -> bytes:
     match key:
         case Key(Kind.IFACE, (int(number),)):
             return shm.iface_del(number, generation)
-        case Key(Kind.NEIGH, (int(iface), bytes(address), int(tag))):
-            return shm.neigh_del(generation, iface=iface, af=family(address), addr=address, **vlan(tag))
+        case Key(Kind.NEIGH, (int(iface), bytes(address), int(tags))):
+            return shm.neigh_del(generation, iface=iface, af=family(address), addr=address, tags=tags)
         case Key(Kind.ROUTE, (bytes(prefix), int(plen))):
             return shm.route_del(generation, af=family(prefix), prefix=prefix, plen=plen)
         case Key(Kind.LIP, (int(number),)):

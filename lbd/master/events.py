@@ -55,7 +55,7 @@ class Events:
 
     def _want_neighbour(self, event: dict[str, Any]) -> None:
         places = {place: ifindex for ifindex, place in self._daemon.applier.places.items()}
-        ifindex = places.get((event["iface"], event["id"] & 0xFFF))
+        ifindex = places.get((event["iface"], event["value"]))
         if ifindex is not None:
             self._daemon.network.probe(ifindex, ip_address(event["addr"]))
 

@@ -89,6 +89,7 @@ class Life:
         d.network = Network(d.config, run_dir, loop, d.on_look, d.alarm)
         await d.network.start()
         stack.push_async_callback(d.network.stop)
+        await d.network.keep_tags()
         d.runtime = Runtime(run_dir / "runtime.json")
         d.runtime.load(d.config)
         d.health = Checks(loop, d.on_transition, d.on_check)
@@ -210,5 +211,6 @@ class Life:
         d = self.daemon
         if d.state == "stopping" or (d.state == "starting" and not d.took_over):
             await d.network.release(set())
+            await d.network.give_tags_back()
             await d.network.kernel.release_ports()
             await d.network.kernel.set_neighbours([])

@@ -40,7 +40,12 @@ class NetState:
         return {kind: dict(items) for kind, items in self._items.items()}
 
     def own_links(self) -> list[Link]:
-        return [link for link in self._links() if link.name in self.interfaces]
+        """lbd's interfaces, of bonds the slaves."""
+        links = self._links()
+        bonds = {link.ifindex for link in links if link.kind == "bond" and link.name in self.interfaces}
+        return [
+            link for link in links if link.master in bonds or (link.name in self.interfaces and link.ifindex not in bonds)
+        ]
 
     def want(self, kinds: Iterable[str], reason: str) -> None:
         kinds = set(kinds)
@@ -156,7 +161,8 @@ class NetState:
         scope = {link.ifindex for link in links if link.name in self.interfaces}
         masters = {link.master for link in links if link.ifindex in scope}
         scope |= {link.ifindex for link in links if link.ifindex in masters and link.kind == "bond"}
-        scope |= {link.ifindex for link in links if link.kind == "vlan" and link.link in scope}
+        for _ in range(2):  # a VLAN may be in another
+            scope |= {link.ifindex for link in links if link.kind == "vlan" and link.link in scope}
         if not scope <= self._scope:
             self.want(("neighbour",), "scope")
         self._scope = frozenset(scope)

@@ -22,6 +22,8 @@ from lbd.config import Config
 from lbd.master.kernel import Kernel
 from lbd.master.managed import Managed, current_scope
 from lbd.master.mirror import Mirror
+from lbd.master.nic import nics
+from lbd.master.offload import TagOffload
 from lbd.master.reach import Reach
 from lbd.master.record import Address4or6, Change, Link, Snapshot
 
@@ -58,6 +60,7 @@ class Network:
         self._looked = 0.0
         self._probed: dict[tuple[int, bytes], float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.offload = TagOffload(on_alarm)
         self.held: set[Held] = set()  # that this daemon, or one before it, has added
         self._lock = asyncio.Lock()
 
@@ -101,7 +104,25 @@ class Network:
         self._timer = None
         self._looked = time.monotonic()
         kinds, self._dirty = self._dirty, set()
+        if "link" in kinds:
+            self._background(self.keep_tags(), "VLAN tags")
         self._on_look(self.reach(), kinds)
+
+    async def keep_tags(self) -> None:
+        """VLAN tags stay in the frames that lbd's interfaces receive."""
+        links = {link.ifindex: link for link in self.mirror.links()}
+        own = [links[nic.ifindex] for nic in nics(self.config, links.values())]
+
+        async def keep() -> None:
+            self.offload.keep(own, links.values())
+
+        await self.mirror.thread.call(keep())
+
+    async def give_tags_back(self) -> None:
+        async def restore() -> None:
+            self.offload.restore()
+
+        await self.mirror.thread.call(restore())
 
     # -- next hops -------------------------------------------------------------------------------------------
 

@@ -2,9 +2,11 @@
 """How workers get a frame out: interfaces, neighbours and routes of the mirrored kernel, in the workers' terms.
 
 Scope: records of the mirror in, desired values out; pure. Workers know interfaces by their place in the configuration
-and a VLAN by its tag, so an ifindex becomes (number, tag).
+and a VLAN by its tags, so an ifindex becomes (number, tags).
 
-- A VLAN interface on one of lbd's is that interface with a tag. A bond of which lbd has slaves is the first that is up.
+- A VLAN device on one of lbd's interfaces, or on a VLAN device there (QinQ), is that interface with its tags; its MTU, MAC
+  and state are told as those of an interface with a number beyond IFACE_MAX. A third tag is beyond lbd.
+- A bond of which lbd has slaves is the first that is up.
 - A route that leads out of anything else stays, with the number ELSEWHERE, which no interface has: a shorter prefix
   must not take its place. So does a route that lbd can't follow (blackhole; an IPv4 route with an IPv6 gateway).
 - Of several routes with one prefix the one with the least metric counts.
@@ -13,7 +15,8 @@ and a VLAN by its tag, so an ifindex becomes (number, tag).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from ipaddress import ip_network
 
 from lbd.config import Config
@@ -35,7 +38,9 @@ PARTIAL_KINDS = ("veth", "tun", "netkit")
 NEIGHBOURS_MAX = shm.ADJ_MAX * 3 // 4  # the rest is for MACs learned from clients
 ROUTES_MAX = shm.FIB_MAX
 
-Place = tuple[int, int]  # interface number, VLAN tag
+VLANS_MAX = shm.LINK_MAX - shm.IFACE_MAX
+
+Place = tuple[int, int]  # interface number, tags
 NextHops = set[tuple[int, Address4or6]]  # ifindex, address
 
 
@@ -63,17 +68,27 @@ class Reach:
         for number, link in sorted(self.links.items(), key=lambda item: not item[1].up):
             if link.master in bonds:
                 places.setdefault(link.master, (number, 0))
-        for link in self.snapshot.links:
-            if link.kind == "vlan" and link.vlan is not None and link.link in places:
-                number, tag = places[link.link]
-                if tag == 0:
-                    places[link.ifindex] = (number, link.vlan)
+        vlans = [link for link in self.snapshot.links if link.kind == "vlan" and link.vlan is not None]
+        for _ in range(2):  # the outer ones first
+            for link in vlans:
+                if link.ifindex not in places and link.link in places:
+                    number, outer = places[link.link]
+                    if (tags := tags_within(link, outer)) is not None:
+                        places[link.ifindex] = (number, tags)
         return places
 
     # -- interfaces ------------------------------------------------------------------------------------------
 
     def interfaces(self) -> tuple[Interface, ...]:
-        return tuple(self._interface(number, link) for number, link in self.links.items())
+        return (*(self._interface(number, link) for number, link in self.links.items()), *self._vlan_devices())
+
+    def _vlan_devices(self) -> Iterator[Interface]:
+        tagged = [link for link in self.snapshot.links if self.places.get(link.ifindex, (0, 0))[1]]
+        if len(tagged) > VLANS_MAX:
+            self.alarms.append(f"{len(tagged)} VLAN devices, workers know {VLANS_MAX}: the others' MTU and MAC are not respected")
+        for number, link in enumerate(sorted(tagged, key=lambda link: link.ifindex)[:VLANS_MAX], shm.IFACE_MAX):
+            lower, tags = self.places[link.ifindex]
+            yield replace(self._interface(number, link), lower=lower, tags=tags)
 
     def _interface(self, number: int, link: Link) -> Interface:
         flags = IFACE_UP if link.up else 0
@@ -111,8 +126,8 @@ class Reach:
         first = set(wanted)
         known = [n for n in self.snapshot.neighbours if n.valid and n.mac is not None and n.ifindex in self.places]
         for n in sorted(known, key=lambda n: (n.ifindex, n.address) not in first) if first else known:
-            number, tag = self.places[n.ifindex]
-            found[number, n.address.packed, tag] = Neighbour(number, n.address.packed, n.mac, tag)
+            number, tags = self.places[n.ifindex]
+            found[number, n.address.packed, tags] = Neighbour(number, n.address.packed, n.mac, tags)
         if len(found) > NEIGHBOURS_MAX:
             self.alarms.append(f"{len(found)} neighbours, workers hold {NEIGHBOURS_MAX}: the rest is left out")
         return tuple(list(found.values())[:NEIGHBOURS_MAX])
@@ -173,6 +188,17 @@ class Reach:
             else:
                 used[id(route)] = route
         return hops | {(route.ifindex, route.gateway) for route in used.values() if route.gateway is not None}
+
+
+def tags_within(link: Link, outer: int) -> int | None:
+    """A VLAN device's tags, on an interface (outer 0) or within these; None: a third."""
+    assert link.vlan is not None
+    tpid = shm.TPID_AD if link.vlan_ad else 0
+    if outer & 0xFFFF0000:
+        return None
+    if outer:
+        tpid |= 0 if outer >> 32 & shm.TPID_AD else shm.TPID_OUTER_Q
+    return tpid << 32 | (outer & 0xFFFF) << 16 | link.vlan
 
 
 class RouteIndex:

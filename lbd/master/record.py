@@ -26,6 +26,10 @@ class Link:
     master: int | None  # ifindex of the bond or bridge it belongs to
     link: int | None  # ifindex of the lower device (vlan, macvlan) or peer; None: in another namespace
     vlan: int | None = None  # VLAN id of a vlan device
+    vlan_ad: bool = False  # its tag is 802.1ad's (0x88a8), not 802.1Q's
+    bond_mode: int | None = None  # of a bond: 0 balance-rr, 1 active-backup, 2 balance-xor, 3 broadcast, 4 802.3ad, …
+    bond_policy: int = 0  # its xmit_hash_policy: 0 layer2, 1 layer3+4, 2 layer2+3, 3 encap2+3, 4 encap3+4, 5 vlan+srcmac
+    sends: bool = True  # False: a bond's slave that the bond does not send by now
 
 
 @dataclass(frozen=True, slots=True)

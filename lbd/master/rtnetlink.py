@@ -22,7 +22,7 @@ from collections.abc import Hashable, Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from struct import Struct
 from struct import error as StructError
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lbd.master.record import Address, Address4or6, Item, Link, Neighbour, Route
 
@@ -74,7 +74,11 @@ _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _OPER_UNKNOWN, _OPER_UP = 0, 6
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
 _IFLA_WIRELESS, _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_LINK_NETNSID = 11, 16, 18, 37
-_IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_VLAN_ID = 1, 2, 1
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+_IFLA_VLAN_ID, _IFLA_VLAN_PROTOCOL = 1, 5
+_IFLA_BOND_MODE, _IFLA_BOND_XMIT_HASH_POLICY = 1, 14
+_IFLA_BOND_SLAVE_STATE, _IFLA_BOND_SLAVE_MII_STATUS = 1, 2
+_ETH_P_8021AD = b"\x88\xa8"
 
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_UNUSABLE = 0x40 | 0x08  # IFA_F_TENTATIVE, IFA_F_DADFAILED
@@ -158,9 +162,6 @@ def _decode_link(kind: int, flags: int, buf: bytes | bytearray, pos: int, end: i
         return None
     info = attributes(attrs[_IFLA_LINKINFO], 0, len(attrs[_IFLA_LINKINFO])) if _IFLA_LINKINFO in attrs else {}
     link_kind = info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode()
-    vlan = None
-    if link_kind == "vlan" and (data := info.get(_IFLA_INFO_DATA)) is not None:
-        vlan = _U16.unpack_from(attributes(data, 0, len(data))[_IFLA_VLAN_ID])[0]
     operstate = attrs.get(_IFLA_OPERSTATE, b"\0")[0]
     lower = _u32(attrs.get(_IFLA_LINK))
     if _IFLA_LINK_NETNSID in attrs or lower == ifindex:
@@ -174,9 +175,26 @@ def _decode_link(kind: int, flags: int, buf: bytes | bytearray, pos: int, end: i
         kind=link_kind,
         master=_u32(attrs.get(_IFLA_MASTER)) or None,
         link=lower or None,
-        vlan=vlan,
+        **_special(link_kind, info),
     )
     return Event("link", ifindex, link, True)
+
+
+def _special(kind: str, info: dict[int, bytes]) -> dict[str, Any]:
+    """What only some kinds of links have."""
+    special: dict[str, Any] = {}
+    data = info.get(_IFLA_INFO_DATA, b"")
+    if kind == "vlan" and data:
+        attrs = attributes(data, 0, len(data))
+        special = {"vlan": _U16.unpack_from(attrs[_IFLA_VLAN_ID])[0], "vlan_ad": attrs.get(_IFLA_VLAN_PROTOCOL) == _ETH_P_8021AD}
+    elif kind == "bond" and data:
+        attrs = attributes(data, 0, len(data))
+        special = {"bond_mode": attrs[_IFLA_BOND_MODE][0], "bond_policy": attrs.get(_IFLA_BOND_XMIT_HASH_POLICY, b"\0")[0]}
+    if info.get(_IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0") == b"bond" and (slave := info.get(_IFLA_INFO_SLAVE_DATA)):
+        attrs = attributes(slave, 0, len(slave))
+        # BOND_STATE_ACTIVE, BOND_LINK_UP: 0. By 802.3ad a slave is active while its aggregator is the one in use
+        special["sends"] = attrs[_IFLA_BOND_SLAVE_STATE][0] == 0 and attrs[_IFLA_BOND_SLAVE_MII_STATUS][0] == 0
+    return special
 
 
 # ---- addresses ---------------------------------------------------------------------------------------------

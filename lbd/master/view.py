@@ -333,13 +333,14 @@ def neighbours(daemon: Daemon) -> Json:
     for segment in list(daemon.segments.values())[:1]:
         for _, adj in segment.neighbours():
             learned = bool(adj["flags"] & shm.ADJ_LEARNED)
-            known = kernel.get((ifindexes.get((adj["iface"], adj["vlan"]), 0), adj["addr"]))
+            known = kernel.get((ifindexes.get((adj["iface"], adj["tags"]), 0), adj["addr"]))
             rows.append(
                 {
                     "interface": interface_name(daemon, adj["iface"]),
                     "address": "" if learned or not adj["addr"] else str(ip_address(adj["addr"])),
                     "mac": adj["mac"].hex(":"),
-                    "vlan": adj["vlan"],
+                    "vlan": adj["vlan"] & 0xFFF,
+                    "outer_vlan": adj["outer"] & 0xFFF,
                     "valid": bool(adj["flags"] & shm.ADJ_VALID),
                     "state": known.state if known else "",
                     "managed": bool(known and known.managed),
@@ -361,7 +362,8 @@ def routes(daemon: Daemon) -> Json:
                     "gateway": "" if on_link else str(ip_address(r["gateway"])),
                     "interface": "" if elsewhere else interface_name(daemon, r["iface"]),
                     "metric": r["metric"],
-                    "vlan": r.get("vlan", 0),
+                    "vlan": r["vlan"],
+                    "outer_vlan": r["outer"],
                 }
             )
     return {"routes": rows}

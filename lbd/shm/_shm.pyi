@@ -42,6 +42,15 @@ ROUTE_USED: int
 ROUTE_ONLINK: int
 FIB_MAX: int
 IFACE_MAX: int
+LINK_MAX: int
+MEMBER_MAX: int
+TPID_AD: int
+TPID_OUTER_Q: int
+BOND_NONE: int
+BOND_TURN: int
+BOND_L2: int
+BOND_L23: int
+BOND_L34: int
 WORKER_MAX: int
 CMD_NOP: int
 CMD_SVC_SET: int
@@ -165,12 +174,17 @@ def iface_set(
     flags: int = ...,
     addr4: bytes = ...,
     addr6: bytes = ...,
+    lower: int = 0,
+    tags: int = 0,
+    policy: int = ...,
+    members: Sequence[int] = ...,
+    of: int | None = None,
 ) -> bytes: ...
 def iface_del(id: int, gen: int) -> bytes: ...
 def neigh_set(
-    gen: int, *, iface: int, af: int, addr: bytes, mac: bytes | None = None, vlan: int = 0
+    gen: int, *, iface: int, af: int, addr: bytes, mac: bytes | None = None, tags: int = 0
 ) -> bytes: ...
-def neigh_del(gen: int, *, iface: int, af: int, addr: bytes, vlan: int = 0) -> bytes: ...
+def neigh_del(gen: int, *, iface: int, af: int, addr: bytes, tags: int = 0) -> bytes: ...
 def route_set(
     gen: int,
     *,
@@ -180,13 +194,14 @@ def route_set(
     iface: int,
     gateway: bytes | None = None,
     metric: int = 0,
-    vlan: int = 0,
+    tags: int = 0,
 ) -> bytes: ...
 def route_del(gen: int, *, af: int, prefix: bytes, plen: int) -> bytes: ...
 def setting(id: int, value: int, gen: int) -> bytes: ...
 def sweep(kind: int, gen: int) -> bytes: ...
 def owner(gen: int) -> bytes: ...
 def capture(gen: int, *, points: int = 0, snaplen: int = ..., svc: int = ...) -> bytes: ...
+def port_gone(id: int, gen: int) -> bytes: ...
 def stop(gen: int) -> bytes: ...
 def command_head(cmd: bytes) -> tuple[int, int, int, int]: ...
 
@@ -215,6 +230,7 @@ class Area(Mapping):
     @property
     def frame_bytes(self) -> int: ...
     def ledger(self, worker: int) -> dict[tuple[int, int], int]: ...
+    def free_frames(self, worker: int) -> list[int]: ...
 
 class WorkerSegment(Mapping):
     wake_fd: int

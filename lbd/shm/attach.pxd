@@ -18,7 +18,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from lbd.datapath.command cimport Cmd
 from lbd.datapath.fib cimport FIB_HASH, FIB_MAX, Route
-from lbd.datapath.neigh cimport ADJ_HASH, ADJ_MAX, Adj, Iface
+from lbd.datapath.neigh cimport ADJ_HASH, ADJ_MAX, Adj, Iface, LINK_MAX
 from lbd.datapath.pkt cimport IFACE_MAX, WORKER_MAX
 from lbd.datapath.svc cimport Dest, Lip, LipStat, Svc, SvcStat
 from lbd.shm.layout cimport (
@@ -116,6 +116,7 @@ cdef inline uint32_t layout_hash(const Sizes *s) noexcept nogil:
     h = hash_word(h, sizeof(Evt))
     h = hash_word(h, sizeof(Hand))
     h = hash_word(h, sizeof(lbd_ring))
+    h = hash_word(h, LINK_MAX)
     h = hash_word(h, ADJ_MAX)
     h = hash_word(h, ADJ_HASH)
     h = hash_word(h, FIB_MAX)
@@ -148,7 +149,7 @@ cdef inline int layout_compute(const Sizes *sizes, Ctl *ctl) noexcept nogil:
     ctl.sizes = s
     ctl.off_counters = section(&at, sizeof(Counters), PAGE)
     ctl.off_queue = section(&at, IFACE_MAX * sizeof(QueueStat), LINE)
-    ctl.off_iface = section(&at, IFACE_MAX * sizeof(Iface), LINE)
+    ctl.off_iface = section(&at, LINK_MAX * sizeof(Iface), LINE)
     ctl.off_svc = section(&at, s.services * sizeof(Svc), LINE)
     ctl.off_svc_stat = section(&at, s.services * sizeof(SvcStat), LINE)
     ctl.off_svc_hash = section(&at, svc_hash_buckets(&s) * sizeof(uint32_t), LINE)

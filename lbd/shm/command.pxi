@@ -120,9 +120,26 @@ def lip_del(id, gen):
     return finish(c_cmd.CMD_LIP_DEL, number16(id), gen, 0, NULL, 0)
 
 
-def iface_set(id, gen, *, mac, mtu, ifindex, flags=c_neigh.IFACE_UP, addr4=bytes(4), addr6=bytes(16)):
+cdef uint64_t tag_bits(object tags) except? 0xffffffffffffffff:
+    """Tags as one word (link.pxd): VLAN id, outer id << 16, protocols << 32."""
+    return bounded("tags", tags, 0, 0x3ffffffff)
+
+
+def iface_set(id, gen, *, mac, mtu, ifindex, flags=c_neigh.IFACE_UP, addr4=bytes(4), addr6=bytes(16), lower=0, tags=0,
+              policy=c_neigh.BOND_NONE, members=(), of=None):
+    """lower, tags: of a VLAN device, whose number is IFACE_MAX or more. policy, members: of a bond, with the numbers of the ports
+    that it sends by. of: the interface that a port, a bond's slave, receives for."""
     cdef c_cmd.CmdIface b
+    cdef uint64_t word = tag_bits(tags)
+    cdef int i
     memset(&b, 0, sizeof(b))
+    b.lower = bounded("lower", lower, 0, c_pkt.IFACE_MAX - 1)
+    b.vlan, b.outer, b.tpid = word & 0xffff, word >> 16 & 0xffff, word >> 32
+    b.policy = bounded("policy", policy, c_neigh.BOND_NONE, c_neigh.BOND_L34)
+    b.member_n = bounded("members", len(members), 0, c_neigh.MEMBER_MAX)
+    for i in range(b.member_n):
+        b.member[i] = bounded("member", members[i], 0, c_pkt.IFACE_MAX - 1)
+    b.of = 0 if of is None else bounded("of", of, 0, c_pkt.IFACE_MAX - 1) + 1
     put_bytes(b.mac, "mac", mac, 6)
     b.mtu = bounded("mtu", mtu, 68, 65535)
     b.ifindex = bounded("ifindex", ifindex, 0, 0x7fffffff)
@@ -131,38 +148,40 @@ def iface_set(id, gen, *, mac, mtu, ifindex, flags=c_neigh.IFACE_UP, addr4=bytes
         raise ValueError(f"flags {flags:#x}: only IFACE_UP, IFACE_PARTIAL and IFACE_ZERO_COPY may be set")
     put_bytes(b.addr4, "addr4", addr4, 4)
     put_bytes(b.addr6, "addr6", addr6, 16)
-    return finish(c_cmd.CMD_IFACE_SET, bounded("id", id, 0, c_pkt.IFACE_MAX - 1), gen, 0, &b, sizeof(b))
+    return finish(c_cmd.CMD_IFACE_SET, bounded("id", id, 0, c_neigh.LINK_MAX - 1), gen, 0, &b, sizeof(b))
 
 
 def iface_del(id, gen):
-    return finish(c_cmd.CMD_IFACE_DEL, bounded("id", id, 0, c_pkt.IFACE_MAX - 1), gen, 0, NULL, 0)
+    return finish(c_cmd.CMD_IFACE_DEL, bounded("id", id, 0, c_neigh.LINK_MAX - 1), gen, 0, NULL, 0)
 
 
-cdef bytes neigh(int op, object gen, object af, object addr, object iface, object mac, object vlan):
+cdef bytes neigh(int op, object gen, object af, object addr, object iface, object mac, object tags):
     cdef c_cmd.CmdNeigh b
+    cdef uint64_t word = tag_bits(tags)
     memset(&b, 0, sizeof(b))
     put_addr(b.addr, af, addr)
     b.af = af
     b.iface = bounded("iface", iface, 0, c_pkt.IFACE_MAX - 1)
-    b.vlan = bounded("vlan", vlan, 0, 0xffff)
+    b.vlan, b.outer, b.tpid = word & 0xffff, word >> 16 & 0xffff, word >> 32
     if mac is not None:
         put_bytes(b.mac, "mac", mac, 6)
         b.valid = 1
     return finish(op, 0, gen, b.valid, &b, sizeof(b))
 
 
-def neigh_set(gen, *, iface, af, addr, mac=None, vlan=0):
+def neigh_set(gen, *, iface, af, addr, mac=None, tags=0):
     """mac None: the next hop is in use, but its link-layer address is not known (any more)."""
-    return neigh(c_cmd.CMD_NEIGH_SET, gen, af, addr, iface, mac, vlan)
+    return neigh(c_cmd.CMD_NEIGH_SET, gen, af, addr, iface, mac, tags)
 
 
-def neigh_del(gen, *, iface, af, addr, vlan=0):
-    return neigh(c_cmd.CMD_NEIGH_DEL, gen, af, addr, iface, None, vlan)
+def neigh_del(gen, *, iface, af, addr, tags=0):
+    return neigh(c_cmd.CMD_NEIGH_DEL, gen, af, addr, iface, None, tags)
 
 
-def route_set(gen, *, af, prefix, plen, iface, gateway=None, metric=0, vlan=0):
-    """gateway None: the destinations are on the link. vlan: tag of the way out, 0 for none."""
+def route_set(gen, *, af, prefix, plen, iface, gateway=None, metric=0, tags=0):
+    """gateway None: the destinations are on the link. tags: of the way out, 0 for none."""
     cdef c_cmd.CmdRoute b
+    cdef uint64_t word = tag_bits(tags)
     memset(&b, 0, sizeof(b))
     put_prefix(&b, af, prefix, plen)
     if gateway is None:
@@ -171,7 +190,7 @@ def route_set(gen, *, af, prefix, plen, iface, gateway=None, metric=0, vlan=0):
         put_addr(b.gateway, af, gateway)
     b.iface = bounded("iface", iface, 0, c_pkt.IFACE_MAX - 1)
     b.metric = bounded("metric", metric, 0, 0xffffffff)
-    b.vlan = bounded("vlan", vlan, 0, 0xffff)
+    b.vlan, b.outer, b.tpid = word & 0xffff, word >> 16 & 0xffff, word >> 32
     return finish(c_cmd.CMD_ROUTE_SET, 0, gen, 0, &b, sizeof(b))
 
 
@@ -206,6 +225,11 @@ def capture(gen, *, points=0, snaplen=c_lay.CAPTURE_SLOT, svc=c_svc.SVC_NONE):
     b.snaplen = min(bounded("snaplen", snaplen, 0, 0xffffffff), c_lay.CAPTURE_SLOT - sizeof(CaptureHead))
     b.svc = bounded("svc", svc, 0, 0xffff)
     return finish(c_cmd.CMD_CAPTURE, 0, gen, 0, &b, sizeof(b))
+
+
+def port_gone(id, gen):
+    """After the last copy of the last of its sockets was closed."""
+    return finish(c_cmd.CMD_PORT_GONE, bounded("id", id, 0, c_pkt.IFACE_MAX - 1), gen, 0, NULL, 0)
 
 
 def stop(gen):

@@ -40,6 +40,15 @@ ROUTE_USED = c_fib.ROUTE_USED
 ROUTE_ONLINK = c_fib.ROUTE_ONLINK
 FIB_MAX = c_fib.FIB_MAX
 IFACE_MAX = c_pkt.IFACE_MAX
+LINK_MAX = c_neigh.LINK_MAX
+MEMBER_MAX = c_neigh.MEMBER_MAX
+TPID_AD = c_neigh.TPID_AD
+TPID_OUTER_Q = c_neigh.TPID_OUTER_Q
+BOND_NONE = c_neigh.BOND_NONE
+BOND_TURN = c_neigh.BOND_TURN
+BOND_L2 = c_neigh.BOND_L2
+BOND_L23 = c_neigh.BOND_L23
+BOND_L34 = c_neigh.BOND_L34
 WORKER_MAX = c_pkt.WORKER_MAX
 
 # Op, CmdFlag, Sweep, Setting, CapturePoint

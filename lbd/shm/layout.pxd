@@ -1,7 +1,7 @@
 # What processes share: the segments' layouts.
 #
 # Worker segment (memfd, sealed; written by its worker, and by the master in the command ring's producer line alone):
-#     Ctl (page 0) | Svc[] SvcStat[] svc hash | Dest[] DestStat[] | Lip[] LipStat[] | Iface[16] IfaceStat[16] | Adj[] hash |
+#     Ctl (page 0) | Svc[] SvcStat[] svc hash | Dest[] DestStat[] | Lip[] LipStat[] | Iface[LINK_MAX] QueueStat[16] | Adj[] hash |
 #     Route[] hash | command ring | event ring | capture ring | slow-path ring
 # Host segment (memfd, sealed): HostCtl | owner tables | scheduling-table arena (uint32 slots; the master writes, workers read) |
 #     worker-to-worker rings: packets (16-byte entries) and returned frames (8-byte entries) for each ordered pair
@@ -14,7 +14,7 @@ from lbd.datapath.count cimport Counters, ExpireReason  # re-exported: Counters 
 
 cdef enum:
     SEG_MAGIC = 0x3144424c          # "LBD1"
-    SEG_VERSION = 2
+    SEG_VERSION = 3
     CHUNK = 2048                    # frame size, bytes
     CHUNK_SHIFT = 11
     CAPTURE_SLOT = 2048             # one capture or slow-path record: CaptureHead + bytes
@@ -145,7 +145,7 @@ cdef struct Evt:                    # worker → master, 64 bytes
 
 cdef enum EvtOp:
     EVT_RUNNING = 1                 # attached, polling; value = connections recovered
-    EVT_NEIGH_WANTED = 2            # a next hop without a MAC: af, addr, iface
+    EVT_NEIGH_WANTED = 2            # a next hop without a MAC: af, addr, iface; value = its tags (link.pxd)
     EVT_LIP_EXHAUSTED = 3           # id = lip
     EVT_TABLE_FULL = 4
     EVT_BAD_COMMAND = 5             # id = op

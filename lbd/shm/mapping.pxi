@@ -233,3 +233,12 @@ cdef class Area(Mapping):
         for i in range(self.sizes.frames):
             counts[line[i]] += 1
         return {(i & 15, i >> 4): counts[i] for i in range(256) if counts[i]}
+
+    def free_frames(self, worker):
+        """Numbers of one worker's free frames; while it is stopped, they may be taken."""
+        cdef uint64_t first = <uint64_t>bounded("worker", worker, 0, self.sizes.workers - 1) * self.sizes.frames
+        cdef const uint8_t *line
+        cdef uint32_t i
+        self.mapped()
+        line = <const uint8_t *>self.base + area_ledger_off(&self.sizes) + first
+        return [first + i for i in range(self.sizes.frames) if line[i] == c_lay.FRAME_FREE]

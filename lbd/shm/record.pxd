@@ -11,6 +11,7 @@ and new fields.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from lbd.datapath.fib cimport Route
+from lbd.datapath.link cimport adj_tags, tag_word
 from lbd.datapath.neigh cimport Adj, Iface
 from lbd.datapath.svc cimport Dest, Lip, LipStat, Svc, SvcStat
 from lbd.shm.layout cimport CaptureHead, Evt
@@ -75,18 +76,19 @@ cdef inline tuple lip_stat_tuple(uint32_t number, const LipStat *at):
 
 cdef inline dict iface_dict(const Iface *i):
     return {"mac": mac_bytes(i.mac), "mtu": i.mtu, "flags": i.flags, "ifindex": i.ifindex, "gen": i.gen,
-            "addr4": addr_bytes(4, i.addr4), "addr6": addr_bytes(6, i.addr6)}
+            "addr4": addr_bytes(4, i.addr4), "addr6": addr_bytes(6, i.addr6), "lower": i.lower,
+            "tags": tag_word(i.vlan, i.outer, i.tpid), "policy": i.policy, "members": list(i.member[:i.member_n]), "of": i.of}
 
 
 cdef inline dict adj_dict(const Adj *a):
-    return {"mac": mac_bytes(a.dmac), "smac": mac_bytes(a.smac), "vlan": a.vlan, "outer": a.outer,
+    return {"mac": mac_bytes(a.dmac), "smac": mac_bytes(a.smac), "vlan": a.vlan, "outer": a.outer, "tags": adj_tags(a),
             "iface": a.iface, "flags": a.flags, "gen": a.gen, "af": a.af, "addr": addr_bytes(a.af, a.addr),
             "seen": a.seen}
 
 
 cdef inline dict route_dict(const Route *r):
     return {"prefix": addr_bytes(r.af, r.prefix), "plen": r.plen, "gateway": addr_bytes(r.af, r.gateway),
-            "af": r.af, "iface": r.iface, "flags": r.flags, "metric": r.metric, "vlan": r.vlan, "gen": r.gen}
+            "af": r.af, "iface": r.iface, "flags": r.flags, "metric": r.metric, "vlan": r.vlan, "outer": r.outer, "gen": r.gen}
 
 
 cdef inline dict evt_dict(const Evt *e):

@@ -205,7 +205,7 @@ cdef class WorkerSegment(Mapping):
     def ifaces(self):
         cdef const c_neigh.Iface *iface = <const c_neigh.Iface *>self.at(self.lay.off_iface)
         cdef uint32_t i
-        return [(i, c_rec.iface_dict(iface + i)) for i in range(c_pkt.IFACE_MAX)
+        return [(i, c_rec.iface_dict(iface + i)) for i in range(c_neigh.LINK_MAX)
                 if iface[i].flags & c_neigh.IFACE_USED]
 
     def neighbours(self):

@@ -182,10 +182,10 @@ def commands(af: int) -> Iterator[bytes]:
     yield shm.iface_set(1, 2, mac=b"\x02\0\0\0\x09\x09", mtu=900, ifindex=7, flags=0)
     yield shm.iface_del(1, 2)
     yield shm.neigh_set(2, iface=1, af=af, addr=rs)
-    yield shm.neigh_set(2, iface=1, af=af, addr=rs, mac=b"\x02\0\0\0\x08\x08", vlan=5)
+    yield shm.neigh_set(2, iface=1, af=af, addr=rs, mac=b"\x02\0\0\0\x08\x08", tags=5)
     yield shm.neigh_del(2, iface=1, af=af, addr=rs)
     prefix = (packed(server(af, 0))[:3] + b"\0", 24) if af == 4 else (rs[:8] + bytes(8), 64)
-    yield shm.route_set(2, af=af, prefix=prefix[0], plen=prefix[1], iface=1, gateway=packed(LIP[af])[:-1] + b"\x63", vlan=3)
+    yield shm.route_set(2, af=af, prefix=prefix[0], plen=prefix[1], iface=1, gateway=packed(LIP[af])[:-1] + b"\x63", tags=3)
     yield shm.route_set(2, af=af, prefix=bytes(len(rs)), plen=0, iface=0, gateway=vip)
     yield shm.route_del(2, af=af, prefix=prefix[0], plen=prefix[1])
     for which, value in ((1, 1), (2, 1), (3, 5), (4, 10), (16 + 2, 1000), (16 + 6, 1), (16 + 9, 70000)):

@@ -39,7 +39,7 @@ from lbd.datapath.fib cimport FIB_HASH, FIB_MAX, ROUTE_ONLINK, ROUTE_USED, Route
 from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.lifetime cimport engine_expire, table_of, timer_of
 from lbd.datapath.lookup cimport adj_unhash
-from lbd.datapath.neigh cimport ADJ_HASH, ADJ_MAX, Adj, IFACE_PARTIAL, IFACE_UP, IFACE_USED, Iface
+from lbd.datapath.neigh cimport ADJ_HASH, ADJ_MAX, Adj, IFACE_PARTIAL, IFACE_UP, IFACE_USED, Iface, LINK_MAX
 from lbd.datapath.owner cimport OWNER_BUCKETS
 from lbd.datapath.pipeline cimport engine_burst
 from lbd.datapath.pkt cimport BURST_MAX, FRAME_SLACK, IFACE_MAX, PKT_HANDED, PKT_ICMP_ERROR, PKT_PARTIAL, Pkt

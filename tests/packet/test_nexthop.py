@@ -56,12 +56,12 @@ def test_the_longest_prefix_wins_and_routes_change(af: int) -> None:
     b, f = opened(af)
     gateway = packed("10.77.9.9" if af == 4 else "fd77::99:9")
     bits = 32 if af == 4 else 128
-    b.do(shm.neigh_set(2, iface=1, af=af, addr=gateway, mac=mac(NEW_MAC), vlan=70))
+    b.do(shm.neigh_set(2, iface=1, af=af, addr=gateway, mac=mac(NEW_MAC), tags=70))
     assert f.client("A").out[0][1][:6] != mac(NEW_MAC)
     for plen in (bits - 3, bits):  # 10.77.0.8/29 and the server itself
         masked = int.from_bytes(f.server, "big") >> bits - plen << bits - plen
         prefix = masked.to_bytes(bits // 8, "big")
-        b.do(shm.route_set(2, af=af, prefix=prefix, plen=plen, iface=1, gateway=gateway, vlan=70))
+        b.do(shm.route_set(2, af=af, prefix=prefix, plen=plen, iface=1, gateway=gateway, tags=70))
         r = b.send(from_client(af, TCP, f.sport, "A", f.cseq, f.sseq))
         [(out, frame)] = r.out
         assert out == 1 and frame[:6] == mac(NEW_MAC) and frame[12:16] == b"\x81\x00\x00\x46"

@@ -197,6 +197,21 @@ def test_neighbours_of_vlans_and_bonds_of_ours() -> None:
     assert {change.item.ifindex for _, change in state.collect()} == {3, 20, 21, 22}
 
 
+def test_vlans_within_vlans_count_and_a_bond_s_queues_are_its_slaves() -> None:
+    state = NetState(["bond0", "eth9"])
+    for link in (
+        replace(make_link(20), name="bond0", kind="bond"), replace(make_link(3), master=20), replace(make_link(4), master=20),
+        replace(make_link(9), name="eth9"), make_link(5), replace(make_link(22), name="inner", kind="vlan", link=21),
+        replace(make_link(21), name="outer", kind="vlan", link=20),
+    ):  # fmt: skip
+        state.take(link_event(link))
+    for ifindex in (20, 21, 22, 5):
+        state.take(neighbour_event(ifindex, 1))
+    changed = {change.item.ifindex for (kind, _), change in state.collect() if kind == "neighbour"}
+    assert changed == {20, 21, 22}
+    assert {link.ifindex for link in state.own_links()} == {3, 4, 9}
+
+
 def test_a_larger_scope_asks_for_neighbours() -> None:
     state = state_with(link_event(make_link(3)))
     state.take(link_event(replace(make_link(22), name="eth0.7", kind="vlan", link=3)))

@@ -1,5 +1,6 @@
 """The rtnetlink decoder against messages that pyroute2 encodes, and against garbage."""
 
+import struct
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -167,6 +168,30 @@ def test_a_vlan_and_its_lower_device() -> None:
     event = decode_one(link([("IFLA_LINK", 3), ("IFLA_LINKINFO", info)]))
     assert isinstance(event.item, Link)
     assert (event.item.kind, event.item.link, event.item.vlan) == ("vlan", 3, 42)
+
+
+@pytest.mark.parametrize(("protocol", "ad"), [(0x8100, False), (0x88A8, True)])
+def test_a_vlan_of_either_protocol(protocol: int, ad: bool) -> None:
+    data = {"attrs": [("IFLA_VLAN_ID", 9), ("IFLA_VLAN_PROTOCOL", protocol)]}
+    info = {"attrs": [("IFLA_INFO_KIND", "vlan"), ("IFLA_INFO_DATA", data)]}
+    event = decode_one(link([("IFLA_LINK", 3), ("IFLA_LINKINFO", info)]))
+    assert isinstance(event.item, Link) and (event.item.vlan, event.item.vlan_ad) == (9, ad)
+
+
+def test_a_bond() -> None:
+    data = {"attrs": [("IFLA_BOND_MODE", 4), ("IFLA_BOND_XMIT_HASH_POLICY", 1)]}
+    event = decode_one(link([("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bond"), ("IFLA_INFO_DATA", data)]})]))
+    assert isinstance(event.item, Link) and (event.item.kind, event.item.bond_mode, event.item.bond_policy) == ("bond", 4, 1)
+
+
+@pytest.mark.parametrize(("state", "mii", "sends"), [(0, 0, True), (1, 0, False), (0, 2, False), (0, 1, False)])
+def test_a_bond_s_slave_and_whether_the_bond_sends_by_it(state: int, mii: int, sends: bool) -> None:
+    """struct nlattr by hand: pyroute2 does not know all of these. State 0: active; MII status 0: up, 1: failing, 2: down."""
+    slave = struct.pack("=HHB3xHHB3x", 5, 1, state, 5, 2, mii)
+    info = struct.pack("=HH8s", 9, 4, b"bond") + struct.pack("=HH", 4 + len(slave), 5) + slave
+    body = struct.pack("=BxHiIIHH8s", 0, 1, 7, 0x11043, 0, 9, 3, b"eth7") + struct.pack("=HH", 4 + len(info), 18) + info
+    event = decode_one(struct.pack("=IHHII", 16 + len(body), rt.RTM_NEWLINK, 0, 0, 0) + body)
+    assert isinstance(event.item, Link) and event.item.sends is sends
 
 
 def test_a_peer_in_another_namespace_is_no_link_of_ours() -> None:

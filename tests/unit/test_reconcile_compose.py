@@ -165,6 +165,48 @@ def test_vlans_and_bonds_lead_to_the_interface_below() -> None:
     assert 40 not in Reach(config(), snapshot(bridged)).places
 
 
+AD, OUTER_Q = shm.TPID_AD << 32, shm.TPID_OUTER_Q << 32
+
+
+def test_vlans_in_vlans() -> None:
+    """802.1Q and 802.1ad, each in each; a third tag is beyond lbd, and a device whose lower one comes later in the dump counts."""
+    links = (
+        link(2, "eth0"), link(3, "eth1"),
+        link(29, "late", kind="vlan", link=30, vlan=7), link(30, "eth0.9", kind="vlan", link=2, vlan=9, vlan_ad=True),
+        link(31, "eth0.9.8", kind="vlan", link=30, vlan=8, vlan_ad=True), link(32, "eth0.5", kind="vlan", link=2, vlan=5),
+        link(33, "eth0.5.6", kind="vlan", link=32, vlan=6), link(34, "third", kind="vlan", link=33, vlan=1),
+    )  # fmt: skip
+    reach = Reach(config(), snapshot(links, routes=(route("10.5.6.0/24", 33), route("10.1.0.0/16", 34)),
+                                     neighbours=(neighbour(29, "10.7.0.1"), neighbour(34, "10.1.0.1"))))  # fmt: skip
+    expected = {30: AD | 9, 29: 9 << 16 | 7, 31: AD | 9 << 16 | 8, 32: 5, 33: OUTER_Q | 5 << 16 | 6}
+    assert reach.places == {2: (0, 0), 3: (1, 0), **{ifindex: (0, tags) for ifindex, tags in expected.items()}}
+    assert reach.neighbours() == (Neighbour(0, bytes([10, 7, 0, 1]), MAC, 9 << 16 | 7),)
+    first, second = sorted(reach.routes(), key=lambda r: r.prefix)
+    assert first.iface == ELSEWHERE and (second.iface, second.tags) == (0, OUTER_Q | 5 << 16 | 6)
+
+
+def test_a_vlan_device_is_told_with_its_own_mtu_mac_state_and_address() -> None:
+    links = (
+        link(2, "eth0"), link(3, "eth1"),
+        link(31, "eth1.8", kind="vlan", link=3, vlan=8, mtu=1400, mac=b"\2\0\0\0\0\x08", up=False),
+        link(30, "eth0.5", kind="vlan", link=2, vlan=5), link(40, "eth9.5", kind="vlan", link=9, vlan=5),
+    )  # fmt: skip
+    addresses = (Address(31, ip_interface("10.8.0.1/24"), 0), Address(2, ip_interface("10.0.0.1/24"), 0))
+    plain = Reach(config(), snapshot(links, addresses=addresses)).interfaces()
+    five, eight = (i for i in plain if i.number >= shm.IFACE_MAX)
+    assert (five.number, five.lower, five.tags, five.mtu) == (shm.IFACE_MAX, 0, 5, 1500)
+    assert (eight.number, eight.lower, eight.tags, eight.mtu, eight.flags) == (shm.IFACE_MAX + 1, 1, 8, 1400, 0)
+    assert eight.mac[-1] == 8 and eight.address4 == bytes([10, 8, 0, 1])
+    assert five.address4 in (bytes([10, 8, 0, 1]), bytes([10, 0, 0, 1])), "another one's"
+
+
+def test_more_vlan_devices_than_workers_know() -> None:
+    vlans = tuple(link(100 + n, f"v{n}", kind="vlan", link=2, vlan=1 + n) for n in range(300))
+    reach = Reach(config(), snapshot((link(2, "eth0"), link(3, "eth1"), *vlans)))
+    assert len(reach.interfaces()) == 2 + 256 and "300 VLAN devices" in reach.alarms[0]
+    assert len(reach.places) == 302, "they are reached all the same"
+
+
 def test_neighbours_in_worker_s_terms() -> None:
     seen = Reach(
         config(),

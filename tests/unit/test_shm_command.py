@@ -70,18 +70,18 @@ def test_iface_set():
 
 
 def test_neigh():
-    known = shm.neigh_set(5, iface=1, af=4, addr=VIP, mac=MAC, vlan=12)
+    known = shm.neigh_set(5, iface=1, af=4, addr=VIP, mac=MAC, tags=12)
     assert shm.command_head(known) == (shm.CMD_NEIGH_SET, 1, 0, 5)
     assert body(known, "16s6sBBBBH") == (VIP.ljust(16, b"\0"), MAC, 4, 1, 1, 0, 12)
     wanted = shm.neigh_set(5, iface=1, af=6, addr=SIX)
     assert shm.command_head(wanted)[1] == 0 and body(wanted, "16s6sBBBBH") == (SIX, bytes(6), 6, 1, 0, 0, 0)
-    gone = shm.neigh_del(5, iface=1, af=4, addr=VIP, vlan=12)
+    gone = shm.neigh_del(5, iface=1, af=4, addr=VIP, tags=12)
     assert body(gone, "16s6sBBBBH") == (VIP.ljust(16, b"\0"), bytes(6), 4, 1, 0, 0, 12)
 
 
 def test_route():
     net = bytes([10, 0, 1, 0])
-    cmd = shm.route_set(5, af=4, prefix=net, plen=24, iface=1, gateway=VIP, metric=100, vlan=7)
+    cmd = shm.route_set(5, af=4, prefix=net, plen=24, iface=1, gateway=VIP, metric=100, tags=7)
     padded = net.ljust(16, b"\0"), VIP.ljust(16, b"\0")
     assert body(cmd, "16s16sBBBBIH") == (*padded, 4, 24, 1, 0, 100, 7)
     on_link = shm.route_set(5, af=6, prefix=bytes(16), plen=0, iface=1)
@@ -124,7 +124,7 @@ SVC = {"af": 4, "addr": VIP, "port": 80, "proto": 6, "sched": 0}
         (lambda: shm.dest_set(1, 1, af=4, addr=VIP, port=80, svc=0xFFFF), "svc must be"),
         (lambda: shm.dest_set(1, 1, af=4, addr=VIP, port=80, svc=0, weight=65536), "weight must be"),
         (lambda: shm.lip_set(1, 1, af=4, addr=VIP, port_lo=2000, port_hi=1000), "port_hi must be"),
-        (lambda: shm.iface_set(16, 1, mac=MAC, mtu=1500, ifindex=1), r"id must be an integer in 0\.\.15"),
+        (lambda: shm.iface_set(272, 1, mac=MAC, mtu=1500, ifindex=1), r"id must be an integer in 0\.\.271"),
         (lambda: shm.iface_set(1, 1, mac=MAC[:5], mtu=1500, ifindex=1), "mac must be 6 bytes"),
         (lambda: shm.iface_set(1, 1, mac=MAC, mtu=10, ifindex=1), "mtu must be"),
         (lambda: shm.neigh_set(1, iface=16, af=4, addr=VIP), "iface must be"),

@@ -8,9 +8,11 @@ tunnels apart. Everything in here is 70 times slower than on the host: generous 
 """
 
 import contextlib
+import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -115,6 +117,23 @@ def until(what: str, test, seconds: float = 100):
 logs: list[Path] = []
 
 
+def control(run: Path, what: str) -> dict:
+    """GET /v1/`what` of the daemon; starting the command for it would take seconds here."""
+
+    class Unix(http.client.HTTPConnection):
+        def connect(self) -> None:
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(60)
+            self.sock.connect(str(run / "control.sock"))
+
+    try:
+        connection = Unix("lbd")
+        connection.request("GET", f"/v1/{what}")
+        return json.loads(connection.getresponse().read())
+    except (OSError, http.client.HTTPException) as e:
+        raise RuntimeError(f"control socket: {e}") from None
+
+
 def network() -> None:
     """Client and real server in namespaces of their own; the balancer is the VM itself."""
     for name, nic, near, near6, far, far6, lb in (
@@ -182,7 +201,7 @@ def main(model: str, zero_copy: str) -> None:
         def asked(what: str) -> dict:
             if daemon.poll() is not None:
                 raise SystemExit("lbd ended: " + (work / "lbd.log").read_text())
-            return json.loads(sh(f"{' '.join(lbd)} -s {run}/control.sock {what} -j"))
+            return control(run, what)
 
         until("lbd is ready", lambda: asked("status").get("ready"), 240)
         answers, handed = {}, {}
@@ -192,14 +211,14 @@ def main(model: str, zero_copy: str) -> None:
                 until(f"HTTP by {mode}, IPv{family}", lambda url=url: curl(url) == "hello\n", 60)
                 # a connection each: that answers come back to the worker that chose the port shows in its hand-over counters
                 answers[f"{mode}{family}"] = curl("-H 'Connection: close'", *[url] * number).count("hello\n")
-            handed[mode] = [(w["handed_out"], w["handed_in"], w["misplaced"]) for w in asked("worker")["workers"]]
+            handed[mode] = [(w["handed_out"], w["handed_in"], w["misplaced"]) for w in asked("workers")["workers"]]
         metrics = urllib.request.urlopen("http://127.0.0.1:9911/metrics", timeout=60).read().decode()
         print(json.dumps({
             "model": model, "kernel": os.uname().release, "answers": answers, "handed": handed,
             "status": asked("status")["interfaces"],
             "metric": [line for line in metrics.splitlines() if line.startswith("lbd_xsk_zero_copy{")],
-            "workers": asked("worker")["workers"],
-            "services": {s["name"]: s for s in asked("service")["services"]},
+            "workers": asked("workers")["workers"],
+            "services": {s["name"]: s for s in asked("services")["services"]},
             "drops": {d["reason"]: d["packets"] for d in asked("drops")["drops"] if d["packets"]},
         }))  # fmt: skip
     print((work / "lbd.log").read_text(), file=sys.stderr)

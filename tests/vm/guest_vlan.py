@@ -1,0 +1,148 @@
+"""Runs inside the lab VM: one trunk, lbd on one end of it; clients and real servers in VLANs of the other.
+
+    guest_vlan.py NIC-MODEL        eth0 trunk's far end | eth1 balancer, one arm; prints one JSON object
+
+VLAN 7: clients; VLAN 8: real servers; 9 (802.1ad) around 5: more clients, of a VLAN device that comes and goes while lbd runs.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from guest_mode import control, process, sh, until
+
+CONFIG = """
+[daemon]
+run_dir = "{run}"
+[workers]
+count = {workers}
+heartbeat_limit = "30s"
+[tables]
+connections_ipv4 = 4096
+connections_ipv6 = 4096
+frames = 4096
+services = 16
+real_servers = 64
+hugepages = "off"
+[[interface]]
+name = "eth1"
+ring = 512
+[[local_address]]
+address = "10.77.0.2"
+interface = "eth1.8"
+[[local_address]]
+address = "fd77::2"
+interface = "eth1.8"
+[[service]]
+name = "web4"
+address = "192.0.2.10:80"
+interface = "eth1.7"
+[[service.real_server]]
+address = "10.77.0.11:8080"
+[[service]]
+name = "web6"
+address = "[2001:db8:1::10]:80"
+interface = "eth1.7"
+[[service.real_server]]
+address = "[fd77::11]:8080"
+[[service]]
+name = "nat4"
+address = "192.0.2.11:80"
+interface = "eth1.7"
+mode = "nat"
+[[service.real_server]]
+address = "10.77.0.11:8080"
+"""
+
+NGINX = """
+daemon off; worker_processes 1; pid {dir}/nginx.pid; error_log {dir}/nginx.log;
+events {{ worker_connections 256; }}
+http {{
+  access_log off; client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u;
+  scgi_temp_path {dir}/s; root {dir};
+  server {{ listen 8080; listen [::]:8080; location = / {{ return 200 "hello\\n"; }} }}
+}}
+"""
+
+
+def network() -> None:
+    """The far end's VLAN devices go to namespaces of their own; the balancer's stay here."""
+    sh("ip link set eth0 up; ip link set eth1 up")
+    for name, tags, near, near6, far, far6 in (
+        ("client", "7", "192.0.2.100/24", "2001:db8:1::100/64", "192.0.2.1/24", "2001:db8:1::1/64"),
+        ("server", "8", "10.77.0.11/24", "fd77::11/64", "10.77.0.1/24", "fd77::1/64"),
+    ):
+        sh(f"ip link add link eth0 name eth0.{tags} type vlan id {tags}; ip netns add {name}; ip -n {name} link set lo up")
+        sh(f"ip link set eth0.{tags} netns {name}; ip -n {name} link set eth0.{tags} up")
+        sh(f"ip -n {name} addr add {near} dev eth0.{tags}; ip -n {name} addr add {near6} dev eth0.{tags} nodad")
+        sh(f"ip link add link eth1 name eth1.{tags} type vlan id {tags}; ip link set eth1.{tags} up")
+        sh(f"ip addr add {far} dev eth1.{tags}; ip addr add {far6} dev eth1.{tags} nodad")
+    sh("ip -n server route add default via 10.77.0.1")
+    sh("ip netns add deep; ip -n deep link set lo up")
+    sh("ip link add link eth0 name eth0.9 type vlan proto 802.1ad id 9; ip link set eth0.9 up")
+    sh("ip link add link eth0.9 name deep type vlan id 5; ip link set deep netns deep; ip -n deep link set deep up")
+    sh("ip -n deep addr add 198.51.100.100/24 dev deep; ip -n deep route add default via 198.51.100.1")
+    subprocess.run("ethtool -K eth0 tx off tso off gso off", shell=True, capture_output=True)
+
+
+def qinq(there: bool) -> None:
+    """The balancer's end of the VLAN in a VLAN."""
+    if there:
+        sh("ip link add link eth1 name outer type vlan proto 802.1ad id 9; ip link set outer up")
+        sh("ip link add link outer name inner type vlan id 5; ip link set inner up; ip addr add 198.51.100.1/24 dev inner")
+    else:
+        sh("ip link del outer")
+
+
+def curl(namespace: str, *urls: str) -> int:
+    """How many answers were right."""
+    done = subprocess.run(["ip", "netns", "exec", namespace, "curl", "-gsS", "-m", "10", *urls], capture_output=True, text=True)
+    return done.stdout.count("hello\n")
+
+
+def main(model: str) -> None:
+    work = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    run = work / "run"
+    run.mkdir(mode=0o700)
+    network()
+    workers = len(list(Path("/sys/class/net/eth1/queues").glob("rx-*")))
+    (work / "lbd.toml").write_text(CONFIG.format(run=run, workers=workers))
+    (work / "nginx.conf").write_text(NGINX.format(dir=work))
+    lbd = [sys.executable, "-m", "lbd.cli.main"]
+    found: dict = {"model": model}
+    with process(["ip", "netns", "exec", "server", "nginx", "-c", str(work / "nginx.conf")], work / "nginx.out"), \
+            process([*lbd, "run", str(work / "lbd.toml")], work / "lbd.log") as daemon:  # fmt: skip
+        def ask(what: str) -> dict:
+            if daemon.poll() is not None:
+                raise SystemExit("lbd ended: " + (work / "lbd.log").read_text())
+            return control(run, what)
+
+        until("lbd is ready", lambda: ask("status").get("ready"), 240)
+        four, six, nat = "http://192.0.2.10/", "http://[2001:db8:1::10]/", "http://192.0.2.11/"
+        for url in (four, six, nat):
+            until(f"HTTP to {url}", lambda url=url: curl("client", url), 60)
+        found["seven"] = [curl("client", *[url] * 10) for url in (four, six, nat)]
+        found["before"] = curl("deep", "-m", "2", four)
+        qinq(True)
+        until("HTTP from the VLAN in a VLAN", lambda: curl("deep", four), 60)
+        found["deep"] = [curl("deep", *[url] * 10) for url in (four, nat)]
+        found["neighbours"] = [(n["vlan"], n["outer_vlan"], n["learned"]) for n in ask("neighbours")["neighbours"]]
+        sh("ip link set eth1.8 down")
+        until("the servers' VLAN is down", lambda: not curl("client", "-m", "2", four), 30)
+        sh("ip link set eth1.8 up; ip addr add fd77::1/64 dev eth1.8 nodad 2>/dev/null || :")
+        until("and up again", lambda: curl("client", four) and curl("client", six), 60)
+        qinq(False)
+        found["after"] = [curl("deep", "-m", "2", four), curl("client", *[four] * 10)]
+        found["drops"] = {d["reason"]: d["packets"] for d in ask("drops")["drops"] if d["packets"]}
+        found["restarts"] = [w["restarts"] for w in ask("workers")["workers"]]
+        found["mode"] = [i["mode"] for i in ask("status")["interfaces"]]
+    found["rxvlan"] = [line.strip() for line in sh("ethtool -k eth1").splitlines() if "rx-vlan-offload" in line]
+    found["log"] = [line for line in (work / "lbd.log").read_text().splitlines() if "rxvlan" in line]
+    print(json.dumps(found))
+    print((work / "lbd.log").read_text(), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,30 @@
+"""Devices that the host's kernel may lack, by a real one: VLANs in a trunk, VLANs in VLANs."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
+
+
+def guest(vmlab, program: str, model: str, *options: str) -> dict:
+    """What the guest's program printed."""
+    done = vmlab(f"ulimit -l unlimited; {sys.executable} {HERE / program} {model}", "--mem", "2G", *options,
+                 "--env", f"PYTHONPATH={ROOT}", timeout=600)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(620)
+def test_clients_and_servers_in_vlans_of_one_port(vmlab) -> None:
+    seen = guest(vmlab, "guest_vlan.py", "virtio", "--modprobe", "8021q", "--pair", "virtio")
+    assert seen["seven"] == [10, 10, 10], "FULLNAT of both families, and NAT"
+    assert seen["before"] == 0 and seen["deep"] == [10, 10], "802.1ad around 802.1Q, once its device is there"
+    assert [5, 9, True] in seen["neighbours"] and [7, 0, True] in seen["neighbours"] and [8, 0, False] in seen["neighbours"]
+    assert seen["after"][1] == 10 and seen["mode"] == ["zero-copy"]
+    assert set(seen["drops"]) <= {"no_neighbor", "link_down", "no_route", "no_state"}, seen["drops"]
+    assert seen["restarts"] == [0] * len(seen["restarts"])
