@@ -16,6 +16,7 @@ from lbd.datapath.conn cimport (BUCKET_FILL_X100, BUCKET_SPARE, CONN_RESTING, Bu
                                 ConnTable, conn4, conn6, conn_common, conn_mode, conn_server)
 from lbd.datapath.connfile cimport conn_file_attach, conn_file_bytes, conn_map_all
 from lbd.datapath.engine cimport ConnExt, EXT_FREE, EXT_SHARE, Engine as CEngine
+from lbd.datapath.hdr cimport PROTO_SCTP
 from lbd.datapath.lifetime cimport engine_expire
 from lbd.datapath.count cimport Counters
 from lbd.datapath.fib cimport FIB_MAX, ROUTE_USED, Route
@@ -25,7 +26,8 @@ from lbd.datapath.pkt cimport BURST_MAX, FRAME_SLACK, IFACE_MAX, Pkt
 from lbd.datapath.reason cimport VERDICT_CONSUME, VERDICT_FORWARD
 from lbd.datapath.svc cimport MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_TUNNEL, DEST_NONE, SVC_NONE, Dest, Lip, LipStat, Svc, SvcStat
 from lbd.datapath.tcp cimport (STATE_CLOSE, STATE_CLOSE_WAIT, STATE_COUNT, STATE_ESTABLISHED, STATE_FIN_WAIT, STATE_LAST_ACK,
-                               STATE_NONE, STATE_SYN_RECV, STATE_TIME_WAIT, STATE_UDP, STATE_UDP_ONEWAY)
+                               STATE_NONE, STATE_SYN_RECV, STATE_TIME_WAIT, STATE_UDP, STATE_UDP_ONEWAY,
+                               TIMEOUT_SCTP_ESTABLISHED, TIMEOUT_SCTP_SHUTDOWN, timeout_of)
 from lbd.loop.repair cimport repair
 from lbd.loop.state cimport (Loop, NO_WORKER, POLL_ADAPTIVE, lbd_monotonic, lbd_store32_release)
 from lbd.loop.turn cimport tell, owner_refresh, turn_commands, turn_publish, worker_loop as c_worker_loop
@@ -72,6 +74,8 @@ cdef inline void layout_promises() noexcept nogil:
 
 
 STATE_NAMES = ("NONE", "SYN_RECV", "ESTABLISHED", "CLOSE_WAIT", "LAST_ACK", "FIN_WAIT", "TIME_WAIT", "CLOSE", "UDP", "UDP")
+SCTP_STATE_NAMES = ("NONE", "INIT", "ESTABLISHED", "SHUTDOWN_RECEIVED", "SHUTDOWN_ACK_SENT", "SHUTDOWN_SENT", "TIME_WAIT", "CLOSED",
+                    "UDP", "UDP")      # as the real server sees it, which is how IPVS names them
 MODE_NAMES = {MODE_FULLNAT: "fullnat", MODE_NAT: "nat", MODE_DR: "dr", MODE_TUNNEL: "tunnel"}
 VERDICTS = ("drop", "forward", "kernel", "consume", "handover")
 SIZE_FIELDS = ("workers", "services", "dests", "lips", "conns4", "conns6", "frames", "arena", "cmd_ring", "evt_ring",
@@ -129,6 +133,8 @@ cdef void engine_defaults(CEngine *e) noexcept nogil:
     e.timeout[<int> STATE_CLOSE] = 10000
     e.timeout[<int> STATE_UDP] = 300000
     e.timeout[<int> STATE_UDP_ONEWAY] = 300000
+    e.timeout[<int> TIMEOUT_SCTP_ESTABLISHED] = 900000
+    e.timeout[<int> TIMEOUT_SCTP_SHUTDOWN] = 60000
     e.icmp_bucket.rate = 1000
     e.kernel_bucket.rate = 1000
 
@@ -200,8 +206,9 @@ cdef dict conn_dict(CEngine *e, uint32_t i, int af, uint32_t now_ms):
     daf = conn_server(&e.t4 if af == 4 else &e.t6, i, server, af)
     ends.update(
         real_server=(<bytes> server[:4 if daf == 4 else 16], ends["real_server"][1]), mode=MODE_NAMES.get(conn_mode(c), "?"),
-        resting=c.live == CONN_RESTING, proto=c.proto, state=STATE_NAMES[c.state if c.state < STATE_COUNT else 0],
-        expires_ms=<int32_t> (e.timeout[c.state & 15] - (now_ms - c.last_seen)),
+        resting=c.live == CONN_RESTING, proto=c.proto,
+        state=(SCTP_STATE_NAMES if c.proto == PROTO_SCTP else STATE_NAMES)[c.state if c.state < STATE_COUNT else 0],
+        expires_ms=<int32_t> (e.timeout[timeout_of(c.proto, c.state & 15)] - (now_ms - c.last_seen)),
         svc=c.svc if c.svc != SVC_NONE else None, dest=c.dest if c.dest != DEST_NONE else None)
     return ends
 

@@ -54,7 +54,7 @@ ADVICE = {
     "exthdr_unsupported": "An attack, or an exotic sender.",
     "icmp_unmatched": "Errors about connections that are over, or forged ones.",
     "icmp_unsupported": "An ICMP message that is neither an error nor an echo request.",
-    "proto_unsupported": "Something other than TCP, UDP and ICMP for a virtual address.",
+    "proto_unsupported": "Something other than TCP, UDP, SCTP and ICMP for a virtual address.",
     "martian": "Forged source addresses. Filter them at the edge of your network (BCP 38).",
     "tx_ring_full": (
         "The link is saturated, or its other end does not take more. See `lbd worker` (TX FULL), raise "

@@ -99,7 +99,7 @@ class Tables(Section):
 class Timeouts(Section):
     """How long a connection may be silent before it is forgotten, by its state (IPVS's names).
 
-    The defaults are those of IPVS, but for `tcp_time_wait`: as long as Linux servers remember.
+    The defaults are those of IPVS, but for `tcp_time_wait` (as long as Linux servers remember) and `sctp_shutdown`.
     """
 
     tcp_established: Duration = Field(900.0, ge=0.1, le=604800, description="Established.")
@@ -124,6 +124,12 @@ class Timeouts(Section):
         30.0, ge=0.1, le=604800, description="The last FIN waits for its acknowledgement."
     )
     udp: Duration = Field(300.0, ge=0.1, le=604800, description="UDP.")
+    sctp_established: Duration = Field(
+        900.0, ge=0.1, le=604800, description="SCTP, established. Half-open ones have `tcp_syn_recv`, aborted ones `tcp_close`."
+    )
+    sctp_shutdown: Duration = Field(
+        60.0, ge=0.1, le=604800, description="SCTP, one end is shutting down. (IPVS: 3s, too short to repeat a lost packet.)"
+    )
 
 
 class Metrics(Section):
@@ -140,7 +146,7 @@ class Packet(Section):
 
     verify_checksums: Bool = Field(
         False,
-        description="Verify TCP, UDP and ICMP checksums on receipt and drop what is wrong (`bad_checksum`).",
+        description="Verify TCP, UDP, SCTP and ICMP checksums on receipt and drop what is wrong (`bad_checksum`).",
     )
     return_path: Literal["source", "route"] = Field(
         "source",

@@ -9,7 +9,8 @@ from lbd.config.address import EndpointValue, IPAddress
 from lbd.config.section import Section
 from lbd.config.value import Bool, Duration, Int, InterfaceName, Name, RequestPath
 
-PROTOCOLS = {"tcp": 6, "udp": 17}
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 Mode = Literal["fullnat", "nat", "dr", "tunnel"]
 Scheduler = Literal["rr", "wrr", "lc", "wlc", "sed", "nq", "fo", "ovf", "sh", "mh", "conhash", "dh", "lblc", "lblcr"]
 SchedulerFlag = Literal["sh-fallback", "sh-port", "mh-fallback", "mh-port"]
@@ -69,7 +70,9 @@ class Service(Section):
 
     name: Name = Field(description="Name in commands, logs and metrics; unique.", examples=["web"])
     address: EndpointValue = Field(description="VIP and port.", examples=["192.0.2.10:80"])
-    protocol: Literal["tcp", "udp"] = Field("tcp", description="Transport protocol.")
+    protocol: Literal["tcp", "udp", "sctp"] = Field(
+        "tcp", description="Transport protocol: `tcp`, `udp` or `sctp`. See [protocols](protocols.md)."
+    )
     scheduler: Scheduler = Field(
         "wlc",
         description="How a real server is chosen, by ipvsadm's names: round robin (`rr`, weighted `wrr`), least "
@@ -98,7 +101,11 @@ class Service(Section):
         "real servers need: [nat](modes/nat.md), [dr](modes/dr.md), [tunnel](modes/tunnel.md).",
     )
     tcp_established: Duration | None = Field(
-        None, ge=0.1, le=604800, description="Overrides `timeouts.tcp_established`.", examples=["1h"]
+        None,
+        ge=0.1,
+        le=604800,
+        description="Overrides `timeouts.tcp_established`, or for SCTP `timeouts.sctp_established`.",
+        examples=["1h"],
     )
     health: Health | None = Field(
         None, description="How real servers are checked. Without it they count as up."

@@ -7,10 +7,11 @@ from lbd.datapath.engine cimport ConnExt, Engine
 from lbd.datapath.ext cimport conn_ext, ext_give
 from lbd.datapath.pkt cimport Pkt, PKT_NEW, PKT_REPLY, PKT_HANDED, PKT_ICMP_ERROR
 from lbd.datapath.flow cimport Tuple, tuple_hash
-from lbd.datapath.hdr cimport TcpHdr, PROTO_TCP, PROTO_UDP, TCP_SYN, TCP_ACK, TCP_FIN, TCP_RST
+from lbd.datapath.hdr cimport TcpHdr, PROTO_SCTP, PROTO_TCP, PROTO_UDP, TCP_SYN, TCP_ACK, TCP_FIN, TCP_RST
 from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
+from lbd.datapath.sctp cimport sctp_quote_is_right, sctp_step
 from lbd.datapath.timer cimport WHEEL_SHIFT
 from lbd.datapath.svc cimport Svc, Dest, SVC_NONE, DEST_NONE, LIP_NONE, DEST_USED, DEST_UP, MODE_DR, MODE_FULLNAT
 from lbd.datapath.neigh cimport Adj, ADJ_NONE, ADJ_USED, ADJ_VALID, IFACE_UP
@@ -20,7 +21,7 @@ from lbd.datapath.lifetime cimport table_of, timer_of, conn_enter, conn_end, con
 from lbd.datapath.nat cimport TTL_DELTA, hop, link_write, rewrite
 from lbd.datapath.seq cimport seq_translate
 from lbd.datapath.encap cimport encap, encap_bytes
-from lbd.datapath.icmp_err cimport answer, translate4, translate6, quoted_seq
+from lbd.datapath.icmp_err cimport answer, quoted_l4, translate4, translate6
 from lbd.datapath.count cimport EXPIRE_ADMIN, EXPIRE_RESET
 
 
@@ -267,7 +268,7 @@ cdef inline void ext_tend(Engine *e, uint32_t i, const ConnCommon *c, int af) no
 
 
 cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept nogil:
-    """A TCP or UDP packet whose connection and direction are known: the established path."""
+    """A packet whose connection and direction are known: the established path."""
     cdef uint32_t i = ref >> 1
     cdef uint32_t direction = ref & 1
     cdef ConnCommon *c = conn_common(table_of(e, af), i, af)
@@ -292,6 +293,9 @@ cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept
         if lbd_unlikely(c.flags & CONN_EXTENDED and direction == 0):
             seq_translate(p, conn_ext(e, table_of(e, af), i, af), 0)
             ext_tend(e, i, c, af)
+    elif lbd_unlikely(p.proto == PROTO_SCTP):
+        if sctp_step(e, p, i, c, direction, af):
+            c.last_seen = e.now_ms
     else:
         udp_step(e, i, c, direction, af)
         c.last_seen = e.now_ms
@@ -305,27 +309,37 @@ cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept
         conn_end(e, i, EXPIRE_RESET, af)
 
 
+cdef inline bint quote_is_right(Engine *e, Pkt *p, uint32_t i, const ConnCommon *c, uint32_t direction, int af) noexcept nogil:
+    """Quoted is what the other end sent; a blind sender doesn't know its sequence numbers (RFC 5927) or verification tag. One way
+    lbd doesn't either: the real server judges. Where lbd moves sequence numbers, the quoted one is moved back."""
+    cdef uint8_t *l4
+    cdef uint32_t seq
+    if c.flags & CONN_ONE_WAY or (c.proto != PROTO_TCP and c.proto != PROTO_SCTP):
+        return True
+    l4 = p.data + quoted_l4(p)
+    if c.proto == PROTO_SCTP:
+        return sctp_quote_is_right(l4, <uint32_t> (p.data + p.l3 + p.l3_len - l4), c, seq_edge(e, i, 0, af), 1 - direction)
+    seq = lbd_bswap32(lbd_ld32(l4 + 4))
+    if c.flags & CONN_EXTENDED:
+        seq -= conn_ext(e, table_of(e, af), i, af).delta[1 - direction]
+    if not tcp_in_window(seq, seq_edge(e, i, 1 - direction, af)[0]):
+        return False
+    lbd_st32(l4 + 4, lbd_bswap32(seq))
+    return True
+
+
 cdef inline void forward_icmp(Engine *e, Pkt *p, uint32_t ref, uint8_t proto, int af) noexcept nogil:
     """An ICMP error about a packet of this connection goes to the other side, translated. It changes no state and no timer."""
     cdef uint32_t i = ref >> 1
     cdef uint32_t direction = ref & 1
     cdef ConnCommon *c = conn_common(table_of(e, af), i, af)
-    cdef uint32_t n, mtu, seq
-    cdef uint8_t *quoted
+    cdef uint32_t n, mtu
     cdef Adj *a
     p.svc = c.svc
     p.dest = c.dest
-    if proto == PROTO_TCP and not c.flags & CONN_ONE_WAY:
-        # quoted: what the other end sent; a blind sender doesn't know its sequence numbers (RFC 5927). One way lbd doesn't either:
-        # the real server judges
-        quoted = quoted_seq(p)
-        seq = lbd_bswap32(lbd_ld32(quoted))
-        if c.flags & CONN_EXTENDED:
-            seq -= conn_ext(e, table_of(e, af), i, af).delta[1 - direction]
-        if not tcp_in_window(seq, seq_edge(e, i, 1 - direction, af)[0]):
-            drop(p, REASON_ICMP_UNMATCHED)
-            return
-        lbd_st32(quoted, lbd_bswap32(seq))
+    if not quote_is_right(e, p, i, c, direction, af):
+        drop(p, REASON_ICMP_UNMATCHED)
+        return
     if c.fib_gen != e.fib_gen[0]:
         adj_resolve(e, i, c, af)
     n = c.adj_fwd if direction == 0 else c.adj_rev

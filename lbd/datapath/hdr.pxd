@@ -46,6 +46,16 @@ cdef packed struct UdpHdr:      # RFC 768
     be16 len
     uint16_t check
 
+cdef packed struct SctpHdr:     # RFC 9260 §3: the common header, and the beginning of the first chunk
+    be16 source
+    be16 dest
+    be32 vtag
+    uint32_t check              # CRC32c; as it lies in memory a little-endian number
+    uint8_t chunk
+    uint8_t chunk_flags
+    be16 chunk_len
+    be32 init_tag               # INIT and INIT ACK alone
+
 cdef packed struct IcmpHdr:     # RFC 792, RFC 4443: the same head
     uint8_t type
     uint8_t code
@@ -64,6 +74,7 @@ cdef enum:
     PROTO_TCP = 6
     PROTO_UDP = 17
     PROTO_ICMPV6 = 58
+    PROTO_SCTP = 132
     TCP_FIN = 1
     TCP_SYN = 2
     TCP_RST = 4
@@ -71,3 +82,8 @@ cdef enum:
     IP_DF = 0x4000
     IP_MF = 0x2000
     IP_OFFMASK = 0x1fff
+
+
+cdef inline bint is_transport(uint8_t proto) noexcept nogil:
+    """One that begins with two ports."""
+    return proto == PROTO_TCP or proto == PROTO_UDP or proto == PROTO_SCTP

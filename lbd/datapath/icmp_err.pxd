@@ -8,6 +8,7 @@ from lbd.datapath.pkt cimport Pkt, PKT_ICMP_ERROR, FRAME_SLACK
 from lbd.datapath.hdr cimport *
 from lbd.datapath.csum cimport csum_apply, csum_diff, csum_fold, csum_partial, csum_pseudo
 from lbd.datapath.conn cimport Conn4, Conn6
+from lbd.datapath.crc32c cimport SCTP_CHECK_AT, sctp_ports_changed
 from lbd.datapath.link cimport link_of, pkt_tags
 from lbd.datapath.reason cimport *
 
@@ -127,19 +128,25 @@ cdef inline void answer(Engine *e, Pkt *p, uint32_t reason, uint32_t mtu) noexce
     p.ifout = p.ifin
 
 
-cdef inline void inner_ports(uint8_t *l4, uint32_t left, uint8_t proto, uint16_t sport, uint16_t dport,
+cdef inline void inner_ports(uint8_t *l4, uint32_t left, uint32_t whole, uint8_t proto, uint16_t sport, uint16_t dport,
                              uint64_t addr_diff) noexcept nogil:
-    """New ports in the quoted transport header, and its checksum as far as it was quoted (UDP: unless none)."""
+    """New ports in the quoted transport header, and its checksum as far as it was quoted (UDP: unless none). left: bytes quoted,
+    whole: that the packet had."""
     cdef uint16_t old[2]
     cdef uint16_t new[2]
     cdef uint16_t *check
     cdef uint32_t at = 16 if proto == PROTO_TCP else 6
+    cdef uint32_t before = lbd_ld32(l4)
     old[0] = lbd_ld16(l4)
     old[1] = lbd_ld16(l4 + 2)
     new[0] = sport
     new[1] = dport
     lbd_st16(l4, sport)
     lbd_st16(l4 + 2, dport)
+    if proto == PROTO_SCTP:
+        if left >= SCTP_CHECK_AT + 4:
+            sctp_ports_changed(l4, whole, before)
+        return
     if left < at + 2:
         return
     check = <uint16_t *> (l4 + at)
@@ -170,11 +177,11 @@ cdef inline void translate4(Pkt *p, const Conn4 *c, uint32_t direction) noexcept
     q.saddr = new[0]
     q.daddr = new[1]
     if direction == 0:
-        inner_ports(p.data + p.inner + n, end - p.inner - n, q.protocol, c.dport, c.lport, diff)
+        inner_ports(p.data + p.inner + n, end - p.inner - n, lbd_bswap16(q.tot_len) - n, q.protocol, c.dport, c.lport, diff)
         ip.saddr = c.laddr
         ip.daddr = c.daddr
     else:
-        inner_ports(p.data + p.inner + n, end - p.inner - n, q.protocol, c.cport, c.vport, diff)
+        inner_ports(p.data + p.inner + n, end - p.inner - n, lbd_bswap16(q.tot_len) - n, q.protocol, c.cport, c.vport, diff)
         ip.saddr = c.vaddr
         ip.daddr = c.caddr
     ip.ttl -= 1
@@ -188,7 +195,7 @@ cdef inline uint32_t quoted6_l4(Pkt *p) noexcept nogil:
     """Offset of the quoted transport header (parse walked it before: the chain is sound)."""
     cdef uint32_t off = p.inner + 40
     cdef uint8_t proto = p.data[p.inner + 6]
-    while proto != PROTO_TCP and proto != PROTO_UDP:
+    while not is_transport(proto):
         proto = p.data[off]
         off += (<uint32_t> p.data[off + 1] + 1) * 8
     return off
@@ -199,6 +206,7 @@ cdef inline void translate6(Pkt *p, const Conn6 *c, uint32_t direction, uint8_t 
     cdef Ip6Hdr *q = <Ip6Hdr *> (p.data + p.inner)
     cdef uint32_t end = p.l3 + p.l3_len
     cdef uint32_t l4 = quoted6_l4(p)
+    cdef uint32_t whole = p.inner + sizeof(Ip6Hdr) + lbd_bswap16(q.payload_len) - l4
     cdef uint8_t new[32]
     cdef uint64_t diff
     cdef IcmpHdr *ic = <IcmpHdr *> (p.data + p.l4)
@@ -211,11 +219,11 @@ cdef inline void translate6(Pkt *p, const Conn6 *c, uint32_t direction, uint8_t 
     diff = csum_diff(q.saddr, new, 32, 0)
     memcpy(q.saddr, new, 32)
     if direction == 0:
-        inner_ports(p.data + l4, end - l4, proto, c.dport, c.lport, diff)
+        inner_ports(p.data + l4, end - l4, whole, proto, c.dport, c.lport, diff)
         lbd_copy16(ip.saddr, c.laddr)
         lbd_copy16(ip.daddr, c.daddr)
     else:
-        inner_ports(p.data + l4, end - l4, proto, c.cport, c.vport, diff)
+        inner_ports(p.data + l4, end - l4, whole, proto, c.cport, c.vport, diff)
         lbd_copy16(ip.saddr, c.vaddr)
         lbd_copy16(ip.daddr, c.caddr)
     ip.hop_limit -= 1
@@ -224,8 +232,6 @@ cdef inline void translate6(Pkt *p, const Conn6 *c, uint32_t direction, uint8_t 
                                                   csum_pseudo(ip.saddr, ip.daddr, 16, PROTO_ICMPV6, end - p.l4)))
 
 
-cdef inline uint8_t *quoted_seq(Pkt *p) noexcept nogil:
-    """Where the quoted header has its TCP sequence number (8 bytes of it are always there)."""
-    if p.af == 4:
-        return p.data + p.inner + (p.data[p.inner] & 15) * 4 + 4
-    return p.data + quoted6_l4(p) + 4
+cdef inline uint32_t quoted_l4(Pkt *p) noexcept nogil:
+    """Offset of the quoted transport header; 8 bytes of it are always there."""
+    return p.inner + (p.data[p.inner] & 15) * 4 if p.af == 4 else quoted6_l4(p)

@@ -6,9 +6,11 @@ from lbd.datapath.engine cimport Engine
 from lbd.datapath.conn cimport (ConnTable, ConnCommon, CONN_FREE, CONN_NIL, CONN_ACTIVE, CONN_EXTENDED, conn4, conn6, conn_common,
                                 conn_free, conn_index, conn_unindex, conn_alloc)
 from lbd.datapath.ext cimport ext_give
+from lbd.datapath.hdr cimport is_transport
 from lbd.datapath.timer cimport (Timer, timer_link, timer_unlink, timer_start, LIST_HALF_OPEN, LIST_ONEWAY, LIST_NONE, TICK_MASK,
                                  EVICT_LOOK, GOLDEN, WHEEL_SLOTS, WHEEL_SHIFT)
 from lbd.datapath.tcp cimport (STATE_NONE, STATE_SYN_RECV, STATE_ESTABLISHED, STATE_CLOSE, STATE_UDP, STATE_UDP_ONEWAY, STATE_COUNT,
+                               timeout_of,
                                state_active)
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED
 from lbd.datapath.count cimport EXPIRE_TIMEOUT, EXPIRE_EVICTED, EXPIRE_CLOSED
@@ -43,7 +45,7 @@ cdef inline void stat_count(Engine *e, ConnCommon *c, int by) noexcept nogil:
 cdef inline uint32_t conn_timeout(Engine *e, const ConnCommon *c) noexcept nogil:
     if c.state == STATE_ESTABLISHED and c.svc != SVC_NONE and e.svc[c.svc].timeout_established:
         return e.svc[c.svc].timeout_established
-    return e.timeout[c.state]
+    return e.timeout[timeout_of(c.proto, c.state)]
 
 
 cdef inline void conn_schedule(Engine *e, uint32_t i, ConnCommon *c, int af) noexcept nogil:
@@ -183,7 +185,7 @@ cdef inline void rebuild_family(Engine *e, int af) noexcept nogil:
     for i in range(t.capacity - 1, -1, -1):
         c = conn_common(t, i, af)
         t.cold[i].where = LIST_NONE
-        if c.live != CONN_FREE and 0 < c.state < STATE_COUNT and (c.proto == 6 or c.proto == 17) and conn_index(t, i, af):
+        if c.live != CONN_FREE and 0 < c.state < STATE_COUNT and is_transport(c.proto) and conn_index(t, i, af):
             t.used += 1
             continue
         c.live = 0

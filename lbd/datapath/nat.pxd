@@ -4,10 +4,11 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memmove
 from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_ld64, lbd_st16, lbd_st32, lbd_st64, lbd_bswap16, lbd_copy12, lbd_copy16,
-                                    lbd_swap16s, lbd_swap32s, lbd_unlikely)
+                                    lbd_likely, lbd_swap16s, lbd_swap32s, lbd_unlikely)
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt, PKT_PARTIAL
 from lbd.datapath.hdr cimport *
+from lbd.datapath.crc32c cimport sctp_checksum, sctp_ports_changed
 from lbd.datapath.csum cimport csum_add, csum_reverse, csum_fold, csum_partial, csum_diff
 from lbd.datapath.conn cimport CONN_ONE_WAY, Conn4, Conn6, ConnCommon, ConnTable, conn4, conn6, conn_common, conn_side
 from lbd.datapath.neigh cimport Adj, TPID_AD, TPID_OUTER_Q
@@ -54,6 +55,9 @@ cdef inline void check_complete(Pkt *p) noexcept nogil:
     """Whole transport checksum of a packet that came with a partial one."""
     cdef uint16_t *check = transport_check(p)
     cdef uint16_t c
+    if p.proto == PROTO_SCTP:
+        (<SctpHdr *> (p.data + p.l4)).check = sctp_checksum(p.data + p.l4, transport_len(p))
+        return
     lbd_st16(check, 0)
     c = <uint16_t> ~csum_fold(csum_partial(p.data + p.l4, transport_len(p), transport_pseudo(p)))
     if c == 0 and p.proto == PROTO_UDP:
@@ -82,13 +86,23 @@ cdef inline void hop(uint8_t *ip, uint16_t ip_delta, int af) noexcept nogil:
         (<Ip6Hdr *> ip).hop_limit -= 1
 
 
+cdef inline void transport_changed(Pkt *p, uint32_t before, uint16_t delta) noexcept nogil:
+    """Checksum after new addresses and ports; before: the ports as they were. SCTP's covers no address."""
+    if lbd_likely(p.proto != PROTO_SCTP):
+        check_update(p.data + p.l4, p.proto, delta)
+    else:
+        sctp_ports_changed(p.data + p.l4, transport_len(p), before)
+
+
 cdef inline void rewrite(Pkt *p, ConnTable *t, uint32_t i, uint32_t direction, int af) noexcept nogil:
     """What the connection's mode changes of the IP packet, checksums with it."""
     cdef ConnCommon *c = conn_common(t, i, af)
+    cdef uint32_t before
     if not c.flags & CONN_ONE_WAY:
+        before = lbd_ld32(p.data + p.l4)
         ends_write(p.data + p.l3 + (12 if af == 4 else 8), p.data + p.l4, conn_side(t, i, 1 - direction, af), af)
         if not p.flags & PKT_PARTIAL:
-            check_update(p.data + p.l4, p.proto, csum_reverse(c.l4_delta) if direction else c.l4_delta)
+            transport_changed(p, before, csum_reverse(c.l4_delta) if direction else c.l4_delta)
     hop(p.data + p.l3, conn4(t, i).ip_delta[direction] if af == 4 else 0, af)
     if lbd_unlikely(p.flags & PKT_PARTIAL):
         check_complete(p)

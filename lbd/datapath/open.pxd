@@ -10,7 +10,7 @@ from lbd.datapath.engine cimport ConnExt, Engine, Plan
 from lbd.datapath.ext cimport ext_give, ext_take
 from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_NEW
 from lbd.datapath.flow cimport Tuple, tuple_hash
-from lbd.datapath.hdr cimport PROTO_TCP, TcpHdr, TCP_ACK, TCP_RST, TCP_SYN
+from lbd.datapath.hdr cimport PROTO_SCTP, PROTO_TCP, TcpHdr, TCP_ACK, TCP_RST, TCP_SYN
 from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
@@ -21,6 +21,7 @@ from lbd.datapath.lifetime cimport conn_end, conn_schedule, evict, stat_count, t
 from lbd.datapath.laddr cimport FIT_REUSED, laddr_guess, laddr_pick, port_fit, server_edge
 from lbd.datapath.owner cimport flow_owner
 from lbd.datapath.parse cimport KIND_ICMP
+from lbd.datapath.sctp cimport CHUNK_ABORT, CHUNK_INIT
 from lbd.datapath.sched cimport schedule, schedule_prefetch
 from lbd.datapath.nat cimport delta_set
 from lbd.datapath.forward cimport drop, forward_known
@@ -35,6 +36,26 @@ cdef enum:
     HOPS_MAX = 3                # this epoch's owner, the previous epoch's, and back
     REUSE_GAP = 131072          # beyond the old connection's last number: further than segments of it still on their way
     SEEN = 128                  # slots of the set of tuples met in a burst (64 packets)
+
+
+cdef inline bint asks(const Pkt *p) noexcept nogil:
+    """A client's request for a connection, by a protocol that has such: it opens one whatever was before."""
+    if p.proto == PROTO_TCP:
+        return (p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN
+    return p.proto == PROTO_SCTP and p.tcp_flags == CHUNK_INIT
+
+
+cdef inline bint opens(const Pkt *p) noexcept nogil:
+    """May it be a flow's first packet?"""
+    if p.proto == PROTO_TCP:
+        return (p.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN
+    return p.proto != PROTO_SCTP or p.tcp_flags == CHUNK_INIT
+
+
+cdef inline bint resets(const Pkt *p) noexcept nogil:
+    if p.proto == PROTO_TCP:
+        return p.tcp_flags & TCP_RST
+    return p.proto == PROTO_SCTP and p.tcp_flags == CHUNK_ABORT
 
 
 cdef inline bint hand_on(Pkt *p, uint32_t owner) noexcept nogil:
@@ -90,8 +111,7 @@ cdef inline bint hand_over(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil
         e.count.misplaced += 1
     if owner == e.worker:
         # a SYN opens a connection: no need to ask where it lived before
-        if not e.owner_prev_valid or p.hops > 1 or (
-                p.proto == PROTO_TCP and (p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN and e.kind[i] != KIND_ICMP):
+        if not e.owner_prev_valid or p.hops > 1 or (asks(p) and e.kind[i] != KIND_ICMP):
             return False
         owner = flow_owner(e, &e.tuple[i], e.hash[i], af, 1)
         if owner == e.worker:
@@ -126,7 +146,7 @@ cdef inline bint may_open(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
         p.verdict = VERDICT_KERNEL
         p.reason = REASON_NOT_FOR_US
         return False
-    if t.proto == PROTO_TCP and (p.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) != TCP_SYN:
+    if not opens(p):
         return drop(p, REASON_NO_STATE)
     return True
 
@@ -134,7 +154,7 @@ cdef inline bint may_open(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
 cdef inline bint looks_new(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     """Will it open a connection (of service p.svc) if it has none? Then the scheduler's slot is on its way."""
     cdef const Tuple *t = &e.tuple[i]
-    if e.kind[i] == KIND_ICMP or (t.proto == PROTO_TCP and (p.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) != TCP_SYN):
+    if e.kind[i] == KIND_ICMP or not opens(p):
         return False
     p.svc = svc_of(e, t, af)
     if p.svc == SVC_NONE:
@@ -345,7 +365,7 @@ cdef inline uint32_t conn_open(Engine *e, Pkt *p, const Tuple *t, uint64_t h, ui
     if lbd_unlikely(plan.over != REF_NONE):
         port_take_over(e, i, plan, af)
     m = conn_common(table_of(e, af), i, af)
-    m.state = STATE_SYN_RECV if t.proto == PROTO_TCP else STATE_UDP_ONEWAY
+    m.state = STATE_SYN_RECV if t.proto == PROTO_TCP or t.proto == PROTO_SCTP else STATE_UDP_ONEWAY
     if not conn_index_at(table_of(e, af), i, h, plan.hash, af):
         if plan.lip != LIP_NONE:
             e.lip_stat[plan.lip].in_use -= 1
@@ -372,9 +392,9 @@ cdef inline bint dest_gone(Engine *e, const ConnCommon *c) noexcept nogil:
 
 
 cdef inline bint starts_anew(Engine *e, const Pkt *p, uint32_t ref, int af) noexcept nogil:
-    """A client's SYN on a connection that is over, or half open towards a real server that is gone: to be scheduled again."""
+    """A client's request on a connection that is over, or half open towards a real server that is gone: to be scheduled again."""
     cdef ConnCommon *c
-    if p.proto != PROTO_TCP or (p.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN or ref & 1:
+    if not asks(p) or ref & 1:
         return False
     c = conn_common(table_of(e, af), ref >> 1, af)
     if c.svc == SVC_NONE:

@@ -4,7 +4,7 @@ from libc.string cimport memcpy
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.rss cimport toeplitz
-from lbd.datapath.hdr cimport PROTO_TCP
+from lbd.datapath.hdr cimport PROTO_TCP, PROTO_UDP
 
 cdef enum:
     OWNER_BUCKETS = 1024
@@ -12,10 +12,11 @@ cdef enum:
 
 cdef inline uint32_t owner_hash(Engine *e, const Tuple *t, uint64_t h, int af) noexcept nogil:
     """RSS known: what the NIC computes for this packet. Otherwise the upper half of the keyed tuple hash; so also for UDP on NICs
-    that hash it by addresses alone: there no choice of port could bring an answer to another queue."""
+    that hash it by addresses alone: there no choice of port could bring an answer to another queue; and for all else, of which
+    NICs don't tell."""
     cdef uint8_t data[36]
     cdef uint32_t alen = 4 if af == 4 else 16
-    if not e.rss_known or (t.proto != PROTO_TCP and not e.rss_udp_ports):
+    if not e.rss_known or (t.proto != PROTO_TCP and (t.proto != PROTO_UDP or not e.rss_udp_ports)):
         return <uint32_t> (h >> 32)
     memcpy(data, t.saddr, alen)
     memcpy(data + alen, t.daddr, alen)

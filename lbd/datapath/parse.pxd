@@ -1,6 +1,6 @@
-# From bytes to a tuple: Ethernet with up to two tags, IPv4 with options, IPv6 with extension headers, TCP, UDP, ICMP errors.
-# Every length is checked against the bytes at hand before anything is read. What is not TCP, UDP or an error about one of them is
-# the kernel's; what is malformed is dropped.
+# From bytes to a tuple: Ethernet with up to two tags, IPv4 with options, IPv6 with extension headers, TCP, UDP, SCTP, ICMP errors.
+# Every length is checked against the bytes at hand before anything is read. What is not one of these or an error about one of them
+# is the kernel's; what is malformed is dropped.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_ld64, lbd_st32, lbd_bswap16, lbd_unlikely, lbd_likely, lbd_copy16
@@ -10,6 +10,7 @@ from lbd.datapath.flow cimport Tuple
 from lbd.datapath.hdr cimport *
 from lbd.datapath.reason cimport *
 from lbd.datapath.csum cimport csum_fold, csum_partial, csum_pseudo
+from lbd.datapath.crc32c cimport sctp_checksum
 from lbd.datapath.neigh cimport IFACE_PARTIAL, TPID_AD, TPID_OUTER_Q
 from lbd.datapath.conn cimport addr6_is
 from lbd.datapath.lookup cimport lip_lookup
@@ -88,6 +89,11 @@ cdef inline bint l4_sound(const uint8_t *l4, uint8_t proto, uint32_t l4_len) noe
     return proto == PROTO_UDP and n >= sizeof(UdpHdr) and n <= l4_len
 
 
+cdef inline bint sctp_sound(const uint8_t *l4, uint32_t l4_len) noexcept nogil:
+    """The common header and that of a first chunk, which has a length of its own."""
+    return l4_len >= 16 and lbd_bswap16((<const SctpHdr *> l4).chunk_len) >= 4
+
+
 cdef inline uint16_t *transport_check(const Pkt *p) noexcept nogil:
     return <uint16_t *> (p.data + p.l4 + (16 if p.proto == PROTO_TCP else 6))
 
@@ -112,6 +118,15 @@ cdef inline bint checksum_is_partial(const Pkt *p) noexcept nogil:
     return lbd_ld16(transport_check(p)) == csum_fold(transport_pseudo(p))
 
 
+cdef inline bint sctp_csum(Engine *e, Pkt *p) noexcept nogil:
+    """As transport_csum. A local stack leaves the whole CRC32c to its "hardware": then 0 stands there."""
+    cdef uint32_t check = (<SctpHdr *> (p.data + p.l4)).check
+    if e.iface[p.ifin].flags & IFACE_PARTIAL and check == 0:
+        p.flags |= PKT_PARTIAL
+        return True
+    return not e.verify_csum or sctp_checksum(p.data + p.l4, transport_len(p)) == check
+
+
 cdef inline bint transport_csum(Engine *e, Pkt *p) noexcept nogil:
     """Recognises a partial checksum; verifies a whole one where told to. False: wrong."""
     if e.iface[p.ifin].flags & IFACE_PARTIAL and checksum_is_partial(p):
@@ -122,7 +137,20 @@ cdef inline bint transport_csum(Engine *e, Pkt *p) noexcept nogil:
     return csum_fold(csum_partial(p.data + p.l4, transport_len(p), transport_pseudo(p))) == 0xffff
 
 
+cdef inline uint32_t parse_sctp(Engine *e, Pkt *p, Tuple *t, uint32_t l4_len) noexcept nogil:
+    if not sctp_sound(p.data + p.l4, l4_len):
+        return settle(p, VERDICT_DROP, REASON_MALFORMED)
+    p.tcp_flags = (<SctpHdr *> (p.data + p.l4)).chunk
+    lbd_st32(&t.sport, lbd_ld32(p.data + p.l4))
+    t.proto = PROTO_SCTP
+    if not sctp_csum(e, p):
+        return settle(p, VERDICT_DROP, REASON_BAD_CHECKSUM)
+    return KIND_FLOW
+
+
 cdef inline uint32_t parse_transport(Engine *e, Pkt *p, Tuple *t, uint32_t l4_len) noexcept nogil:
+    if lbd_unlikely(p.proto == PROTO_SCTP):
+        return parse_sctp(e, p, t, l4_len)
     if lbd_unlikely(not l4_sound(p.data + p.l4, p.proto, l4_len)):
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
     if p.proto == PROTO_TCP:
@@ -144,7 +172,7 @@ cdef inline uint32_t quoted4(Pkt *p, Tuple *t, uint32_t end) noexcept nogil:
     n = (q.ver_ihl & 15) * 4
     if q.ver_ihl >> 4 != 4 or n < sizeof(IpHdr) or off + n + 8 > end:
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
-    if (q.protocol != PROTO_TCP and q.protocol != PROTO_UDP) or q.frag_off & lbd_bswap16(IP_OFFMASK):
+    if not is_transport(q.protocol) or q.frag_off & lbd_bswap16(IP_OFFMASK):
         return settle(p, VERDICT_KERNEL, REASON_ICMP_UNMATCHED)
     if q.saddr != lbd_ld32(t.daddr):                # about a packet of somebody else than whom it is sent to
         return settle(p, VERDICT_KERNEL, REASON_ICMP_UNMATCHED)
@@ -186,10 +214,10 @@ cdef inline uint32_t parse4(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
             return settle(p, VERDICT_DROP, REASON_MARTIAN)
         return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
     if lbd_unlikely(ip.frag_off & lbd_bswap16(IP_MF | IP_OFFMASK)):
-        if (p.proto == PROTO_TCP or p.proto == PROTO_UDP) and is_ours(e, t.daddr, 4):
+        if is_transport(p.proto) and is_ours(e, t.daddr, 4):
             return settle(p, VERDICT_DROP, REASON_FRAG_UNSUPPORTED)
         return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
-    if lbd_likely(p.proto == PROTO_TCP or p.proto == PROTO_UDP):
+    if lbd_likely(is_transport(p.proto)):
         return parse_transport(e, p, t, tot - n)
     if p.proto == PROTO_ICMP and tot - n >= 8:
         type = p.data[p.l4]
@@ -235,7 +263,7 @@ cdef inline uint32_t quoted6(Pkt *p, Tuple *t, uint32_t end) noexcept nogil:
     walked = exthdr_walk(p.data, &l4, end, &proto)
     if p.data[off] >> 4 != 6 or walked == -1:
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
-    if walked != 0 or (proto != PROTO_TCP and proto != PROTO_UDP) or not addr6_is(q.saddr, t.daddr):
+    if walked != 0 or not is_transport(proto) or not addr6_is(q.saddr, t.daddr):
         return settle(p, VERDICT_KERNEL, REASON_ICMP_UNMATCHED)
     if l4 + 8 > end:
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
@@ -287,7 +315,7 @@ cdef inline uint32_t parse6(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
                 return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
             return settle(p, VERDICT_DROP, REASON_FRAG_UNSUPPORTED)
         return settle(p, VERDICT_DROP, REASON_EXTHDR_UNSUPPORTED)
-    if lbd_likely(proto == PROTO_TCP or proto == PROTO_UDP):
+    if lbd_likely(is_transport(proto)):
         return parse_transport(e, p, t, end - l4)
     if proto == PROTO_ICMPV6 and end - l4 >= 8:
         if 1 <= p.data[l4] <= 4:

@@ -7,7 +7,6 @@ from lbd.datapath.compiler cimport lbd_prefetch, lbd_prefetchw, lbd_likely, lbd_
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_ICMP_ERROR, BURST_MAX
 from lbd.datapath.flow cimport Tuple, tuple_hash
-from lbd.datapath.hdr cimport PROTO_TCP, TCP_RST
 from lbd.datapath.reason cimport *
 from lbd.datapath.fast cimport fast_parse, fast_forward
 from lbd.datapath.parse cimport parse, KIND_DONE, KIND_FAST, KIND_ICMP
@@ -16,7 +15,7 @@ from lbd.datapath.conn cimport (ConnTable, Bucket, REF_NONE, conn_bucket, conn_t
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.forward cimport forward_known, forward_icmp
 from lbd.datapath.open cimport (STEP_AGAIN, STEP_DONE, STEP_OPEN, looks_new, may_open, met_before, open_planned, plan_open,
-                                start_anew, starts_anew)
+                                resets, start_anew, starts_anew)
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE
 
 cdef enum:
@@ -136,8 +135,8 @@ cdef inline void stage_open(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
     for k in range(n):
         i = e.later[k]
         e.step[k] = STEP_AGAIN
-        # a RST may end what an earlier packet opens, and a later one opens it again: from there on in order, one by one
-        if pkts[i].proto == PROTO_TCP and pkts[i].tcp_flags & TCP_RST:
+        # a RST (ABORT) may end what an earlier packet opens, and a later one opens it again: from there on in order, one by one
+        if resets(pkts + i):
             reset = True
         new = looks_new(e, pkts + i, i, 4) if pkts[i].af == 4 else looks_new(e, pkts + i, i, 6)
         if new and not reset and not met_before(seen, e.hash, i):

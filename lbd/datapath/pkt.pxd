@@ -41,5 +41,5 @@ cdef struct Pkt:            # 64 bytes
     uint8_t hops            # hand-overs so far
     uint8_t owner           # worker it belongs to (HANDOVER)
     uint8_t seg_count       # descriptors of this packet (1; more with multi-buffer)
-    uint8_t tcp_flags
+    uint8_t tcp_flags       # SCTP: type of the first chunk
     uint8_t tpid            # protocols of the tags (Tpid of neigh.pxd); of no meaning without a tag

@@ -6,7 +6,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_ld32, lbd_ld64, lbd_mum, lbd_prefetch, lbd_scale
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.flow cimport Tuple
-from lbd.datapath.hdr cimport PROTO_TCP
+from lbd.datapath.hdr cimport PROTO_UDP
 from lbd.datapath.svc cimport (Svc, Dest, DEST_NONE, DEST_USED, DEST_UP, SCHED_SEQ, SCHED_HASH, SCHED_LEAST, SCHED_SED, SCHED_NQ,
                                SCHED_FIRST, SCHED_OVF, SCHED_SOURCE, SCHED_DEST, SCHED_HOME, SCHED_HOMES, SVC_HASH_PORT,
                                SVC_HASH_FALLBACK, SVC_LEAST_WEIGHTED)
@@ -45,9 +45,9 @@ cdef inline uint64_t dest_load(Engine *e, uint32_t d) noexcept nogil:
 
 
 cdef inline uint64_t dest_active(Engine *e, const Svc *s, uint32_t d) noexcept nogil:
-    """Active connections over all workers; without TCP none is active, so that all of them count."""
+    """Active connections over all workers; with UDP none is active, so that all of them count."""
     cdef uint64_t n = e.dest_stat[d].active
-    cdef bint all = s.proto != PROTO_TCP
+    cdef bint all = s.proto == PROTO_UDP
     cdef uint32_t w
     if all:
         n += e.dest_stat[d].inactive

@@ -2,7 +2,7 @@
 # What it does not know: windows and options; the ends do. A state changes only on evidence that a blind sender lacks (below).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from lbd.datapath.compiler cimport lbd_bswap32
-from lbd.datapath.hdr cimport TcpHdr
+from lbd.datapath.hdr cimport PROTO_SCTP, TcpHdr
 
 cdef enum TcpState:
     STATE_NONE = 0
@@ -16,6 +16,9 @@ cdef enum TcpState:
     STATE_UDP = 8               # not TCP: answered at least once
     STATE_UDP_ONEWAY = 9        # no answer yet; counts as half open
     STATE_COUNT = 10
+    # not states, but places of Engine.timeout
+    TIMEOUT_SCTP_ESTABLISHED = 14
+    TIMEOUT_SCTP_SHUTDOWN = 15
 
 cdef enum TcpEvent:             # what a segment is, reset and SYN before FIN before the rest
     EVENT_ACK = 0
@@ -89,6 +92,14 @@ cdef inline void edges_step(uint32_t *edges, const TcpHdr *t, uint32_t l4_len, u
         edge_advance(edges, lbd_bswap32(t.ack_seq))
     elif end - edges[0] <= SEQ_AHEAD:
         edges[0] = end
+
+
+cdef inline uint32_t timeout_of(uint8_t proto, uint8_t state) noexcept nogil:
+    """Place in Engine.timeout. SCTP has TCP's states (sctp.pxd), and timeouts of its own for those that differ. Half-open ones of
+    both stand in one queue, whose order needs one timeout."""
+    if proto != PROTO_SCTP or state < STATE_ESTABLISHED or state >= STATE_TIME_WAIT:
+        return state
+    return TIMEOUT_SCTP_ESTABLISHED if state == STATE_ESTABLISHED else TIMEOUT_SCTP_SHUTDOWN
 
 
 cdef inline bint state_half_open(uint32_t s) noexcept nogil:

@@ -20,7 +20,7 @@ from lbd.shm import _shm as shm
 
 POLL_MODES = ("busy", "adaptive", "interrupt")
 KERNEL_RATE = 1000  # packets per second and worker that the exception path carries
-# tcp.pxd's TcpState for each field of [timeouts]
+# tcp.pxd's TcpState, or place among the timeouts, for each field of [timeouts]
 TIMEOUT_STATES = {
     "tcp_syn_recv": 1,
     "tcp_established": 2,
@@ -30,6 +30,8 @@ TIMEOUT_STATES = {
     "tcp_time_wait": 6,
     "tcp_close": 7,
     "udp": 8,
+    "sctp_established": 14,
+    "sctp_shutdown": 15,
 }
 UDP_ONEWAY = 9
 PARTS = ("local_addresses", "interfaces", "neighbours", "routes", "settings")

@@ -37,7 +37,7 @@ class Service:
     name: str
     address: bytes
     port: int
-    protocol: int  # TCP or UDP
+    protocol: int  # IP protocol number
     scheduler: str
     real_servers: tuple[RealServer, ...]
     timeout_established: int = 0  # ms, 0 = the default

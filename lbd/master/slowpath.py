@@ -6,8 +6,8 @@ received on the TAP, so three things are made right:
 
 - the destination MAC becomes the TAP's: any other would count as somebody else's (PACKET_OTHERHOST);
 - VLAN tags go: the TAP has no VLAN interfaces;
-- a checksum that a local TCP stack left to its "hardware" (veth: only the pseudo-header's sum stands there) is
-  completed, since over a TAP the kernel verifies. One that is wrong stays wrong.
+- a checksum that a local stack left to its "hardware" (veth: of TCP and UDP only the pseudo-header's sum stands there, of
+  SCTP 0) is completed, since over a TAP the kernel verifies. One that is wrong stays wrong.
 
 Workers limit the rate (SET_KERNEL_RATE) and count; what the TAP does not take is dropped and counted here.
 """
@@ -30,6 +30,25 @@ DUMMY_ADDRESS = "192.0.0.8/32"
 _VLAN = (0x8100, 0x88A8)
 _CHECKSUM_AT = {6: 16, 17: 6}  # offset of the checksum in the transport header
 _MF_OR_OFFSET = 0x3FFF
+SCTP = 132
+
+
+def _crc_table() -> tuple[int, ...]:
+    table = list(range(256))
+    for _ in range(8):
+        table = [crc >> 1 ^ (0x82F63B78 if crc & 1 else 0) for crc in table]
+    return tuple(table)
+
+
+_CRC32C = _crc_table()
+
+
+def crc32c(data: bytes) -> int:
+    """RFC 9260, appendix A."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ _CRC32C[(crc ^ byte) & 255]
+    return crc ^ 0xFFFFFFFF
 
 
 def fold(total: int) -> int:
@@ -53,7 +72,7 @@ def untagged(frame: bytes) -> bytes:
 
 
 def complete_checksum(frame: bytes) -> bytes:
-    """An untagged frame, its TCP or UDP checksum computed if only the pseudo-header's sum stands in the field."""
+    """An untagged frame, its TCP or UDP checksum computed if only the pseudo-header's sum stands in the field, SCTP's if 0 does."""
     kind = frame[12:14]
     if kind == b"\x08\x00" and len(frame) >= 34 and frame[14] >> 4 == 4:
         l4 = 14 + (frame[14] & 15) * 4
@@ -65,6 +84,10 @@ def complete_checksum(frame: bytes) -> bytes:
         l4, proto, addresses = 54, frame[20], frame[22:54]
         end = l4 + int.from_bytes(frame[18:20], "big")
     else:
+        return frame
+    if proto == SCTP and l4 + 12 <= end <= len(frame):
+        if frame[l4 + 8 : l4 + 12] == bytes(4):
+            return frame[: l4 + 8] + crc32c(frame[l4:end]).to_bytes(4, "little") + frame[l4 + 12 :]
         return frame
     at = l4 + _CHECKSUM_AT.get(proto, 0)
     if at == l4 or end > len(frame) or at + 2 > end:

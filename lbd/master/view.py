@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbd import __version__
 from lbd.config.address import Endpoint
-from lbd.config.service import RealServer, Service
+from lbd.config.service import PROTOCOL_NAMES, RealServer, Service
 from lbd.datapath.reason import REASONS
 from lbd.master.compose import in_force, state_in_force
 from lbd.master.condition import notes, problems
@@ -395,7 +395,7 @@ def _conn(c: Json, worker: int, names: dict[int, str]) -> Json:
 
     return {
         "worker": worker,
-        "protocol": "tcp" if c["proto"] == 6 else "udp",
+        "protocol": PROTOCOL_NAMES[c["proto"]],
         "state": c["state"].lower(),
         "service": names.get(c["svc"], "") if c["svc"] is not None else "",
         "real_server": end("real_server"),

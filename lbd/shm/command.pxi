@@ -70,8 +70,8 @@ def svc_set(id, gen, *, af, addr, port, proto, sched, flags=0, table_off=0, tabl
     put_addr(b.vaddr, af, addr)
     b.af = af
     b.vport = htons(bounded("port", port, 1, 65535))
-    if proto != 6 and proto != 17:
-        raise ValueError(f"proto must be 6 (TCP) or 17 (UDP), not {proto!r}")
+    if proto not in (6, 17, 132):
+        raise ValueError(f"proto must be 6 (TCP), 17 (UDP) or 132 (SCTP), not {proto!r}")
     b.proto = proto
     b.sched = bounded("sched", sched, c_svc.SCHED_SEQ, c_svc.SCHED_COUNT - 1)
     if mode not in (c_svc.MODE_FULLNAT, c_svc.MODE_NAT, c_svc.MODE_DR, c_svc.MODE_TUNNEL):

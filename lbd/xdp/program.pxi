@@ -200,7 +200,7 @@ cdef class Program:
         put_addr(key.addr, af, addr)
         key.af = af
         for _, proto in self._served.get((af, addr), ()):
-            protocols |= 1 << <uint32_t>proto
+            protocols |= steer.STEER_BIT(proto)
         if protocols:
             return self.update("vip_addrs", &key, &protocols)
         return self.delete("vip_addrs", &key)

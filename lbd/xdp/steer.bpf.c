@@ -3,10 +3,10 @@
  * steer: which packets are lbd's, and which stay the kernel's.
  *
  * A redirected packet can't be given back to the kernel, so little is decided here. Redirected are
- *   - TCP and UDP to address and port of a service;
- *   - TCP and UDP to a local address (LIP), destination port within lbd's own range: health checks, SSH and
- *     BGP from or to the same address use other ports and stay the kernel's;
- *   - TCP and UDP from address and port of a real server of mode nat;
+ *   - TCP, UDP and SCTP to address and port of a service;
+ *   - TCP, UDP and SCTP to a local address (LIP), destination port within lbd's own range: health checks, SSH
+ *     and BGP from or to the same address use other ports and stay the kernel's;
+ *   - TCP, UDP and SCTP from address and port of a real server of mode nat;
  *   - later fragments, which show no port, to an address that carries a service of that protocol, or a LIP;
  *   - ICMP and ICMPv6 errors that quote a packet of one of these, told by its source.
  * Everything else passes, damaged and truncated packets too: the kernel drops those, and says so.
@@ -15,7 +15,7 @@
  * One or two VLAN tags; IPv4 options; at most STEER_EXT_MAX IPv6 extension headers. No GPL-only helper.
  *
  * Every packet of an interface pays for this, so TCP and UDP right behind an IP header of the usual length take a
- * short way. Fragments, options, extension headers, ICMP and what is truncated go the long way (`unusual`), which would
+ * short way. SCTP, fragments, options, extension headers, ICMP and what is truncated go the long way (`unusual`), which would
  * decide the same of the others. Costs: bench/README.md.
  *
  * Maps and lookups: steer_map.h; their writers: steer.h.
@@ -89,6 +89,11 @@ static __always_inline bool is_ext(__u8 proto)
 	       proto == IPPROTO_FRAGMENT || proto == IPPROTO_AH;
 }
 
+static __always_inline bool has_ports(__u8 proto)
+{
+	return proto == IPPROTO_TCP || proto == IPPROTO_UDP || proto == IPPROTO_SCTP;
+}
+
 static __always_inline bool parse_ipv4(struct xdp_md *ctx, struct flow *f)
 {
 	struct iphdr *ip = bytes(ctx, f->at, sizeof(*ip));
@@ -150,14 +155,14 @@ __noinline int parse_ip(struct xdp_md *ctx, struct flow *f, __u32 af)
 /* A fragment without ports: lbd's if it can belong to any service or connection of the address. */
 static __always_inline bool may_be_ours(struct flow *f)
 {
-	const __u32 tcp = 1 << IPPROTO_TCP, udp = 1 << IPPROTO_UDP;
-	__u32 protos = 0, *served;
+	const __u32 all = STEER_BIT(IPPROTO_TCP) | STEER_BIT(IPPROTO_UDP) | STEER_BIT(IPPROTO_SCTP);
+	__u32 protos, *served;
 
-	if (f->proto == IPPROTO_TCP || is_ext(f->proto))
-		protos |= tcp;
-	if (f->proto == IPPROTO_UDP || is_ext(f->proto))
-		protos |= udp;
-	if (!protos)
+	if (is_ext(f->proto))
+		protos = all;
+	else if (has_ports(f->proto))
+		protos = STEER_BIT(f->proto);
+	else
 		return false;
 	served = bpf_map_lookup_elem(&vip_addrs, &f->addr);
 	if (served && *served & protos)
@@ -175,7 +180,7 @@ __noinline int is_ours(struct xdp_md *ctx, struct flow *f)
 		return false;
 	if (f->later)
 		return may_be_ours(f);
-	if (f->proto != IPPROTO_TCP && f->proto != IPPROTO_UDP)
+	if (!has_ports(f->proto))
 		return false;
 	ports = bytes(ctx, f->at, 4);
 	if (!ports)

@@ -14,7 +14,7 @@
 #include <linux/types.h>
 
 enum {
-	STEER_VERSION = 2,
+	STEER_VERSION = 3,
 	STEER_IFACES = 16,       /* interfaces at most; lbd's interface numbers are below it */
 	STEER_QUEUES = 64,       /* of an interface, at most: xsks[interface number * STEER_QUEUES + queue] */
 	STEER_XSKS = 1024,       /* STEER_IFACES * STEER_QUEUES */
@@ -56,6 +56,7 @@ struct steer_port6 {             /* key of vips6; the value is the service's num
 
 /* Words, not bytes: a word that was written in parts is slow to read. */
 #define STEER_PORT(port, proto) ((__u32)(port) | (__u32)(proto) << 16)
+#define STEER_BIT(proto) (1u << ((proto) & 31)) /* of those that lbd has, no two share one */
 #define STEER_VIP4(addr, port, proto) ((__u64)(addr) << 32 | STEER_PORT(port, proto)) /* key of vips4 */
 #define STEER_LIP4(addr, lo, hi) ((__u64)(addr) << 32 | (__u32)(hi) << 16 | (lo))
 
@@ -72,7 +73,7 @@ struct steer_ports {             /* value of lips4, lips6: lbd's own ports of th
 	__u16 hi;
 };
 
-struct steer_addr {              /* key of vip_addrs: a bit (1 << protocol) for each protocol with a service there */
+struct steer_addr {              /* key of vip_addrs: STEER_BIT of each protocol with a service there */
 	__u32 addr[4];           /* IPv4 in the first, the rest 0 */
 	__u32 af;                /* 4 or 6 */
 };

@@ -34,6 +34,7 @@ cdef extern from "steer.h" nogil:
         uint16_t lo
         uint16_t hi
 
+    uint32_t STEER_BIT(uint8_t proto)
     uint32_t STEER_PORT(uint16_t port, uint8_t proto)
     uint64_t STEER_VIP4(uint32_t addr, uint16_t port, uint8_t proto)
     uint64_t STEER_LIP4(uint32_t addr, uint16_t lo, uint16_t hi)

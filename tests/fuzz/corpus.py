@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lbd.shm import _shm as shm
-from tests.packet.balancer import CLIENT, LIP, VIP, Balancer, packed, server
+from tests.packet.balancer import CLIENT, LIP, MAC_CLIENT, MAC_LB0, MAC_LB1, VIP, Balancer, packed, server, server_mac
 from tests.packet.flow import Tcp, Udp
-from tests.packet.frame import TCP, UDP, from_client, from_server
+from tests.packet.frame import TCP, UDP, ethernet, from_client, from_server, ip_packet
 from tests.packet.template import TEMPLATES
 from tests.packet.test_icmp import KINDS, Error
 from tests.unit import _engine
@@ -65,6 +65,25 @@ def question(af: int, sport: int = 40000) -> bytes:
 
 def answer(af: int, n: int = 1, lport: int = LPORT) -> bytes:
     return packet(from_server(af, UDP, packed(server(af, n)), lport, payload=b"answer"), 1)
+
+
+def sctp(af: int, chunks: bytes, tag: int, reply: bool = False) -> bytes:
+    src, dst, ports = packed(CLIENT[af]), packed(VIP[af]), (40000, 80)
+    if reply:
+        src, dst, ports = packed(server(af, 1)), packed(LIP[af]), (8080, LPORT)
+    l4 = struct.pack("!HHII", *ports, tag, 0) + chunks
+    l4 = l4[:8] + struct.pack("<I", _engine.crc32c(l4)) + l4[12:]
+    macs = (MAC_LB1, server_mac(1)) if reply else (MAC_LB0, MAC_CLIENT)
+    return packet(ethernet(*macs, ip_packet(src, dst, 132, l4)), int(reply))
+
+
+def association(af: int) -> bytes:
+    """Opened, used, shut down; and again, aborted."""
+    init = struct.pack("!IIHHI", 0x11, 65535, 1, 1, 7)
+    opened = sctp(af, b"\1\0\0\x14" + init, 0) + sctp(af, b"\2\0\0\x14" + b"\0\0\0\x22" + init[4:], 0x11, True)
+    opened += sctp(af, b"\x0a\0\0\x08cook\0\3\0\x11" + bytes(13) + bytes(3), 0x22) + sctp(af, b"\x0b\0\0\4", 0x11, True)
+    closed = sctp(af, b"\3\0\0\x10" + bytes(12) + b"\7\0\0\x08" + bytes(4), 0x22) + sctp(af, b"\x08\0\0\4", 0x11, True)
+    return opened + closed + sctp(af, b"\x0e\1\0\4", 0x11) + opened + sctp(af, b"\6\0\0\4", 0x22)
 
 
 def partial(record: bytes, af: int, proto: int) -> bytes:
@@ -209,6 +228,8 @@ def seeds() -> Iterator[tuple[str, bytes]]:
         for proto, flow in ((TCP, handshake(af)), (UDP, question(af) + answer(af))):
             for k, error in enumerate(errors(af, proto)):
                 yield f"{af} error {proto} {k}", bytes([0]) + flow + error
+        for setup in (0, PARTIAL, VERIFY, TWO_WORKERS):
+            yield f"{af} sctp {setup}", bytes([setup]) + association(af)
         large = client(af, "PA", 1001, 5001, b"x" * 1300) + real(af, "PA", 5001, 1001, b"x" * 1300)
         yield f"{af} too big", bytes([SMALL_MTU]) + client(af, "S") + real(af, "SA") + large
         yield f"{af} too big 2", bytes([0]) + handshake(af) + client(af, "A", 1001, 5001, b"x" * 1500)

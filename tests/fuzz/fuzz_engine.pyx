@@ -27,16 +27,18 @@ from lbd.datapath.command cimport (
     CmdSvc,
 )
 from lbd.datapath.command_apply cimport command_apply, fast_refresh, route_del
-from lbd.datapath.compiler cimport lbd_bswap16, lbd_ld16
+from lbd.datapath.compiler cimport lbd_bswap16, lbd_ld16, lbd_ld32
 from lbd.datapath.conn cimport (
     BUCKET_SLOTS, CONN_FREE, CONN_LIVE, CONN_NIL, ConnCommon, ConnTable, conn_common, conn_lookup, conn_tuple,
 )
 from lbd.datapath.connfile cimport conn_file_attach, conn_file_bytes
 from lbd.datapath.count cimport Counters
+from lbd.datapath.crc32c cimport sctp_checksum
 from lbd.datapath.csum cimport csum_fold, csum_partial, csum_pseudo
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.fib cimport FIB_HASH, FIB_MAX, ROUTE_ONLINK, ROUTE_USED, Route
 from lbd.datapath.flow cimport Tuple, tuple_hash
+from lbd.datapath.hdr cimport PROTO_SCTP, PROTO_TCP, PROTO_UDP
 from lbd.datapath.lifetime cimport engine_expire, table_of, timer_of
 from lbd.datapath.lookup cimport adj_unhash
 from lbd.datapath.neigh cimport ADJ_HASH, ADJ_MAX, Adj, IFACE_PARTIAL, IFACE_UP, IFACE_USED, Iface, LINK_MAX

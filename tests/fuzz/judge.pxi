@@ -7,6 +7,8 @@ cdef bint transport_right(const Pkt *p, const uint8_t *l3, const uint8_t *l4) no
     cdef uint32_t size = p.l3 + p.l3_len - p.l4
     cdef uint32_t alen = 4 if p.af == 4 else 16
     cdef const uint8_t *addrs = l3 + (12 if p.af == 4 else 8)
+    if p.proto == PROTO_SCTP:
+        return sctp_checksum(l4, size) == lbd_ld32(l4 + 8)
     if p.proto == 17:
         size = lbd_bswap16(lbd_ld16(l4 + 4))
     if p.proto == 1:

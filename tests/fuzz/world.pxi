@@ -126,8 +126,8 @@ cdef void set_services(bint many_ports) noexcept nogil:
     cdef CmdDest d
     cdef CmdLip l
     cdef uint32_t i, af
-    for i in range(4):
-        af = 4 if i < 2 else 6
+    for i in range(6):                              # TCP and UDP of each family, then SCTP
+        af = 4 if i < 2 or i == 4 else 6
         memset(&d, 0, sizeof(d))
         address(d.addr, af, 1, 11 if af == 4 else 17)
         d.port = lbd_bswap16(8080)
@@ -144,7 +144,7 @@ cdef void set_services(bint many_ports) noexcept nogil:
         address(s.vaddr, af, 0, 10 if af == 4 else 16)
         s.vport = lbd_bswap16(80)
         s.af = af
-        s.proto = 17 if i & 1 else 6
+        s.proto = PROTO_SCTP if i >= 4 else PROTO_UDP if i & 1 else PROTO_TCP
         s.table_off = 8 * i
         s.table_len = 2 if many_ports else 1        # one real server: local port 30000 is sure
         s.sched = 0 if i < 3 else 2
@@ -232,7 +232,7 @@ cdef void begin(uint8_t setup) noexcept nogil:
     for i in range(OWNER_BUCKETS):
         e.owner[i] = i & 1 if setup & 8 else 0
         e.owner[OWNER_BUCKETS + i] = i >> 1 & 1 if setup & 8 else 0
-    for i in range(STATE_COUNT):
+    for i in range(16):
         e.timeout[i] = 60000
     e.timeout[2] = 900000
     attach(True)

@@ -6,6 +6,7 @@ real servers 10.77.0.11.., fd77::11.. on iface 1.
 
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from itertools import product
 
 from lbd._fastpath import Result
 from scapy.layers.inet import IP, TCP, UDP
@@ -25,7 +26,7 @@ CLIENT = {4: "192.0.2.100", 6: "2001:db8:1::100"}
 VIP = {4: "192.0.2.10", 6: "2001:db8:1::10"}
 LIP = {4: "10.77.0.2", 6: "fd77::2"}
 OWN = {0: ("192.0.2.1", "2001:db8:1::1"), 1: ("10.77.0.1", "fd77::1")}
-PROTO = {"tcp": 6, "udp": 17}
+PROTO = {"tcp": 6, "udp": 17, "sctp": 132}
 MS = 1_000_000
 
 
@@ -56,6 +57,7 @@ class Balancer:
     partial: bool = False
     sched: int = shm.SCHED_SEQ
     mode: int = shm.MODE_FULLNAT
+    protocols: tuple[str, ...] = ("tcp", "udp")
     cross: bool = False  # real servers of the other family (tunnel)
     neighbours: bool = True
     start_ms: int = 1_000
@@ -73,7 +75,7 @@ class Balancer:
             self.do(shm.route_set(1, af=af, prefix=packed(prefix), plen=plen, iface=1))
         number = 0
         port = 80 if self.mode & 2 else 8080
-        for svc, (af, proto) in enumerate(((4, "tcp"), (4, "udp"), (6, "tcp"), (6, "udp"))):
+        for svc, (af, proto) in enumerate(product((4, 6), self.protocols)):
             first = number
             raf = 10 - af if self.cross else af
             for n in range(1, self.servers + 1):
@@ -105,12 +107,12 @@ class Balancer:
         assert sum(counters["drops"].values()) == counters["verdicts"]["drop"]
         assert sum(counters["consumed"].values()) == counters["verdicts"]["consume"]
         assert used["conns4"] + used["conns6"] == len(conns)
-        assert used["half_open"] >= sum(c["state"] == "SYN_RECV" for c in conns)
-        for svc in range(4):
+        assert used["half_open"] >= sum(c["state"] in ("SYN_RECV", "INIT") for c in conns)
+        for svc in range(2 * len(self.protocols)):
             stat, mine = self.engine.service_stats(svc), [c for c in conns if c["svc"] == svc]
             assert stat["active"] == sum(c["state"] == "ESTABLISHED" for c in mine)
             assert stat["active"] + stat["inactive"] == len(mine)
-        for dest in range(4 * self.servers):
+        for dest in range(2 * len(self.protocols) * self.servers):
             stat = self.engine.dest_stats(dest)
             assert stat["active"] + stat["inactive"] == sum(c["dest"] == dest for c in conns)
         for lip, af in enumerate((4, 6)):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lbd._fastpath import Result
 
 from lbd.datapath.reason import NAMES
+from tests.unit.test_datapath_crc32c import model as crc32c
 from tests.unit.test_datapath_csum import model
 
 VERDICTS = {"forward", "drop", "kernel", "consume"}
@@ -73,12 +74,16 @@ def transport_fits(proto: int, l4: bytes) -> bool:
         return len(l4) >= 20 and 20 <= (l4[12] >> 4) * 4 <= len(l4)
     if proto == 17:
         return len(l4) >= 8 and 8 <= big(l4, 4) <= len(l4)
+    if proto == 132:
+        return len(l4) >= 16 and big(l4, 14) >= 4
     return True
 
 
 def transport_right(r: Read, l4: bytes, addresses: bytes) -> bool | None:
     if r.proto == 1:
         return len(l4) >= 8 and model(l4) == 0
+    if r.proto == 132:
+        return crc32c(l4[:8] + bytes(4) + l4[12:]) == int.from_bytes(l4[8:12], "little")
     if r.proto not in (6, 17, 58):
         return None
     if r.proto == 17:

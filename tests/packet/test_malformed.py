@@ -95,7 +95,7 @@ EXPECTED = {
     "4 udp length beyond": "drop malformed",
     "4 udp length within": "forward none",
     "6 udp length beyond": "drop malformed",
-    "4 sctp": "kernel proto_unsupported",
+    "4 sctp": "kernel not_for_us",
     "6 hop by hop": "forward none",
     "6 destination options": "forward none",
     "6 routing header": "forward none",

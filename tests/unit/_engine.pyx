@@ -12,6 +12,7 @@ from lbd.datapath.compiler cimport lbd_bswap16
 from lbd.datapath.conn cimport (BUCKET_SLOTS, CONN_NIL, REF_NONE, Bucket, ConnTable, conn4, conn6, conn_alloc, conn_clear,
                                 conn_common, conn_free, conn_index, conn_lookup, conn_unindex)
 from lbd.datapath.connfile cimport conn_family_bytes, conn_map
+from lbd.datapath.crc32c cimport crc32c as c_crc32c, crc32c_moved as c_crc32c_moved
 from lbd.datapath.csum cimport csum_apply, csum_diff, csum_fold, csum_partial, csum_pseudo, csum_reverse
 from lbd.datapath.engine cimport TokenBucket
 from lbd.datapath.flow cimport Tuple, tuple_hash
@@ -71,6 +72,16 @@ def apply(check: int, delta: int) -> int:
 
 def reverse(delta: int) -> int:
     return csum_reverse(delta)
+
+
+def crc32c(data: bytes) -> int:
+    cdef const uint8_t *p = data
+    return c_crc32c(p, len(data))
+
+
+def crc32c_moved(crc: int, old: bytes, new: bytes, n: int) -> int:
+    """Of n bytes whose first four were `old` and are `new`."""
+    return c_crc32c_moved(crc, int.from_bytes(old, "little") ^ int.from_bytes(new, "little"), n)
 
 
 # --- hashes ----------------------------------------------------------------------------------------------------------

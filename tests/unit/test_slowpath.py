@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.all import IP, TCP, UDP, Dot1Q, Ether, IPv6, raw
+from scapy.all import IP, SCTP, TCP, UDP, Dot1Q, Ether, IPv6, raw
 
 from lbd.master.slowpath import MAC, SlowPath, complete_checksum, ones_sum, untagged
 
@@ -39,6 +39,15 @@ def test_unfinished_checksum_is_finished(network, l4: int, transport, proto: int
     wrong = bytearray(whole)
     wrong[l4 + at] ^= 0x55
     assert complete_checksum(bytes(wrong)) == bytes(wrong), "a wrong one stays wrong"
+
+
+@pytest.mark.parametrize(("network", "l4"), FAMILIES)
+@given(payload=st.binary(max_size=200))
+def test_unfinished_checksum_of_sctp(network, l4: int, payload: bytes) -> None:
+    whole = frame(network, SCTP(sport=4000, dport=3868, tag=5), payload)
+    assert complete_checksum(whole[: l4 + 8] + bytes(4) + whole[l4 + 12 :]) == whole
+    wrong = whole[: l4 + 8] + b"\x00\x00\x00\x01" + whole[l4 + 12 :]
+    assert complete_checksum(wrong) == wrong
 
 
 @given(st.binary(max_size=120), st.sampled_from([b"\x08\x00", b"\x86\xdd", b"\x08\x06"]))

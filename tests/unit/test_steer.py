@@ -30,6 +30,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.ipsec import AH
 from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q, Ether
+from scapy.layers.sctp import SCTP, SCTPChunkInit
 from scapy.packet import Packet, Raw
 
 from bench.steer import AF_XDP, LOOPBACK, XDP_REDIRECT, RunOpts, packed
@@ -71,6 +72,8 @@ def steer() -> Iterator[Steer]:
     p.set_service(*packed(VIP), 80, 6)
     p.set_service(*packed(VIP), 53, 17)
     p.set_service(*packed("192.0.2.11"), 53, 17)
+    p.set_service(*packed(VIP), 3868, 132)
+    p.set_service(*packed(VIP6), 3868, 132)
     p.set_service(*packed(VIP6), 80, 6)
     p.set_service(*packed("2001:db8::11"), 53, 17)
     for lip in (LIP, LIP6):
@@ -196,7 +199,19 @@ TABLE: list[tuple[str, Packet, str]] = [
     ("neighbour solicitation", IPv6(dst="ff02::1:ff00:10") / ICMPv6ND_NS(tgt=VIP6), PASS),
     ("VRRP", IP(dst="224.0.0.18", proto=112) / Raw(b"x" * 20), PASS),
     ("OSPF", IP(dst="224.0.0.5", proto=89) / Raw(b"x" * 44), PASS),
-    ("SCTP", to4(proto=132) / Raw(b"\x9c\x40\0\x50" + b"x" * 20), PASS),
+    ("SCTP to a service", to4() / SCTP(sport=40000, dport=3868) / SCTPChunkInit(), OURS),
+    ("SCTP to a service, IPv6", to6() / SCTP(sport=40000, dport=3868) / SCTPChunkInit(), OURS),
+    ("SCTP to a service, options", to4(options=[IPOption_NOP()] * 8) / SCTP(dport=3868), OURS),
+    ("SCTP to a service, extension headers", to6() / HOP / SCTP(dport=3868), OURS),
+    ("SCTP to another port", to4() / SCTP(dport=80), PASS),
+    ("TCP to a port of SCTP's", to4() / TCP(dport=3868), PASS),
+    ("SCTP to a LIP", IP(src=SERVER, dst=LIP) / SCTP(dport=LO), OURS),
+    ("SCTP to a LIP, below the range", IPv6(src=SERVER6, dst=LIP6) / SCTP(dport=LO - 1), PASS),
+    ("later fragment of SCTP", later4(132), OURS),
+    ("later fragment of SCTP, no service of it there", later4(132, "192.0.2.11"), PASS),
+    ("unreachable, of SCTP's packet", ROUTER4 / ICMP(type=3) / IP(src=VIP, dst=CLIENT) / SCTP(sport=3868, dport=9), OURS),
+    ("packet too big, of SCTP's packet", ROUTER6 / ICMPv6PacketTooBig() / IPv6(src=VIP6) / SCTP(sport=3868), OURS),
+    ("a protocol without ports", to4(proto=136) / Raw(b"\x9c\x40\0\x50" + b"x" * 20), PASS),
 ]  # fmt: skip
 
 
