@@ -15,6 +15,7 @@ from lbd.datapath.command_apply cimport command_apply, lip_refresh, nat_refresh
 from lbd.datapath.conn cimport (BUCKET_FILL_X100, BUCKET_SPARE, CONN_RESTING, Bucket, Conn4, Conn6, ConnCold, ConnCommon,
                                 ConnTable, conn4, conn6, conn_common, conn_mode, conn_server)
 from lbd.datapath.connfile cimport conn_file_attach, conn_file_bytes, conn_map_all
+from lbd.datapath.ending cimport ending_next
 from lbd.datapath.engine cimport ConnExt, EXT_FREE, EXT_SHARE, Engine as CEngine
 from lbd.datapath.hdr cimport PROTO_SCTP
 from lbd.datapath.lifetime cimport engine_expire
@@ -263,7 +264,7 @@ cdef dict counters_dict(CEngine *e):
         "verdicts": {name: c.verdicts[i] for i, name in enumerate(VERDICTS)},
         "conns_made": c.conns_made, "conns_expired": [c.conns_expired[i] for i in range(6)],
         "misplaced": c.misplaced, "handed_out": c.handed_out, "handed_in": c.handed_in,
-        "icmp_sent": c.icmp_sent, "icmp_mapped": c.icmp_mapped, "bad_commands": c.bad_commands,
+        "icmp_sent": c.icmp_sent, "resets_sent": c.resets_sent, "icmp_mapped": c.icmp_mapped, "bad_commands": c.bad_commands,
     }
 
 
@@ -400,6 +401,22 @@ cdef class Engine:
 
     def expire(self, now_ns: int, budget: int = 1 << 20) -> None:
         engine_expire(self.e, now_ns, budget)
+
+    def ending(self, now_ns: int, looks: int = 1 << 30) -> list:
+        """What is sent as connections of drained real servers are ended: (iface, bytes) each."""
+        cdef Pkt p
+        cdef uint8_t room[512]
+        cdef uint32_t left = looks
+        self.e.now_ns = now_ns
+        self.e.now_ms = <uint32_t> (<uint64_t> now_ns // 1000000)
+        out = []
+        while True:
+            memset(&p, 0, sizeof(Pkt))
+            p.data = room + 256
+            p.room = 256
+            if not ending_next(self.e, &p, &left):
+                return out
+            out.append((p.ifout, <bytes> p.data[:p.len]))
 
     def recover(self, now_ns: int, fresh_tables: bool = False) -> int:
         """What a new process of the same worker does: everything from the live records. Returns how many."""

@@ -78,4 +78,8 @@ ADVICE = {
         "A real server stands behind several services of mode nat, and a client used one port for two of them. Rare, and "
         "the client tries again; often: give the services different ports on the real server, or use mode fullnat."
     ),
+    "server_gone": (
+        "As configured: `expire_nodest` or `expire_quiescent` of the service, or a drain whose deadline is over. "
+        "See [lifecycle](lifecycle.md)."
+    ),
 }

@@ -84,6 +84,9 @@ def listing(services: list[dict[str, Any]], real_servers: dict[str, list[dict[st
                 f"  -> {r['address']:<28} {forward:<7} {r['weight']:<6} {r['active']:<10} {r['inactive']:<10}"
             )
             lines.append(f"{line} {state}".rstrip())
+        if sorry := s.get("sorry_server"):
+            counts = f"{sorry['active']:<10} {sorry['inactive']:<10}"
+            lines.append(f"  -> {sorry['address']:<28} {forward:<7} {'-':<6} {counts} sorry{', in use' if sorry['in_use'] else ''}")
     return "\n".join(lines)
 
 
@@ -95,6 +98,8 @@ def stats(services: list[dict[str, Any]], real_servers: dict[str, list[dict[str,
     for s in services:
         lines.append(f"{s['protocol'].upper():<4} {s['address']:<28}{figures(s)}")
         lines += [f"  -> {r['address']:<28}{figures(r)}" for r in real_servers[s["name"]]]
+        if sorry := s.get("sorry_server"):
+            lines.append(f"  -> {sorry['address']:<28}{figures(sorry)} sorry")
     return "\n".join(lines)
 
 

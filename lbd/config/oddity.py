@@ -6,9 +6,14 @@ from collections.abc import Iterator
 from lbd.config.problem import Loc
 from lbd.config.rule import Finding, Rule, View
 from lbd.config.value import duration_text
+from lbd.sched import scheduler
 
 EPHEMERAL = (32768, 60999)  # default of net.ipv4.ip_local_port_range
 REAL_SERVER_TIME_WAIT = 60.0  # Linux's TCP_TIMEWAIT_LEN
+NO_RAMP = {
+    "fo": "the heaviest real server gets everything",
+    "sh": "each step would send most clients to another real server",
+}
 
 
 def warnings(view: View) -> list[Finding]:
@@ -48,8 +53,24 @@ def _ineffective(view: View) -> Iterator[Finding]:
     if workers.count and len(workers.cores) > workers.count and view.good(("workers",), "count"):
         yield ("workers", "cores"), f"only the first {workers.count} are used, as `count` says"
     for loc, service in view.services():
-        if service.proto == 17 and service.tcp_established is not None:
-            yield (*loc, "tcp_established"), "has no effect on a UDP service; remove it"
+        unused = ("tcp_established", "tcp_fin") if service.proto == 17 else ("udp_timeout",)
+        for key in unused:
+            if getattr(service, key) is not None and view.good(loc, "protocol"):
+                yield (*loc, key), f"has no effect on a {service.protocol.upper()} service; remove it"
+
+
+def _slow_start(view: View) -> Iterator[Finding]:
+    for outer, service in view.services():
+        if not view.good(outer, "scheduler") or scheduler(service.scheduler).RAMP:
+            continue
+        why = f"has no effect with scheduler {service.scheduler}: {NO_RAMP.get(service.scheduler, 'it does not heed weights')}"
+        remedy = "use mh" if service.scheduler in ("sh", "dh") else "use w" + service.scheduler.removeprefix("w")
+        text = f"{why}; remove it" + (f", or {remedy}" if service.scheduler != "fo" else "")
+        if service.slow_start is not None:
+            yield (*outer, "slow_start"), text
+        for loc, server in view.real_servers(outer, service):
+            if server.slow_start:
+                yield (*loc, "slow_start"), text
 
 
 def _refused(view: View) -> Iterator[Finding]:
@@ -77,13 +98,18 @@ def _ports(view: View) -> Iterator[Finding]:
 
 
 def _time_wait(view: View) -> Iterator[Finding]:
+    def odd(time_wait: float) -> str:
+        return (
+            f"a real server remembers a closed connection for {duration_text(REAL_SERVER_TIME_WAIT)} "
+            f"and may refuse a port that comes back after {duration_text(time_wait)}"
+        )
+
     time_wait = view.config.timeouts.tcp_time_wait
     if time_wait < REAL_SERVER_TIME_WAIT:
-        yield (
-            ("timeouts", "tcp_time_wait"),
-            f"a real server remembers a closed connection for {duration_text(REAL_SERVER_TIME_WAIT)} "
-            f"and may refuse a port that comes back after {duration_text(time_wait)}",
-        )
+        yield ("timeouts", "tcp_time_wait"), odd(time_wait)
+    for loc, service in view.services():
+        if service.mode == "fullnat" and service.tcp_fin is not None and service.tcp_fin < REAL_SERVER_TIME_WAIT:
+            yield (*loc, "tcp_fin"), odd(service.tcp_fin)
 
 
 def _frames(view: View) -> Iterator[Finding]:
@@ -97,4 +123,4 @@ def _frames(view: View) -> Iterator[Finding]:
         )
 
 
-RULES: tuple[Rule, ...] = (_idle_services, _foreign_interfaces, _ineffective, _refused, _ports, _time_wait, _frames)
+RULES: tuple[Rule, ...] = (_idle_services, _foreign_interfaces, _ineffective, _slow_start, _refused, _ports, _time_wait, _frames)

@@ -97,6 +97,25 @@ def _addresses(view: View) -> Iterator[Finding]:
                 )
 
 
+def _sorry_servers(view: View) -> Iterator[Finding]:
+    vips = {s.vip for s in view.config.service}
+    lips = {lip.address for lip in view.config.local_address}
+    for outer, service in view.services():
+        sorry = service.sorry_server
+        if sorry is None or not view.good(outer, "sorry_server", "address", "mode"):
+            continue
+        loc = (*outer, "sorry_server")
+        if sorry.addr in vips or sorry.addr in lips:
+            own = "VIP" if sorry.addr in vips else "local address"
+            yield loc, f"must not be a {own} of lbd itself: use the server's own address"
+        elif any(r.address == sorry for r in service.real_server):
+            yield loc, "must not be one of the real servers: they have all failed when it is needed; use another server"
+        if sorry.af != service.af and service.mode != "tunnel":
+            yield loc, f"must be IPv{service.af} as the service's address, not IPv{sorry.af}"
+        if service.mode in ("dr", "tunnel") and sorry.port != service.port:
+            yield loc, f"must have port {service.port} as the service, not {sorry.port}: mode {service.mode} changes no port"
+
+
 def _families(view: View) -> Iterator[Finding]:
     have = {lip.af for lip in view.config.local_address}
     for outer, service in view.services():
@@ -183,7 +202,7 @@ def _workers(view: View) -> Iterator[Finding]:
 
 
 def _capacity(view: View) -> Iterator[Finding]:
-    real_servers = sum(len(s.real_server) for s in view.config.service)
+    real_servers = sum(len(s.real_server) + (s.sorry_server is not None) for s in view.config.service)
     for key, have in (("services", len(view.config.service)), ("real_servers", real_servers)):
         room = getattr(view.config.tables, key)
         if have > room and view.good(("tables",), key):
@@ -227,6 +246,7 @@ Rule = Callable[[View], Iterable[Finding]]
 RULES: tuple[Rule, ...] = (
     _names,
     _addresses,
+    _sorry_servers,
     _families,
     _modes,
     _managed,

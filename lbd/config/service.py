@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lbd.config.address import EndpointValue, IPAddress
+from lbd.config.address import Endpoint, EndpointValue, IPAddress
 from lbd.config.section import Section
 from lbd.config.value import Bool, Duration, Int, InterfaceName, Name, RequestPath
 
@@ -58,6 +58,9 @@ class RealServer(Section):
         le=65535,
         description="Share of new connections that it gets; 0 drains it: established ones go on.",
     )
+    slow_start: Duration | None = Field(
+        None, ge=0, le=86400, description='Overrides the service\'s `slow_start`; "0s": none.', examples=["2m"]
+    )
 
     @property
     def af(self) -> int:
@@ -107,6 +110,41 @@ class Service(Section):
         description="Overrides `timeouts.tcp_established`, or for SCTP `timeouts.sctp_established`.",
         examples=["1h"],
     )
+    tcp_fin: Duration | None = Field(
+        None,
+        ge=0.1,
+        le=604800,
+        description="Overrides `timeouts.tcp_fin_wait`, `tcp_close_wait`, `tcp_last_ack` and `tcp_time_wait`: all states "
+        "after a FIN (the second of ipvsadm's `--set`); for SCTP `timeouts.sctp_shutdown`.",
+        examples=["1m"],
+    )
+    udp_timeout: Duration | None = Field(
+        None, ge=0.1, le=604800, description="Overrides `timeouts.udp`.", examples=["10s"]
+    )
+    sorry_server: EndpointValue | None = Field(
+        None,
+        description="Gets connections while no real server can take any (all down, drained or full); by the service's mode, "
+        "not checked. See [lifecycle](lifecycle.md).",
+        examples=["10.0.1.99:8080"],
+    )
+    slow_start: Duration | None = Field(
+        None,
+        ge=1,
+        le=86400,
+        description="A real server that comes back, or is added by a reload, gets its weight in steps over this time. For "
+        "schedulers that heed weights: wrr, wlc, sed, nq, ovf, lblc, lblcr, mh, conhash.",
+        examples=["60s"],
+    )
+    expire_nodest: Bool = Field(
+        False,
+        description="End connections whose real server was removed or is down, at the client's next packet (IPVS's "
+        "`expire_nodest_conn`). A TCP client gets a RST. Without it they go on.",
+    )
+    expire_quiescent: Bool = Field(
+        False,
+        description="End connections whose real server has weight 0 or is drained, in the same way (DPVS's "
+        "`--expire-quiescent`).",
+    )
     health: Health | None = Field(
         None, description="How real servers are checked. Without it they count as up."
     )
@@ -129,6 +167,16 @@ class Service(Section):
     def proto(self) -> int:
         """IP protocol number."""
         return PROTOCOLS[self.protocol]
+
+    @property
+    def servers(self) -> tuple[Endpoint, ...]:
+        """All that connections may be sent to: the real servers, and the sorry server."""
+        return (*(r.address for r in self.real_server), *([self.sorry_server] if self.sorry_server else []))
+
+    def slow_start_of(self, real: RealServer) -> float:
+        """Seconds; 0: none."""
+        own = real.slow_start if real.slow_start is not None else self.slow_start
+        return own or 0.0
 
     @property
     def key(self) -> tuple[int, IPAddress, int]:

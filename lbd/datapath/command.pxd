@@ -64,6 +64,9 @@ cdef struct CmdSvc:
     uint32_t table_off
     uint32_t table_len
     uint32_t timeout_established
+    uint32_t timeout_fin
+    uint32_t timeout_udp
+    uint16_t sorry          # number + 1, 0 = none
 
 cdef struct CmdDest:
     uint8_t addr[16]

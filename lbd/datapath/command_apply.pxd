@@ -4,8 +4,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.command cimport *
-from lbd.datapath.svc cimport (LIP_MAX, Svc, SvcStat, Dest, Lip, LipStat, SVC_NONE, DEST_NONE, SVC_USED, DEST_USED, MODE_DR,
-                               MODE_FULLNAT, MODE_NAT, MODE_TUNNEL)
+from lbd.datapath.svc cimport (LIP_MAX, Svc, SvcStat, Dest, Lip, LipStat, SVC_NONE, DEST_NONE, SVC_USED, DEST_USED, DEST_UP,
+                               DEST_END, SVC_EXPIRE_NODEST, SVC_EXPIRE_QUIESCENT, MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_TUNNEL)
 from lbd.datapath.link cimport adj_tags, link_of, tag_word
 from lbd.datapath.neigh cimport (Iface, adj_refresh, Adj, ADJ_NONE, ADJ_MAX, ADJ_USED, ADJ_VALID, ADJ_LEARNED, BOND_L34,
                                  IFACE_PARTIAL, IFACE_USED, LINK_MAX, MEMBER_MAX)
@@ -40,16 +40,34 @@ cdef inline void svc_del(Engine *e, uint32_t id) noexcept nogil:
         e.nat_services -= e.svc[id].mode == MODE_NAT
 
 
+cdef enum:
+    EXPIRES = SVC_EXPIRE_NODEST | SVC_EXPIRE_QUIESCENT
+
+
+cdef inline bint svc_timeouts(Engine *e, Svc *s, const CmdSvc *b) noexcept nogil:
+    """False: beyond the clock's reach."""
+    if b.timeout_established > TIMEOUT_MAX or b.timeout_fin > TIMEOUT_MAX or b.timeout_udp > TIMEOUT_MAX:
+        return False
+    s.timeout_established = b.timeout_established
+    s.timeout_fin = b.timeout_fin
+    s.timeout_udp = b.timeout_udp
+    if b.timeout_udp and b.timeout_udp < e.oneway_least:
+        e.oneway_least = b.timeout_udp
+    return True
+
+
 cdef inline bint svc_set(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogil:
     cdef Svc *s
+    cdef uint32_t before
     if b.mode != MODE_FULLNAT and b.mode != MODE_NAT and b.mode != MODE_DR and b.mode != MODE_TUNNEL:
         return False
     if c.id >= e.max_svc or (b.af != 4 and b.af != 6) or b.table_len > e.arena_slots or b.table_off > e.arena_slots - b.table_len:
         return False
-    if b.timeout_established > TIMEOUT_MAX:
-        return False
-    svc_del(e, c.id)
     s = e.svc + c.id
+    if b.sorry > e.max_dest or not svc_timeouts(e, s, b):
+        return False
+    before = s.flags
+    svc_del(e, c.id)
     memcpy(s.vaddr, b.vaddr, 16)
     s.vport = b.vport
     s.af = b.af
@@ -58,7 +76,7 @@ cdef inline bint svc_set(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogi
     s.mode = b.mode
     s.table_off = b.table_off
     s.table_len = b.table_len
-    s.timeout_established = b.timeout_established
+    s.sorry = b.sorry
     s.gen = c.gen
     if c.flags & CMD_FRESH:
         memset(e.svc_stat + c.id, 0, sizeof(SvcStat))
@@ -66,6 +84,8 @@ cdef inline bint svc_set(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogi
     s.flags = b.flags | SVC_USED
     svc_hash_in(e, c.id)
     e.nat_services += s.mode == MODE_NAT
+    if s.flags & EXPIRES & ~before:         # what the fast lane served until now is looked at
+        e.fib_gen[0] += 1
     return True
 
 
@@ -78,16 +98,39 @@ cdef inline void dest_hash_in(Engine *e, uint32_t id) noexcept nogil:
     p[0] = id + 1
 
 
-cdef inline void dest_del(Engine *e, uint32_t id) noexcept nogil:
+cdef inline bint dest_stands(const Dest *d) noexcept nogil:
+    return d.weight != 0 and (d.flags & (DEST_USED | DEST_UP)) == (DEST_USED | DEST_UP)
+
+
+cdef inline void dest_unhash(Engine *e, uint32_t id) noexcept nogil:
     cdef uint32_t *p = e.dest_hash + dest_bucket(e.dest[id].addr, e.dest[id].port)
-    if not e.dest[id].flags & DEST_USED:
-        return
-    e.dest[id].flags = 0
     while p[0]:
         if p[0] == id + 1:
             p[0] = e.dest[id].next
             return
         p = &e.dest[p[0] - 1].next
+
+
+cdef inline void dest_left(Engine *e, uint32_t svc) noexcept nogil:
+    """A real server of it can't take connections any more. Where that ends those it has, they must leave the fast lane: by a new
+    generation of routes every connection goes the general way once, and there it is seen (orphan.pxd)."""
+    if svc < e.max_svc and e.svc[svc].flags & EXPIRES:
+        e.fib_gen[0] += 1
+
+
+cdef inline void dest_del(Engine *e, uint32_t id) noexcept nogil:
+    if not e.dest[id].flags & DEST_USED:
+        return
+    if dest_stands(e.dest + id):
+        dest_left(e, e.dest[id].svc)
+    dest_unhash(e, id)
+    e.dest[id].flags = 0
+
+
+cdef inline void ending_begin(Engine *e) noexcept nogil:
+    """Every record is looked at from now on, whatever was seen before."""
+    e.ending_left = 0xffffffff
+    e.ending_side = 0
 
 
 cdef inline void nat_refresh(Engine *e) noexcept nogil:
@@ -97,20 +140,30 @@ cdef inline void nat_refresh(Engine *e) noexcept nogil:
     for i in range(e.max_dest - 1, -1, -1):
         if e.dest[i].flags & DEST_USED:
             dest_hash_in(e, i)
+        if e.dest[i].flags & DEST_END:
+            ending_begin(e)
     e.nat_services = 0
+    e.oneway_least = TIMEOUT_MAX
     for i in range(e.max_svc):
-        if e.svc[i].flags & SVC_USED and e.svc[i].mode == MODE_NAT:
-            e.nat_services += 1
+        if not e.svc[i].flags & SVC_USED:
+            continue
+        e.nat_services += e.svc[i].mode == MODE_NAT
+        if e.svc[i].timeout_udp and e.svc[i].timeout_udp < e.oneway_least:
+            e.oneway_least = e.svc[i].timeout_udp
 
 
 cdef inline bint dest_set(Engine *e, const Cmd *c, const CmdDest *b) noexcept nogil:
     cdef Dest *d
+    cdef bint stood, ended
     if c.id >= e.max_dest or b.svc >= e.max_svc or (b.af != 4 and b.af != 6):
         return False
     d = e.dest + c.id
+    stood = dest_stands(d)
+    ended = d.flags & DEST_END
+    if d.flags & DEST_USED:
+        dest_unhash(e, c.id)
     if c.flags & CMD_FRESH:
         memset(e.dest_stat + c.id, 0, sizeof(SvcStat))
-    dest_del(e, c.id)
     memcpy(d.addr, b.addr, 16)
     d.port = b.port
     d.af = b.af
@@ -121,6 +174,10 @@ cdef inline bint dest_set(Engine *e, const Cmd *c, const CmdDest *b) noexcept no
     d.fib_gen = e.fib_gen[0] - 1
     d.flags = b.flags | DEST_USED
     dest_hash_in(e, c.id)
+    if stood and not dest_stands(d):
+        dest_left(e, d.svc)
+    if d.flags & DEST_END and not ended:
+        ending_begin(e)
     return True
 
 

@@ -25,7 +25,8 @@ cdef struct Counters:
     uint64_t sleeps
     uint64_t wakes
     uint64_t frames_dropped_restart
-    uint64_t spare[32]
+    uint64_t resets_sent            # RST segments of connections that were ended (ending.pxd)
+    uint64_t spare[31]
 
 cdef enum ExpireReason:
     EXPIRE_TIMEOUT = 0

@@ -77,6 +77,7 @@ cdef struct Engine:
     # settings
     uint8_t fast[16]            # by interface: Lane of fast.pxd
     uint32_t timeout[16]        # ms by TcpState
+    uint32_t oneway_least       # ms: the least of services' own UDP timeouts that ever was
     uint32_t verify_csum
     uint32_t fast_off           # for tests: everything goes the general way
     uint32_t return_route
@@ -101,6 +102,9 @@ cdef struct Engine:
     uint32_t lip_exhausted_n    # events for the adapter to report, then zeroed
     uint32_t lip_exhausted
     uint32_t table_full_n
+    # connections to be ended (ending.pxd)
+    uint32_t ending_left        # records of both tables still to be looked at; more than there are: all
+    uint32_t ending_side        # ends of the one at hand that were told
     # the burst at hand
     uint64_t now_ns
     uint32_t now_ms

@@ -13,10 +13,10 @@ from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
 from lbd.datapath.sctp cimport sctp_quote_is_right, sctp_step
 from lbd.datapath.timer cimport WHEEL_SHIFT
-from lbd.datapath.svc cimport Svc, Dest, SVC_NONE, DEST_NONE, LIP_NONE, DEST_USED, DEST_UP, MODE_DR, MODE_FULLNAT
+from lbd.datapath.svc cimport Dest, SVC_NONE, DEST_NONE, LIP_NONE, DEST_USED, DEST_UP, MODE_DR, MODE_FULLNAT
 from lbd.datapath.neigh cimport Adj, ADJ_NONE, ADJ_USED, ADJ_VALID, IFACE_UP
 from lbd.datapath.link cimport adj_tags, pkt_tags
-from lbd.datapath.lookup cimport nexthop, adj_learn, neigh_want, svc_of, lip_lookup
+from lbd.datapath.lookup cimport nexthop, adj_learn, dest_of, neigh_want, svc_of, lip_lookup
 from lbd.datapath.lifetime cimport table_of, timer_of, conn_enter, conn_end, conn_schedule, stat_count, evict
 from lbd.datapath.nat cimport TTL_DELTA, hop, link_write, rewrite
 from lbd.datapath.seq cimport seq_translate
@@ -224,11 +224,10 @@ cdef inline void count_packet(Engine *e, const Pkt *p, const ConnCommon *c, uint
 
 cdef inline void rebind(Engine *e, uint32_t i, ConnCommon *c, const Tuple *k, int af) noexcept nogil:
     """A record of an earlier life meets its service, real server and LIP again, which had to be configured first."""
-    cdef uint32_t svc, slot, d
+    cdef uint32_t svc
     cdef uint8_t daddr[16]
     cdef const uint8_t *laddr
     cdef uint16_t dport
-    cdef Svc *s
     cdef int daf = conn_server(table_of(e, af), i, daddr, af)
     if af == 4:
         laddr = <const uint8_t *> &conn4(&e.t4, i).laddr
@@ -251,12 +250,7 @@ cdef inline void rebind(Engine *e, uint32_t i, ConnCommon *c, const Tuple *k, in
         return
     stat_count(e, c, -1)
     c.svc = svc
-    s = e.svc + svc
-    for slot in range(s.table_len):
-        d = e.arena[s.table_off + slot]
-        if d < e.max_dest and e.dest[d].port == dport and e.dest[d].af == daf and memcmp(e.dest[d].addr, daddr, 16) == 0:
-            c.dest = d
-            break
+    c.dest = dest_of(e, svc, daddr, dport, daf)
     stat_count(e, c, 1)
 
 

@@ -9,10 +9,9 @@ from lbd.datapath.ext cimport ext_give
 from lbd.datapath.hdr cimport is_transport
 from lbd.datapath.timer cimport (Timer, timer_link, timer_unlink, timer_start, LIST_HALF_OPEN, LIST_ONEWAY, LIST_NONE, TICK_MASK,
                                  EVICT_LOOK, GOLDEN, WHEEL_SLOTS, WHEEL_SHIFT)
-from lbd.datapath.tcp cimport (STATE_NONE, STATE_SYN_RECV, STATE_ESTABLISHED, STATE_CLOSE, STATE_UDP, STATE_UDP_ONEWAY, STATE_COUNT,
-                               timeout_of,
-                               state_active)
-from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED
+from lbd.datapath.tcp cimport (STATE_NONE, STATE_SYN_RECV, STATE_ESTABLISHED, STATE_CLOSE_WAIT, STATE_TIME_WAIT, STATE_CLOSE,
+                               STATE_UDP, STATE_UDP_ONEWAY, STATE_COUNT, timeout_of, state_active)
+from lbd.datapath.svc cimport Svc, SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED
 from lbd.datapath.count cimport EXPIRE_TIMEOUT, EXPIRE_EVICTED, EXPIRE_CLOSED
 
 
@@ -42,10 +41,31 @@ cdef inline void stat_count(Engine *e, ConnCommon *c, int by) noexcept nogil:
             e.dest_stat[c.dest].inactive += by
 
 
+cdef inline uint32_t own_timeout(const Svc *s, uint32_t state) noexcept nogil:
+    """A service's own, as ipvsadm's --set has three of them; 0: none. Half-open connections have none: their queue needs one."""
+    if state == STATE_ESTABLISHED:
+        return s.timeout_established
+    if STATE_CLOSE_WAIT <= state <= STATE_TIME_WAIT:
+        return s.timeout_fin
+    if state == STATE_UDP or state == STATE_UDP_ONEWAY:
+        return s.timeout_udp
+    return 0
+
+
 cdef inline uint32_t conn_timeout(Engine *e, const ConnCommon *c) noexcept nogil:
-    if c.state == STATE_ESTABLISHED and c.svc != SVC_NONE and e.svc[c.svc].timeout_established:
-        return e.svc[c.svc].timeout_established
-    return e.timeout[timeout_of(c.proto, c.state)]
+    cdef uint32_t own = 0
+    if c.svc != SVC_NONE:
+        own = own_timeout(e.svc + c.svc, c.state)
+    return own if own else e.timeout[timeout_of(c.proto, c.state)]
+
+
+cdef inline uint32_t queue_timeout(const Engine *e, uint32_t where) noexcept nogil:
+    """How long a record stays in a queue in order of age: the least that any in it may have."""
+    if where == LIST_HALF_OPEN:
+        return e.timeout[<int> STATE_SYN_RECV]
+    if e.oneway_least < e.timeout[<int> STATE_UDP_ONEWAY]:
+        return e.oneway_least
+    return e.timeout[<int> STATE_UDP_ONEWAY]
 
 
 cdef inline void conn_schedule(Engine *e, uint32_t i, ConnCommon *c, int af) noexcept nogil:
@@ -88,8 +108,8 @@ cdef inline void conn_end(Engine *e, uint32_t i, uint32_t why, int af) noexcept 
 
 
 cdef inline uint32_t idlest_udp(Engine *e, int af) noexcept nogil:
-    """Of EVICT_LOOK records, others each time, spread over the table: the answered UDP flow silent for longest, or
-    CONN_NIL."""
+    """Of EVICT_LOOK records, others each time, spread over the table: the UDP flow silent for longest, or CONN_NIL. (Unanswered
+    ones that are left now lie in the wheel, for a timeout of their service's own.)"""
     cdef Timer *w = timer_of(e, af)
     cdef ConnTable *t = table_of(e, af)
     cdef ConnCommon *c
@@ -98,7 +118,7 @@ cdef inline uint32_t idlest_udp(Engine *e, int af) noexcept nogil:
     for _ in range(EVICT_LOOK):
         w.hand = (w.hand + lbd_scale(GOLDEN, t.capacity)) % t.capacity
         c = conn_common(t, w.hand, af)
-        if c.live and c.state == STATE_UDP:
+        if c.live and (c.state == STATE_UDP or c.state == STATE_UDP_ONEWAY):
             idle = e.now_ms - c.last_seen
             if best == CONN_NIL or idle > longest:
                 best = w.hand
@@ -121,21 +141,27 @@ cdef inline bint evict(Engine *e, int af) noexcept nogil:
 
 
 cdef inline uint32_t expire_queue(Engine *e, uint32_t where, uint32_t budget, int af) noexcept nogil:
-    """Ends what is overdue at the head of a queue in order of age; returns how many records were looked at."""
+    """Ends what is overdue at the head of a queue in order of age; what has more time, by its service's own timeout, waits in the
+    wheel from then on. Returns how many records were looked at."""
     cdef Timer *w = timer_of(e, af)
     cdef ConnTable *t = table_of(e, af)
     cdef ConnCommon *c
-    cdef uint32_t i, since, n = 0
+    cdef uint32_t i, age, left, n = 0
     while n < budget:
         i = w.head[where]
         if i == CONN_NIL:
             break
         c = conn_common(t, i, af)
         n += 1
-        since = t.cold[i].created if where == LIST_HALF_OPEN else c.last_seen
-        if <int32_t> (e.now_ms - since - conn_timeout(e, c)) < 0:
+        age = e.now_ms - (t.cold[i].created if where == LIST_HALF_OPEN else c.last_seen)
+        left = conn_timeout(e, c)
+        if <int32_t> (age - queue_timeout(e, where)) < 0:
             break
-        conn_end(e, i, EXPIRE_TIMEOUT, af)
+        if <int32_t> (age - left) < 0:
+            timer_unlink(w, t, i)
+            timer_start(w, t, i, e.now_ms, left - age)
+        else:
+            conn_end(e, i, EXPIRE_TIMEOUT, af)
     return n
 
 

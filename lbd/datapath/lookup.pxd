@@ -5,7 +5,7 @@ from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_ld64, lbd_mum
 from lbd.datapath.engine cimport DEST_HASH, Engine
 from lbd.datapath.flow cimport Tuple
-from lbd.datapath.svc cimport Dest, MODE_NAT, SVC_NONE, SVC_USED, Svc
+from lbd.datapath.svc cimport Dest, DEST_NONE, MODE_NAT, SVC_NONE, SVC_USED, Svc
 from lbd.datapath.neigh cimport (Adj, adj_refresh, ADJ_NONE, ADJ_MAX, ADJ_HASH, ADJ_USED, ADJ_VALID, ADJ_LEARNED, IFACE_USED,
                                  IFACE_UP)
 from lbd.datapath.fib cimport Route, FIB_HASH, ROUTE_ONLINK
@@ -53,6 +53,18 @@ cdef inline uint32_t nat_dest(Engine *e, uint32_t n, const uint8_t *addr, uint16
             return n
         n = d.next
     return 0
+
+
+cdef inline uint32_t dest_of(Engine *e, uint32_t svc, const uint8_t *addr, uint16_t port, int af) noexcept nogil:
+    """Number of a service's real server (or sorry server) by address (16 bytes) and port, or DEST_NONE."""
+    cdef uint32_t n = e.dest_hash[dest_bucket(addr, port)]
+    cdef Dest *d
+    while n:
+        d = e.dest + (n - 1)
+        if d.svc == svc and d.port == port and d.af == af and memcmp(d.addr, addr, 16) == 0:
+            return n - 1
+        n = d.next
+    return DEST_NONE
 
 
 cdef inline uint32_t lip_lookup(Engine *e, const uint8_t *addr, int af) noexcept nogil:

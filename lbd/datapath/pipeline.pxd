@@ -14,6 +14,7 @@ from lbd.datapath.conn cimport (ConnTable, Bucket, REF_NONE, conn_bucket, conn_t
                                 lbd_tag_match)
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.forward cimport forward_known, forward_icmp
+from lbd.datapath.orphan cimport orphan_settle, orphaned
 from lbd.datapath.open cimport (STEP_AGAIN, STEP_DONE, STEP_OPEN, looks_new, may_open, met_before, open_planned, plan_open,
                                 resets, start_anew, starts_anew)
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE
@@ -96,6 +97,8 @@ cdef inline bint settle_known(Engine *e, Pkt *p, uint32_t i, int af) noexcept no
         forward_icmp(e, p, ref, k.proto, af)
     elif lbd_unlikely(starts_anew(e, p, ref, af)):
         start_anew(e, p, k, e.hash[i], ref, af)
+    elif lbd_unlikely(orphaned(e, ref, af)):
+        return orphan_settle(e, p, ref, af)
     else:
         forward_known(e, p, ref, af)
     return True

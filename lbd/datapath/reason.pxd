@@ -38,4 +38,5 @@ cdef enum Reason:
     REASON_TOO_BIG_FRAME
     REASON_MULTI_BUFFER
     REASON_TUPLE_IN_USE
+    REASON_SERVER_GONE
     REASON_COUNT            # how many; never a reason

@@ -35,6 +35,8 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("too_big_frame", "the packet would outgrow its frame"),
     ("multi_buffer", "a packet of several buffers: larger than a frame"),
     ("tuple_in_use", "mode nat: the client has a connection from the same port to the same real server by another service"),
+    ("server_gone", "its real server is gone and its connection with it (expire_nodest, expire_quiescent, a drain's deadline); "
+     "a client's TCP is answered with a RST"),
 )
 
 NAMES: tuple[str, ...] = tuple(name for name, _ in REASONS)

@@ -249,8 +249,8 @@ cdef inline void schedule_prefetch(Engine *e, const Svc *s, const Tuple *t) noex
         lbd_prefetch(e.arena + s.table_off + stable_hash(t, s.flags & SVC_HASH_PORT, 0) % s.table_len)
 
 
-cdef inline uint32_t schedule(Engine *e, Svc *s, const Tuple *t) noexcept nogil:
-    """A real server for a new connection with this tuple, or DEST_NONE."""
+cdef inline uint32_t pick(Engine *e, Svc *s, const Tuple *t) noexcept nogil:
+    """By the service's scheduler, or DEST_NONE."""
     if s.table_len == 0:
         return DEST_NONE
     if s.sched == SCHED_HASH:
@@ -266,3 +266,20 @@ cdef inline uint32_t schedule(Engine *e, Svc *s, const Tuple *t) noexcept nogil:
     if s.sched == SCHED_HOME or s.sched == SCHED_HOMES:
         return pick_home(e, s)
     return pick_seq(e, s)
+
+
+cdef inline bint refuses_some(const Svc *s) noexcept nogil:
+    """Does the scheduler refuse clients of a real server that can't take them, though another one could?"""
+    if s.sched == SCHED_HASH or s.sched == SCHED_SOURCE:
+        return s.flags & SVC_HASH_FALLBACK == 0
+    return s.sched == SCHED_DEST
+
+
+cdef inline uint32_t schedule(Engine *e, Svc *s, const Tuple *t) noexcept nogil:
+    """A real server for a new connection with this tuple; if none can take one, the sorry server; or DEST_NONE."""
+    cdef uint32_t d = pick(e, s, t)
+    if d != DEST_NONE or s.sorry == 0:
+        return d
+    if s.table_len and refuses_some(s):
+        return DEST_NONE
+    return s.sorry - 1 if dest_takes(e, s.sorry - 1) else <uint32_t> DEST_NONE

@@ -28,6 +28,8 @@ cdef enum SvcFlag:
     SVC_HASH_PORT = 2       # SCHED_HASH, SCHED_SOURCE: the client's port takes part (sh-port, mh-port)
     SVC_LEAST_WEIGHTED = 4  # SCHED_LEAST: divide by weight (wlc)
     SVC_HASH_FALLBACK = 8   # SCHED_HASH, SCHED_SOURCE: another slot when the hashed one's server can't (sh-fallback, mh-fallback)
+    SVC_EXPIRE_NODEST = 256     # connections of a real server that was removed or is down end at their next packet
+    SVC_EXPIRE_QUIESCENT = 512  # and those of one whose weight is 0
 
 cdef enum SvcMode:          # forwarding mode; a connection keeps that of its first packet (ConnFlag)
     MODE_FULLNAT = 0        # client → LIP → real server: both addresses and ports
@@ -57,7 +59,11 @@ cdef struct Svc:            # 128 bytes; what established packets and plain serv
     uint64_t homes          # mask of slots
     uint32_t homes_table    # table_off that the mask is of
     uint32_t homes_changed  # when the mask last changed, ms
-    uint8_t reserved[64]
+    uint8_t reserved[52]
+    uint32_t timeout_fin    # ms, of states after a FIN; 0 = the worker's defaults
+    uint32_t timeout_udp    # ms; 0 = the worker's default
+    uint16_t sorry          # its sorry server: number + 1, 0 = none
+    uint16_t reserved1
 
 cdef struct SvcStat:        # 64 bytes
     uint64_t conns
@@ -72,6 +78,9 @@ cdef struct SvcStat:        # 64 bytes
 cdef enum DestFlag:
     DEST_USED = 1
     DEST_UP = 2             # health says it answers (and no administrator says otherwise): may take new connections if weight > 0
+    DEST_SORRY = 4          # the service's sorry server: in no table; nothing that lasts beyond a connection may point to it
+    DEST_END = 8            # its connections are to be ended now (ending.pxd)
+    DEST_RESET = 16         # with a RST to both ends, where they are TCP
 
 cdef struct Dest:           # 48 bytes
     uint8_t addr[16]        # network order, IPv4 in the first 4 bytes

@@ -7,6 +7,7 @@ from lbd.datapath.compiler cimport lbd_compiler_barrier, lbd_prefetchw, lbd_unli
 from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_MULTI, BURST_MAX
 from lbd.datapath.pipeline cimport engine_burst
 from lbd.datapath.lifetime cimport engine_expire
+from lbd.datapath.ending cimport ending_next
 from lbd.datapath.command cimport (Cmd, CmdValue, CmdCapture, CMD_STOP, CMD_CAPTURE, CMD_SETTING, CMD_OWNER, CMD_PORT_GONE,
                                    SET_POLL_MODE)
 from lbd.datapath.command_apply cimport command_apply
@@ -30,6 +31,7 @@ from lbd.xdp.io cimport (port_rx_peek, port_rx_release, port_fill, port_wake_rx,
 
 cdef enum:
     XDP_PKT_CONTD = 1           # descriptor option: the packet goes on in the next one
+    ENDING_LOOKS = 4096         # records looked at in a millisecond while connections are ended
 
 
 # --- packets ---------------------------------------------------------------------------------------------------------
@@ -144,6 +146,25 @@ cdef inline void free_list_took(Loop *l, uint32_t n) noexcept nogil:
     for i in range(block - n):
         l.free_list[start + i] = l.free_list[start + n + i]
     l.free_n -= n
+
+
+cdef inline bint turn_ending(Loop *l) noexcept nogil:
+    """Connections of a drained real server end: a bounded part of them. True: there are more."""
+    cdef uint32_t _, frame, looks = ENDING_LOOKS
+    cdef Pkt p
+    for _ in range(BURST_MAX):
+        if l.free_n == 0:
+            break
+        frame = l.free_list[l.free_n - 1]
+        memset(&p, 0, sizeof(Pkt))
+        pkt_init(l, &p, (<uint64_t> frame << CHUNK_SHIFT) + CHUNK // 4, 0, 0, 0, 0)
+        if not ending_next(&l.e, &p, &looks):
+            break
+        l.free_n -= 1
+        l.ledger[frame] = <uint8_t> (FRAME_WORK | l.worker << 4)
+        lbd_compiler_barrier()
+        send_out(l, &p)
+    return l.e.ending_left != 0
 
 
 # --- commands and events ---------------------------------------------------------------------------------------------
@@ -320,10 +341,12 @@ cdef inline uint32_t turn_tend(Loop *l, uint32_t *tick) noexcept nogil:
     if <uint32_t> (l.now >> 20) != tick[0]:
         tick[0] = <uint32_t> (l.now >> 20)
         engine_expire(&l.e, l.now, EXPIRE_BUDGET)
+        if lbd_unlikely(l.e.ending_left != 0):
+            turn_ending(l)
         if l.now - l.events_sent >= 100000000:
             turn_events(l)
             turn_publish(l)
-    return n
+    return n + (l.e.ending_left != 0)           # no sleep meanwhile
 
 
 cdef inline void turn_end(Loop *l, uint32_t n, uint64_t after) noexcept nogil:

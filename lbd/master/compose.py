@@ -103,9 +103,9 @@ class Composer:
     # -- what follows ----------------------------------------------------------------------------------------
 
     def destinations(self) -> frozenset[Address4or6]:
-        """Addresses of the real servers."""
+        """Addresses of the real servers, and of the sorry servers."""
         if self._destinations is None:
-            self._destinations = frozenset(r.address.addr for s in self.config.service for r in s.real_server)
+            self._destinations = frozenset(r.addr for s in self.config.service for r in s.servers)
         return self._destinations
 
     def next_hops(self, reach: Reach) -> NextHops:
@@ -133,6 +133,10 @@ class Composer:
             timeout_established=milliseconds(s.tcp_established) if s.tcp_established is not None else 0,
             scheduler_flags=s.scheduler_flags,
             mode=s.mode,
+            timeout_fin=milliseconds(s.tcp_fin) if s.tcp_fin is not None else 0,
+            timeout_udp=milliseconds(s.udp_timeout) if s.udp_timeout is not None else 0,
+            expire=("nodest",) * s.expire_nodest + ("quiescent",) * s.expire_quiescent,
+            sorry=(s.sorry_server.addr.packed, s.sorry_server.port) if s.sorry_server is not None else None,
         )
 
     def _real_server(self, service: str, r: ConfiguredServer) -> RealServer:

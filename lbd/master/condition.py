@@ -24,7 +24,8 @@ def problems(d: Daemon) -> list[str]:
     found += interface_problems(d)
     for s in d.config.service:
         if not any(r.up and r.weight for r in d.composer.service(s.name).real_servers):
-            found.append(f"service {s.name} has no real server that can take a connection")
+            sorry = f": its sorry server {s.sorry_server} gets them" if s.sorry_server else ""
+            found.append(f"service {s.name} has no real server that can take a connection{sorry}")
     if d.reload_error:
         found.append(f"the last reload was refused: {d.reload_error.splitlines()[0]}")
     now = time.monotonic()

@@ -30,6 +30,8 @@ class RealServer:
     weight: int  # effective: 0 = takes no new connection, keeps those it has
     up: bool  # health and administrator agree that it may serve
     rest: int = 0  # while weight is 0: the one that it had; hashes keep its place by it
+    share: int = 100  # percent of its weight that counts for now: slow start, a drain in stages
+    end: str = ""  # its connections are to be ended: "expire", or "reset", with a RST to both ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,10 @@ class Service:
     timeout_established: int = 0  # ms, 0 = the default
     scheduler_flags: tuple[str, ...] = ()
     mode: str = "fullnat"
+    timeout_fin: int = 0
+    timeout_udp: int = 0
+    expire: tuple[str, ...] = ()  # connections whose real server is "nodest", "quiescent"
+    sorry: tuple[bytes, int] | None = None  # address and port
 
     @property
     def key(self) -> ServiceKey:

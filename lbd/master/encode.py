@@ -17,6 +17,8 @@ from lbd.shm import _shm as shm
 HEAD = struct.Struct("=HHII")  # Cmd: op, flags, id, gen
 
 
+EXPIRE = {"nodest": shm.SVC_EXPIRE_NODEST, "quiescent": shm.SVC_EXPIRE_QUIESCENT}
+END = {"": 0, "expire": shm.DEST_END, "reset": shm.DEST_END | shm.DEST_RESET}
 MODES = {"fullnat": shm.MODE_FULLNAT, "nat": shm.MODE_NAT, "dr": shm.MODE_DR, "tunnel": shm.MODE_TUNNEL}
 
 
@@ -94,17 +96,26 @@ def local_address(number: int, lip: LocalAddress) -> bytes:
     return shm.lip_set(number, 0, af=family(lip.address), addr=lip.address, port_lo=lip.port_lo, port_hi=lip.port_hi)
 
 
-def dest(number: int, real: RealServer, svc: int) -> bytes:
+def dest(number: int, real: RealServer, svc: int, weight: int) -> bytes:
+    """`weight`: its own, in the measure of its service at the moment."""
     return shm.dest_set(
-        number, 0, af=family(real.address), addr=real.address, port=real.port, svc=svc, weight=real.weight, up=real.up
-    )
+        number, 0, af=family(real.address), addr=real.address, port=real.port, svc=svc, weight=weight, up=real.up,
+        flags=END[real.end],
+    )  # fmt: skip
 
 
-def service(number: int, s: Service, kind: int, flags: int, table_at: int, table_len: int) -> bytes:
-    """Kind and flags: those of its scheduler."""
+def sorry(number: int, address: bytes, port: int, svc: int) -> bytes:
+    return shm.dest_set(number, 0, af=family(address), addr=address, port=port, svc=svc, flags=shm.DEST_SORRY)
+
+
+def service(number: int, s: Service, kind: int, flags: int, table_at: int, table_len: int, sorry: int | None) -> bytes:
+    """Kind and flags: those of its scheduler. `sorry`: number of its sorry server."""
+    for name in s.expire:
+        flags |= EXPIRE[name]
     return shm.svc_set(
         number, 0, af=family(s.address), addr=s.address, port=s.port, proto=s.protocol, sched=kind,
         flags=flags, mode=MODES[s.mode], table_off=table_at, table_len=table_len, timeout_established=s.timeout_established,
+        timeout_fin=s.timeout_fin, timeout_udp=s.timeout_udp, sorry=sorry,
     )  # fmt: skip
 
 

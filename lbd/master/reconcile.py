@@ -26,7 +26,8 @@ from lbd.master.arena import Arena
 from lbd.master.desired import Desired, DestKey, LipKey, Service, ServiceKey
 from lbd.master.encode import Key, Kind
 from lbd.master.numbers import Numbers, never_busy
-from lbd.sched import Flag, Server, flags_of, scheduler
+from lbd.sched import FULL, Flag, Scheduler, Server, flags_of, scheduler
+from lbd.sched import Kind as Scheduling
 
 FIRST_GENERATION = 2
 K = TypeVar("K", bound=Hashable)
@@ -170,6 +171,24 @@ class Reconciler:
         return services | dests | lips
 
 
+# in whose comparisons of load / weight the measure of weights cancels out
+RELATIVE = (Scheduling.LEAST, Scheduling.SED, Scheduling.NQ)
+WEIGHT_MAX = 65535
+
+
+def weight_measure(service: Service, method: Scheduler) -> int:
+    """What workers' weights are multiples of while a real server has a part of its own, so that a part of 1 can be told."""
+    if not method.RAMP or method.KIND not in RELATIVE or all(r.share == FULL for r in service.real_servers):
+        return 1
+    greatest = max(r.weight for r in service.real_servers)
+    return max(1, min(FULL, WEIGHT_MAX // max(1, greatest)))
+
+
+def weight_measured(weight: int, share: int, measure: int) -> int:
+    """0 stays 0, and what is left of a weight is not 0."""
+    return max(1, weight * share * measure // FULL) if weight else 0
+
+
 class Plan:
     """The way to the next state: what differs, while it can still be undone."""
 
@@ -272,13 +291,20 @@ class Plan:
         dests: dict[DestKey, int] = {}
         records: dict[Key, bytes] = {}
         servers: list[Server] = []
+        method = scheduler(service.scheduler)
+        measure = weight_measure(service, method)
         for real in service.real_servers:
             key = (own, real.address, real.port)
             dest = dests[key] = self._number(self.now.dests, Kind.DEST, key)
-            records[Key(Kind.DEST, (dest,))] = encode.dest(dest, real, number)
+            share = real.share if method.RAMP else FULL
+            records[Key(Kind.DEST, (dest,))] = encode.dest(dest, real, number, weight_measured(real.weight, share, measure))
             identity = real.address + real.port.to_bytes(2, "big")
-            servers.append(Server(dest, real.weight if real.up else 0, identity, real.up, real.weight or real.rest))
-        method = scheduler(service.scheduler)
+            servers.append(Server(dest, real.weight if real.up else 0, identity, real.up, real.weight or real.rest, share))
+        sorry = None
+        if service.sorry is not None:
+            key = (own, *service.sorry)
+            sorry = dests[key] = self._number(self.now.dests, Kind.DEST, key)
+            records[Key(Kind.DEST, (sorry,))] = encode.sorry(sorry, *service.sorry, number)
         flags = flags_of(method, service.scheduler_flags)
         made_of = (service.scheduler, flags, servers)
         table = old.table if old is not None and old.made_of == made_of else method.table(servers, flags)
@@ -286,7 +312,9 @@ class Plan:
             table, at = old.table, old.table_at  # the same extent: workers go on in it where they are
         else:
             at = self._table(table)
-        records[Key(Kind.SVC, (number,))] = encode.service(number, service, method.KIND, flags, at, len(table))
+        records[Key(Kind.SVC, (number,))] = encode.service(
+            number, service, method.KIND, flags, at, len(table), sorry
+        )
         return Placed(service, number, dests, records, made_of, table, at)
 
     def _table(self, table: Sequence[int]) -> int:

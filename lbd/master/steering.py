@@ -119,10 +119,10 @@ def same(one: Desired, other: Desired) -> bool:
 def sources(desired: Desired) -> set[ServiceAt]:
     """Where answers come from that carry no address of lbd."""
     return {
-        (family(r.address), r.address, r.port, s.protocol)
+        (family(address), address, port, s.protocol)
         for s in desired.services
         if s.mode == "nat"
-        for r in s.real_servers
+        for address, port in (*((r.address, r.port) for r in s.real_servers), *([s.sorry] if s.sorry else []))
     }
 
 

@@ -19,6 +19,7 @@ from lbd.datapath.reason import REASONS
 from lbd.master.compose import in_force, state_in_force
 from lbd.master.condition import notes, problems
 from lbd.master.reach import ELSEWHERE
+from lbd.master.reconcile import Placed
 from lbd.master.resources import Port
 from lbd.shm import _shm as shm
 
@@ -146,8 +147,18 @@ def services(daemon: Daemon) -> Iterator[Json]:
             "number": number,
             "slots": len(placed.table) if placed else 0,
             "real_servers": count_states(real_server_state(daemon, s, r) for r in s.real_server),
+            "sorry_server": _sorry_server(daemon, s, placed),
             **service_traffic(daemon, number),
         }
+
+
+def _sorry_server(daemon: Daemon, s: Service, placed: Placed | None) -> Json | None:
+    """`in_use`: it gets the new connections, since no real server may."""
+    if s.sorry_server is None:
+        return None
+    number = placed.dests.get((placed.service.key, s.sorry_server.addr.packed, s.sorry_server.port)) if placed else None
+    active = not any(r.up and r.weight for r in daemon.composer.service(s.name).real_servers)
+    return {"address": str(s.sorry_server), "number": number, "in_use": active, **dest_traffic(daemon, number)}
 
 
 def real_servers(daemon: Daemon, service: str | None = None, real_server: str | None = None) -> Iterator[Json]:

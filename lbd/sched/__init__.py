@@ -6,6 +6,7 @@ A scheduler is a module of this package with these names:
     FLAGS                   SvcFlag bits that always go with it
     OPTIONS                 flags that a service may ask for, by ipvsadm's names, and their bits
     LIMIT                   real servers that it can handle; 0: any number
+    RAMP                    steps in which a real server's share of its weight grows (slow start); 0: it does not heed weights so
     table(servers, flags)   the slots: dest numbers
 
 Adding one is adding a file; its name is the word in the configuration. `servers` holds every real server of the
@@ -50,6 +51,9 @@ class Flag(IntFlag):
     HASH_FALLBACK = 8
 
 
+FULL = 100
+
+
 class Server(NamedTuple):
     """A real server as schedulers see it."""
 
@@ -58,6 +62,7 @@ class Server(NamedTuple):
     key: bytes  # what it is wherever it is known: address and port
     up: bool = True  # False: as if it were not there (keepalived then takes it out of IPVS)
     rest: int = 0  # weight 0: what it was before, or is in the configuration (IPVS: last_weight)
+    share: int = FULL  # percent of the weight that counts for now
 
     @property
     def place(self) -> int:
@@ -70,6 +75,7 @@ class Scheduler(Protocol):
     FLAGS: Flag
     OPTIONS: Mapping[str, Flag]
     LIMIT: int
+    RAMP: int
 
     @staticmethod
     def table(servers: Sequence[Server], flags: Flag = Flag.NONE) -> Sequence[int]: ...

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
-from lbd.sched import Flag, Kind, Server, live
+from lbd.sched import FULL, Flag, Kind, Server, live
 from lbd.sched._table import ring
 from lbd.sched.mh import table_size
 
@@ -21,6 +21,7 @@ KIND = Kind.HASH
 FLAGS = Flag.NONE
 OPTIONS: Mapping[str, Flag] = {}
 LIMIT = 0
+RAMP = 8
 REPLICAS = 160
 POINTS_PER_SLOT = 16
 
@@ -38,5 +39,5 @@ def table(servers: Sequence[Server], flags: Flag = Flag.NONE) -> Sequence[int]:
     # NB: of all servers, dead ones too: the others' points must not hang on who is there
     total = REPLICAS * sum(s.place for s in servers)
     shift = max(0, (total // (POINTS_PER_SLOT * m)).bit_length())
-    points = [max(1, (REPLICAS * s.weight) >> shift) for s in here]
+    points = [max(1, (REPLICAS * s.weight * s.share // FULL) >> shift) for s in here]
     return ring(m, [seed(s.key) for s in here], points, [s.number for s in here])

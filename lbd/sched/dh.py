@@ -15,6 +15,7 @@ KIND = Kind.DEST
 FLAGS = Flag.NONE
 OPTIONS: Mapping[str, Flag] = {}
 LIMIT = 0
+RAMP = 0
 BUCKETS = 256  # IP_VS_DH_TAB_SIZE
 
 

@@ -10,6 +10,7 @@ KIND = Kind.FIRST
 FLAGS = Flag.NONE
 OPTIONS: Mapping[str, Flag] = {}
 LIMIT = 0
+RAMP = 0
 
 
 def table(servers: Sequence[Server], flags: Flag = Flag.NONE) -> Sequence[int]:

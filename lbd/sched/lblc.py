@@ -15,6 +15,7 @@ KIND = Kind.HOME
 FLAGS = Flag.NONE
 OPTIONS: Mapping[str, Flag] = {}
 LIMIT = 64  # HOMES_MAX of sched.pxd
+RAMP = 20
 
 
 def table(servers: Sequence[Server], flags: Flag = Flag.NONE) -> Sequence[int]:

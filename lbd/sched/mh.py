@@ -26,6 +26,7 @@ KIND = Kind.HASH
 FLAGS = Flag.NONE
 OPTIONS: Mapping[str, Flag] = {"mh-fallback": Flag.HASH_FALLBACK, "mh-port": Flag.HASH_PORT}
 LIMIT = 0
+RAMP = 8
 
 PRIMES = (251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 131071)
 
@@ -51,4 +52,4 @@ def table(servers: Sequence[Server], flags: Flag = Flag.NONE) -> Sequence[int]:
     # NB: ordered by key: who claims first must not hang on the order in the configuration
     here = sorted((s for s in seated(servers, flags) if s.place > 0), key=lambda s: s.key)
     m = table_size(len(servers))
-    return populate(m, [place(s.key, m) for s in here], [s.place for s in here], [s.number for s in here])
+    return populate(m, [place(s.key, m) for s in here], [s.place * s.share for s in here], [s.number for s in here])

@@ -13,6 +13,7 @@ KIND = Kind.OVF
 FLAGS = Flag.NONE
 OPTIONS: Mapping[str, Flag] = {}
 LIMIT = 0
+RAMP = 20
 
 
 def table(servers: Sequence[Server], flags: Flag = Flag.NONE) -> Sequence[int]:

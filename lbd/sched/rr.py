@@ -10,6 +10,7 @@ KIND = Kind.SEQ
 FLAGS = Flag.NONE
 OPTIONS: Mapping[str, Flag] = {}
 LIMIT = 0
+RAMP = 0
 
 
 def table(servers: Sequence[Server], flags: Flag = Flag.NONE) -> Sequence[int]:

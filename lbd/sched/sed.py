@@ -10,6 +10,7 @@ KIND = Kind.SED
 FLAGS = Flag.NONE
 OPTIONS: Mapping[str, Flag] = {}
 LIMIT = 0
+RAMP = 20
 
 
 def table(servers: Sequence[Server], flags: Flag = Flag.NONE) -> Sequence[int]:

@@ -21,6 +21,7 @@ KIND = Kind.SOURCE
 FLAGS = Flag.NONE
 OPTIONS: Mapping[str, Flag] = {"sh-fallback": Flag.HASH_FALLBACK, "sh-port": Flag.HASH_PORT}
 LIMIT = 0
+RAMP = 0
 BUCKETS = 256  # IP_VS_SH_TAB_SIZE
 ROUNDS = 16  # at least so many of them fit into those
 ROUND_MAX = 4096

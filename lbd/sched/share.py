@@ -36,6 +36,6 @@ def interleave(servers: Sequence[Server], limit: int) -> Sequence[int]:
     able = live(servers)
     if not able:
         return []
-    shares = apportion([s.weight for s in able], limit)
+    shares = apportion([s.weight * s.share for s in able], limit)
     numbers = [s.number for s in able]
     return numbers if max(shares) == 1 else spread(shares, numbers)

@@ -11,6 +11,7 @@ KIND = Kind.SEQ
 FLAGS = Flag.NONE
 OPTIONS: Mapping[str, Flag] = {}
 LIMIT = 0
+RAMP = 20
 SLOTS_MAX = 4096
 
 

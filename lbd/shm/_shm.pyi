@@ -21,12 +21,17 @@ SVC_USED: int
 SVC_HASH_PORT: int
 SVC_LEAST_WEIGHTED: int
 SVC_HASH_FALLBACK: int
+SVC_EXPIRE_NODEST: int
+SVC_EXPIRE_QUIESCENT: int
 MODE_FULLNAT: int
 MODE_NAT: int
 MODE_DR: int
 MODE_TUNNEL: int
 DEST_USED: int
 DEST_UP: int
+DEST_SORRY: int
+DEST_END: int
+DEST_RESET: int
 SVC_NONE: int
 DEST_NONE: int
 LIP_NONE: int
@@ -143,6 +148,9 @@ def svc_set(
     table_off: int = 0,
     table_len: int = 0,
     timeout_established: int = 0,
+    timeout_fin: int = 0,
+    timeout_udp: int = 0,
+    sorry: int | None = None,
     mode: int = 0,
     fresh: bool = False,
 ) -> bytes: ...
@@ -157,6 +165,7 @@ def dest_set(
     svc: int,
     weight: int = 1,
     up: bool = True,
+    flags: int = 0,
     fresh: bool = False,
 ) -> bytes: ...
 def dest_del(id: int, gen: int) -> bytes: ...

@@ -64,7 +64,7 @@ def nop(gen):
 
 
 def svc_set(id, gen, *, af, addr, port, proto, sched, flags=0, table_off=0, table_len=0,
-            timeout_established=0, mode=c_svc.MODE_FULLNAT, fresh=False):
+            timeout_established=0, timeout_fin=0, timeout_udp=0, sorry=None, mode=c_svc.MODE_FULLNAT, fresh=False):
     cdef c_cmd.CmdSvc b
     memset(&b, 0, sizeof(b))
     put_addr(b.vaddr, af, addr)
@@ -78,11 +78,15 @@ def svc_set(id, gen, *, af, addr, port, proto, sched, flags=0, table_off=0, tabl
         raise ValueError(f"mode {mode!r} is none of MODE_FULLNAT, MODE_NAT, MODE_DR and MODE_TUNNEL")
     b.mode = mode
     b.flags = bounded("flags", flags, 0, 0xffff)
-    if b.flags & ~(c_svc.SVC_HASH_PORT | c_svc.SVC_LEAST_WEIGHTED | c_svc.SVC_HASH_FALLBACK):
-        raise ValueError(f"flags {flags:#x}: only SVC_HASH_PORT, SVC_HASH_FALLBACK and SVC_LEAST_WEIGHTED may be set")
+    if b.flags & ~(c_svc.SVC_HASH_PORT | c_svc.SVC_LEAST_WEIGHTED | c_svc.SVC_HASH_FALLBACK | c_svc.SVC_EXPIRE_NODEST
+                   | c_svc.SVC_EXPIRE_QUIESCENT):
+        raise ValueError(f"flags {flags:#x}: there is a bit in it that may not be set")
     b.table_off = bounded("table_off", table_off, 0, 0xffffffff)
     b.table_len = bounded("table_len", table_len, 0, 0xffffffff)
     b.timeout_established = bounded("timeout_established", timeout_established, 0, 0xffffffff)
+    b.timeout_fin = bounded("timeout_fin", timeout_fin, 0, 0xffffffff)
+    b.timeout_udp = bounded("timeout_udp", timeout_udp, 0, 0xffffffff)
+    b.sorry = 0 if sorry is None else bounded("sorry", sorry, 0, 0xfffe) + 1
     return finish(c_cmd.CMD_SVC_SET, number16(id), gen, c_cmd.CMD_FRESH if fresh else 0, &b, sizeof(b))
 
 
@@ -90,13 +94,18 @@ def svc_del(id, gen):
     return finish(c_cmd.CMD_SVC_DEL, number16(id), gen, 0, NULL, 0)
 
 
-def dest_set(id, gen, *, af, addr, port, svc, weight=1, up=True, fresh=False):
+def dest_set(id, gen, *, af, addr, port, svc, weight=1, up=True, flags=0, fresh=False):
+    """flags: DEST_SORRY, DEST_END, DEST_RESET"""
     cdef c_cmd.CmdDest b
     memset(&b, 0, sizeof(b))
     put_addr(b.addr, af, addr)
     b.af = af
     b.port = htons(bounded("port", port, 1, 65535))
-    b.flags = c_svc.DEST_UP if up else 0
+    b.flags = bounded("flags", flags, 0, 0xff)
+    if b.flags & ~(c_svc.DEST_SORRY | c_svc.DEST_END | c_svc.DEST_RESET):
+        raise ValueError(f"flags {flags:#x}: only DEST_SORRY, DEST_END and DEST_RESET may be set")
+    if up:
+        b.flags |= c_svc.DEST_UP
     b.svc = bounded("svc", svc, 0, 0xfffe)
     b.weight = bounded("weight", weight, 0, 0xffff)
     return finish(c_cmd.CMD_DEST_SET, number16(id), gen, c_cmd.CMD_FRESH if fresh else 0, &b, sizeof(b))

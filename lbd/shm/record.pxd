@@ -47,7 +47,8 @@ cdef inline bytes mac_bytes(const uint8_t *mac):
 cdef inline dict svc_dict(const Svc *s):
     return {"addr": addr_bytes(s.af, s.vaddr), "port": ntohs(s.vport), "af": s.af, "proto": s.proto,
             "sched": s.sched, "mode": s.mode, "flags": s.flags, "gen": s.gen, "table_off": s.table_off,
-            "table_len": s.table_len, "timeout_established": s.timeout_established}
+            "table_len": s.table_len, "timeout_established": s.timeout_established, "timeout_fin": s.timeout_fin,
+            "timeout_udp": s.timeout_udp, "sorry": s.sorry - 1 if s.sorry else None}
 
 
 cdef inline tuple svc_stat_tuple(uint32_t number, const SvcStat *at):

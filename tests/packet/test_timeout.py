@@ -11,6 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from lbd.shm import _shm as shm
 from tests.packet.balancer import MS, Balancer
 from tests.packet.flow import Flow, Tcp, Udp
+from tests.packet.standing import service
 
 FAMILIES = pytest.mark.parametrize("af", [4, 6])
 CLOCKS = pytest.mark.parametrize("start_ms", [1_000, 2**32 - 1_500, 2**32 + 77], ids=["early", "wraps", "wrapped"])
@@ -135,8 +136,68 @@ def test_a_services_own_timeout() -> None:
     assert not f.state
 
 
+OWN = {"ESTABLISHED": 700_000, "CLOSE_WAIT": 200_000, "LAST_ACK": 200_000, "FIN_WAIT": 200_000, "TIME_WAIT": 200_000,
+       "UDP": 20_000, "UDP_ONEWAY": 20_000}  # fmt: skip
+
+
+@FAMILIES
+@pytest.mark.parametrize("state", TIMEOUT)
+def test_a_services_own_timeout_of_each_state(state: str, af: int) -> None:
+    b = Balancer()
+    proto = "udp" if state.startswith("UDP") else "tcp"
+    service(b, af, proto, timeout_established=700_000, timeout_fin=200_000, timeout_udp=20_000)
+    f, other = bring(b, state, af), bring(b, state, 10 - af)
+    due, theirs = 1_000 + OWN.get(state, TIMEOUT[state]), 1_000 + TIMEOUT[state]
+    for ms in sorted({due - 1, due + SLOT, theirs - 1, theirs + SLOT}):
+        at(b, ms)
+        for flow, end in ((f, due), (other, theirs)):
+            if ms < end:
+                assert flow.state, f"ended {end - ms} ms early"
+            elif ms >= end + SLOT:
+                assert not flow.state, f"{ms - end} ms late"
+        b.audit()
+
+
+@pytest.mark.parametrize("own", [5_000, 400_000, 3_000_000])
+def test_unanswered_flows_of_different_timeouts_do_not_hold_each_other_up(own: int) -> None:
+    """They lie in one queue by age, until the least of the timeouts; who has more goes on into the wheel."""
+    b = Balancer()
+    service(b, 4, "udp", timeout_udp=own)
+    flows: list[tuple[Flow, int]] = []
+    for n in range(40):
+        af = 4 if n % 3 else 6
+        at(b, 1_000 + n * 700)
+        flows.append((bring(b, "UDP_ONEWAY", af, 30000 + n), 1_000 + n * 700 + (own if af == 4 else TIMEOUT["UDP"])))
+    for ms in range(29_000, max(due for _, due in flows) + 2_000, 997):
+        at(b, ms)
+        for f, due in flows:
+            assert bool(f.state) == (ms < due) or due <= ms < due + SLOT
+    b.audit()
+
+
+def test_a_flood_is_evicted_oldest_first_with_an_own_timeout() -> None:
+    """While they are in the queue; beyond it they still make room."""
+    b = Balancer(sizes={"conns4": 256})
+    service(b, 4, "udp", timeout_udp=3_000_000)
+    first = bring(b, "UDP_ONEWAY", 4, 1)
+    for n in range(2, 257):
+        bring(b, "UDP_ONEWAY", 4, n)
+    at(b, 2_000)
+    assert first.state
+    bring(b, "UDP_ONEWAY", 4, 300)
+    assert not first.state
+    at(b, 1_000 + TIMEOUT["UDP"] + SLOT)
+    assert len(b.engine.conns()) == 256, "longer than the queue's time"
+    for n in range(400, 500):
+        assert bring(b, "UDP_ONEWAY", 4, n).state == "UDP"
+    assert b.engine.counters()["conns_expired"][3] == 101
+    b.audit()
+
+
 def test_timeouts_beyond_the_clocks_reach_are_refused() -> None:
     b = Balancer()
+    for name in ("timeout_established", "timeout_fin", "timeout_udp"):
+        assert not b.engine.apply(shm.svc_set(0, 2, af=4, addr=bytes([192, 0, 2, 10]), port=80, proto=6, sched=0, **{name: 2**30}))
     for ms in (2**30, 2**31, 2**32, 2**63):
         assert not b.engine.apply(shm.setting(18, ms, 1))
     f = Tcp(b).open()

@@ -6,7 +6,7 @@ from typing import Any
 
 from lbd._fastpath import Engine, Result
 
-ALIKE = ("apply", "set_table", "set_rss", "set_owner", "expire", "recover", "conns", "used", "counters",
+ALIKE = ("apply", "set_table", "set_rss", "set_owner", "expire", "ending", "recover", "conns", "used", "counters",
          "service_stats", "dest_stats", "lip_stats")  # fmt: skip
 
 

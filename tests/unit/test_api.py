@@ -52,6 +52,7 @@ interface = "eth0"
 [[service]]
 name = "web"
 address = "192.0.2.10:80"
+sorry_server = "10.0.1.99:8080"
 [service.health]
 type = "tcp"
 [[service.real_server]]
@@ -249,7 +250,7 @@ async def test_problems_are_told(api: Api) -> None:
     assert got["problems"] == [
         "worker 1 is killed",
         "eth0 has gone: bring it back, then restart lbd",
-        "service web has no real server that can take a connection",
+        "service web has no real server that can take a connection: its sorry server 10.0.1.99:8080 gets them",
         "the last reload was refused: line one",
     ]
     assert got["workers"]["running"] == 1 and got["services"] == {"total": 1, "up": 0}

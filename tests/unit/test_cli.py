@@ -141,6 +141,7 @@ def test_service_prints_ipvsadm_columns(daemon: FakeDaemon, capsys: pytest.Captu
         "TCP  192.0.2.10:80 wlc name web",
         "  -> 10.0.1.1:8080                FullNat 1      4          1",
         "  -> [2001:db8::2]:80             FullNat 0      4          1          drain",
+        "  -> 10.0.1.99:8080               FullNat -      0          0          sorry",
     ]
     assert lbd("service", "--stats", "web") == DONE
     assert capsys.readouterr().out.splitlines() == [
@@ -149,6 +150,7 @@ def test_service_prints_ipvsadm_columns(daemon: FakeDaemon, capsys: pytest.Captu
         "TCP  192.0.2.10:80                    1200     9000     8000   900000 80000000",
         "  -> 10.0.1.1:8080                     400     3000     2700   300000 27000000",
         "  -> [2001:db8::2]:80                  400     3000     2700   300000 27000000",
+        "  -> 10.0.1.99:8080                      0        0        0        0        0 sorry",
     ]
     assert lbd("service", "nope") == REFUSED
 

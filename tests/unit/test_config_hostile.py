@@ -60,6 +60,8 @@ GOOD: list[tuple[str, dict[str, str]]] = [
             "tcp_close_wait": "60.0",
             "tcp_last_ack": '"30s"',
             "udp": '"300000ms"',
+            "sctp_established": '"15m"',
+            "sctp_shutdown": '"5s"',
         },
     ),
     ("[metrics]", {"listen": '"[::1]:9911"'}),
@@ -77,6 +79,12 @@ GOOD: list[tuple[str, dict[str, str]]] = [
             "manage": "true",
             "mode": '"fullnat"',
             "tcp_established": '"1h"',
+            "tcp_fin": '"1m"',
+            "udp_timeout": '"10s"',
+            "sorry_server": '"10.0.1.99:8080"',
+            "slow_start": '"60s"',
+            "expire_nodest": "true",
+            "expire_quiescent": "false",
         },
     ),
     (
@@ -91,7 +99,7 @@ GOOD: list[tuple[str, dict[str, str]]] = [
             "status": "[200]",
         },
     ),
-    ("[[service.real_server]]", {"address": '"10.0.1.1:8080"', "weight": "1"}),
+    ("[[service.real_server]]", {"address": '"10.0.1.1:8080"', "weight": "1", "slow_start": '"0s"'}),
     ("[[neighbor]]", {"interface": '"eth0"', "address": '"10.0.1.1"', "mac": '"02:00:00:00:00:01"'}),
     ("[[route]]", {"destination": '"10.0.1.0/24"', "gateway": '"10.0.0.1"', "interface": '"eth0"'}),
 ]
@@ -122,7 +130,7 @@ def field_text(header: str, name: str) -> str:
 
 def test_the_good_file_is_good_and_complete() -> None:
     config = loads(text_with("", "", "")[0])
-    assert config.warnings == ()
+    assert [p.field for p in config.warnings] == ["service[0].udp_timeout"], "of TCP's and UDP's keys one lacks its use"
     assert {(header, key) for header, keys in GOOD for key in keys} == {(h, k.name) for h, k in KEYS}
 
 

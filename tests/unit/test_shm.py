@@ -404,7 +404,7 @@ def test_services_dests_lips(segment, raw):
     assert number == 0
     assert service == {
         "addr": vip, "port": 80, "af": 4, "proto": 6, "sched": 1, "mode": 0, "flags": 1, "gen": 42,
-        "table_off": 100, "table_len": 7, "timeout_established": 0,
+        "table_off": 100, "table_len": 7, "timeout_established": 0, "timeout_fin": 0, "timeout_udp": 0, "sorry": None,
     }  # fmt: skip
     poke(raw, head["off_svc_stat"], "QQQQQII", 1, 2, 4, 3, 5, 6, 7)
     assert segment.service_stats_all() == [(0, 1, 2, 3, 4, 5, 6, 7)] == [segment.service_stats(0)]

@@ -37,6 +37,9 @@ def test_svc_set():
     assert shm.command_head(cmd) == (shm.CMD_SVC_SET, shm.CMD_FRESH, 3, 5)
     want = (VIP.ljust(16, b"\0"), b"\0\x50", 4, 6, 2, 0, 4, 1000, 12, 900_000)
     assert body(cmd, "16s2sBBBBHIII") == want
+    cmd = shm.svc_set(3, 5, af=4, addr=VIP, port=80, proto=6, sched=0, timeout_fin=1, timeout_udp=2, sorry=0,
+                      flags=shm.SVC_EXPIRE_NODEST | shm.SVC_EXPIRE_QUIESCENT)  # fmt: skip
+    assert body(cmd, "16s2sBBBBHIIIIIH") == (VIP.ljust(16, b"\0"), b"\0\x50", 4, 6, 0, 0, 768, 0, 0, 0, 1, 2, 1)
     assert body(shm.svc_set(3, 5, af=6, addr=SIX, port=443, proto=17, sched=0), "16s2sBB")[:3] == (
         SIX,
         b"\1\xbb",
@@ -48,6 +51,8 @@ def test_dest_set():
     cmd = shm.dest_set(9, 5, af=4, addr=VIP, port=8080, svc=3, weight=10, up=False)
     assert shm.command_head(cmd) == (shm.CMD_DEST_SET, 0, 9, 5)
     assert body(cmd, "16s2sBBHH") == (VIP.ljust(16, b"\0"), b"\x1f\x90", 4, 0, 3, 10)
+    cmd = shm.dest_set(9, 5, af=4, addr=VIP, port=8080, svc=3, flags=shm.DEST_END | shm.DEST_RESET)
+    assert body(cmd, "16s2sBBHH")[3] == shm.DEST_UP | shm.DEST_END | shm.DEST_RESET
     assert body(shm.dest_set(9, 5, af=6, addr=SIX, port=1, svc=0), "16s2sBBHH") == (
         SIX,
         b"\0\1",
