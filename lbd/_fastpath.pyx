@@ -25,7 +25,8 @@ from lbd.datapath.neigh cimport Adj, Iface
 from lbd.datapath.pipeline cimport engine_burst
 from lbd.datapath.pkt cimport BURST_MAX, FRAME_SLACK, IFACE_MAX, Pkt
 from lbd.datapath.reason cimport VERDICT_CONSUME, VERDICT_FORWARD
-from lbd.datapath.svc cimport MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_TUNNEL, DEST_NONE, SVC_NONE, Dest, Lip, LipStat, Svc, SvcStat
+from lbd.datapath.svc cimport (MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_NAT64, MODE_TUNNEL, DEST_NONE, SVC_NONE, Dest, Lip,
+                               LipStat, Svc, SvcStat)
 from lbd.datapath.tcp cimport (STATE_CLOSE, STATE_CLOSE_WAIT, STATE_COUNT, STATE_ESTABLISHED, STATE_FIN_WAIT, STATE_LAST_ACK,
                                STATE_NONE, STATE_SYN_RECV, STATE_TIME_WAIT, STATE_UDP, STATE_UDP_ONEWAY,
                                TIMEOUT_SCTP_ESTABLISHED, TIMEOUT_SCTP_SHUTDOWN, timeout_of)
@@ -77,7 +78,7 @@ cdef inline void layout_promises() noexcept nogil:
 STATE_NAMES = ("NONE", "SYN_RECV", "ESTABLISHED", "CLOSE_WAIT", "LAST_ACK", "FIN_WAIT", "TIME_WAIT", "CLOSE", "UDP", "UDP")
 SCTP_STATE_NAMES = ("NONE", "INIT", "ESTABLISHED", "SHUTDOWN_RECEIVED", "SHUTDOWN_ACK_SENT", "SHUTDOWN_SENT", "TIME_WAIT", "CLOSED",
                     "UDP", "UDP")      # as the real server sees it, which is how IPVS names them
-MODE_NAMES = {MODE_FULLNAT: "fullnat", MODE_NAT: "nat", MODE_DR: "dr", MODE_TUNNEL: "tunnel"}
+MODE_NAMES = {MODE_FULLNAT: "fullnat", MODE_NAT: "nat", MODE_DR: "dr", MODE_NAT64: "nat64", MODE_TUNNEL: "tunnel"}
 VERDICTS = ("drop", "forward", "kernel", "consume", "handover")
 SIZE_FIELDS = ("workers", "services", "dests", "lips", "conns4", "conns6", "frames", "arena", "cmd_ring", "evt_ring",
                "capture_ring", "hand_ring")
@@ -204,6 +205,8 @@ cdef dict conn_dict(CEngine *e, uint32_t i, int af, uint32_t now_ms):
         b = conn6(&e.t6, i)
         ends = {"client": endpoint(b.caddr, 6, b.cport), "virtual": endpoint(b.vaddr, 6, b.vport),
                 "local": endpoint(b.laddr, 6, b.lport), "real_server": endpoint(b.daddr, 6, b.dport)}
+    if conn_mode(c) == MODE_NAT64:              # in mapped form
+        ends["local"] = (ends["local"][0][12:], ends["local"][1])
     daf = conn_server(&e.t4 if af == 4 else &e.t6, i, server, af)
     ends.update(
         real_server=(<bytes> server[:4 if daf == 4 else 16], ends["real_server"][1]), mode=MODE_NAMES.get(conn_mode(c), "?"),

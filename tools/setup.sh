@@ -37,7 +37,7 @@ demo="nginx dnsmasq-base dnsperf wrk iperf3 curl"
 
 # test: neighbours on the same port (frr, keepalived, sshd), judges (tshark, promtool, nftables,
 # ipvsadm), proof tools (relacy, sanitizers, valgrind), and what the lab VM is unpacked with.
-test="g++ nftables tcpdump tshark frr keepalived openssh-server openssh-client ipvsadm bpftool prometheus
+test="g++ nftables tcpdump tshark frr keepalived openssh-server openssh-client ipvsadm bpftool prometheus tayga
     relacy-dev libclang-rt-14-dev valgrind iputils-ping conntrack util-linux systemd
     zstd xz-utils busybox-static"
 

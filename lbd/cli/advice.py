@@ -82,4 +82,8 @@ ADVICE = {
         "As configured: `expire_nodest` or `expire_quiescent` of the service, or a drain whose deadline is over. "
         "See [lifecycle](lifecycle.md)."
     ),
+    "untranslatable": (
+        "Between an IPv6 client and an IPv4 real server some things have no equal: source routes, routing headers, some ICMP "
+        "errors. A few are usual; many: look which they are with `lbd capture`."
+    ),
 }

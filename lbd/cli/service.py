@@ -2,7 +2,8 @@
 """`lbd service`, in the columns of ipvsadm -Ln, and `lbd real-server`: list, set, drain, ready, maint.
 
 What ipvsadm does not know stands behind its own columns: the service's name, and a real server's state when
-it takes no connections. The names of modes are those of ipvsadm, FullNat that of its version for FULLNAT.
+it takes no connections. The names of modes are those of ipvsadm, FullNat that of its version
+for FULLNAT; NAT64 is FULLNAT from an IPv6 service to an IPv4 real server.
 """
 
 import argparse
@@ -80,8 +81,9 @@ def listing(services: list[dict[str, Any]], real_servers: dict[str, list[dict[st
         lines.append(f"{s['protocol'].upper():<4} {s['address']} {s['scheduler']}{flags} name {s['name']}")
         for r in real_servers[s["name"]]:
             state = "" if r["state"] == "up" else r["state"]
+            other = s["mode"] == "fullnat" and s["address"].startswith("[") and not r["address"].startswith("[")
             line = (
-                f"  -> {r['address']:<28} {forward:<7} {r['weight']:<6} {r['active']:<10} {r['inactive']:<10}"
+                f"  -> {r['address']:<28} {'NAT64' if other else forward:<7} {r['weight']:<6} {r['active']:<10} {r['inactive']:<10}"
             )
             lines.append(f"{line} {state}".rstrip())
         if sorry := s.get("sorry_server"):

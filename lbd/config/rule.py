@@ -110,7 +110,7 @@ def _sorry_servers(view: View) -> Iterator[Finding]:
             yield loc, f"must not be a {own} of lbd itself: use the server's own address"
         elif any(r.address == sorry for r in service.real_server):
             yield loc, "must not be one of the real servers: they have all failed when it is needed; use another server"
-        if sorry.af != service.af and service.mode != "tunnel":
+        if sorry.af != service.af and service.mode != "tunnel" and (service.mode, service.af) != ("fullnat", 6):
             yield loc, f"must be IPv{service.af} as the service's address, not IPv{sorry.af}"
         if service.mode in ("dr", "tunnel") and sorry.port != service.port:
             yield loc, f"must have port {service.port} as the service, not {sorry.port}: mode {service.mode} changes no port"
@@ -121,13 +121,21 @@ def _families(view: View) -> Iterator[Finding]:
     for outer, service in view.services():
         af = service.af
         for loc, server in view.real_servers(outer, service):
-            if server.af != af and service.mode != "tunnel":
-                wrong = f"must be IPv{af} as the service's address, not IPv{server.af}"
-                yield (*loc, "address"), f"{wrong}; {service.mode} does not translate between them"
-        if service.mode == "fullnat" and service.real_server and af not in have and view.whole("local_address"):
-            example = "10.0.0.10" if af == 4 else "fd00::10"
-            needs = f"needs a local address of IPv{af} for fullnat to send from"
-            yield outer, f'{needs}; add [[local_address]] with address = "{example}" or the like'
+            if server.af == af or service.mode == "tunnel" or (service.mode, af) == ("fullnat", 6):
+                continue
+            wrong = f"must be IPv{af} as the service's address, not IPv{server.af}"
+            why = f"{service.mode} does not translate between them"
+            if service.mode == "fullnat":
+                why = "fullnat translates from an IPv6 service to IPv4 real servers, not the other way round"
+            yield (*loc, "address"), f"{wrong}; {why}"
+        if service.mode != "fullnat" or not view.whole("local_address"):
+            continue
+        sorry = {service.sorry_server.af} if service.sorry_server is not None else set()
+        for needed in sorted(({server.af for server in service.real_server} | sorry) - have):
+            example = "10.0.0.10" if needed == 4 else "fd00::10"
+            needs = f"needs a local address of IPv{needed} for fullnat to send from"
+            why = ", to IPv4 real servers" if needed != af else ""
+            yield outer, f'{needs}{why}; add [[local_address]] with address = "{example}" or the like'
 
 
 def _modes(view: View) -> Iterator[Finding]:

@@ -100,8 +100,9 @@ class Service(Section):
     mode: Mode = Field(
         "fullnat",
         description="How packets get to real servers: `fullnat` rewrites both addresses and both ports, `nat` the "
-        "destination alone (ipvsadm's `-m`), `dr` the link layer alone (`-g`), `tunnel` packs them in IP (`-i`). What "
-        "real servers need: [nat](modes/nat.md), [dr](modes/dr.md), [tunnel](modes/tunnel.md).",
+        "destination alone (ipvsadm's `-m`), `dr` the link layer alone (`-g`), `tunnel` packs them in IP (`-i`). `fullnat` of "
+        "an IPv6 address also has IPv4 real servers: [NAT64](modes/nat64.md). What real servers need: [nat](modes/nat.md), "
+        "[dr](modes/dr.md), [tunnel](modes/tunnel.md).",
     )
     tcp_established: Duration | None = Field(
         None,

@@ -49,7 +49,7 @@ cdef enum ConnFlag:
     CONN_WRAPS = 8              # MODE_WRAPS
     CONN_ACTIVE = 16            # counted as active (else inactive) in the statistics
     CONN_IMPORTED = 32          # recovered from an earlier life
-    CONN_OTHER_FAMILY = 64      # the real server is of the other family (tunnel): its address is in conn_server's places
+    CONN_OTHER_FAMILY = 64      # the real server is of the other family (tunnel, NAT64): its address is in conn_server's places
     CONN_EXTENDED = 128         # has an extension record (ext.pxd): not for the fast lane
 
 cdef enum:
@@ -70,8 +70,9 @@ cdef struct ConnCommon:         # 24 bytes: what both families keep the same way
     uint8_t live                # Live; stored last, cleared first
 
 # A record begins with its two ends, each as its packets carry it, source first: what comes from one end leaves with the halves of
-# the other one exchanged (conn_side). FULLNAT's second end is real server → LIP, every other mode's real server → client: laddr and
-# lport are then the client's. A mode that leaves the packet's ends as they are (DR, tunnel) uses the second one to know the server.
+# the other one exchanged (conn_side). FULLNAT's second end is real server → LIP (NAT64's too, in mapped form: nat64.pxd), every
+# other mode's real server → client: laddr and lport are then the client's. A mode that leaves the packet's ends as they are (DR,
+# tunnel) uses the second one to know the server.
 cdef struct Conn4:              # 64 bytes
     uint32_t caddr              # client; network order all
     uint32_t vaddr              # virtual service
@@ -164,6 +165,11 @@ cdef inline uint32_t conn_mode(const ConnCommon *c) noexcept nogil:
     return (c.flags & CONN_MODE) >> CONN_MODE_SHIFT
 
 
+cdef inline bint conn_local(const ConnCommon *c) noexcept nogil:
+    """Has it a local address and port (FULLNAT, NAT64)?"""
+    return c.flags & (CONN_MODE & ~CONN_WRAPS) == 0
+
+
 cdef inline int conn_server(ConnTable *t, uint32_t i, uint8_t *addr, int af) noexcept nogil:
     """The real server's address (16 bytes, IPv4 padded with zeros); returns its family."""
     memset(addr, 0, 16)
@@ -173,8 +179,11 @@ cdef inline int conn_server(ConnTable *t, uint32_t i, uint8_t *addr, int af) noe
             memcpy(addr + 4, t.cold[i].daddr_rest, 12)
             return 6
         return 4
-    memcpy(addr, conn6(t, i).daddr, 16)
-    return 4 if conn6(t, i).c.flags & CONN_OTHER_FAMILY else 6
+    if not conn6(t, i).c.flags & CONN_OTHER_FAMILY:
+        memcpy(addr, conn6(t, i).daddr, 16)
+        return 6
+    memcpy(addr, conn6(t, i).daddr + (0 if conn6(t, i).c.flags & CONN_ONE_WAY else 12), 4)
+    return 4
 
 
 cdef inline uint32_t *conn_edges(ConnTable *t, uint32_t i, int af) noexcept nogil:

@@ -5,14 +5,14 @@ from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.engine cimport ConnExt, Engine
 from lbd.datapath.ext cimport ext_count, ext_is, ext_rebuild
 from lbd.datapath.conn cimport (Conn4, Conn6, ConnCold, Bucket, ConnTable, ConnCommon, CONN_NIL, conn_buckets, conn_overflow,
-                                conn_clear, conn4, conn6, conn_mode, conn_server,
+                                conn_clear, conn4, conn6, conn_local, conn_mode, conn_server,
                                 conn_common, CONN_EXTENDED, CONN_IMPORTED, CONN_ACTIVE)
 from lbd.datapath.lifetime cimport table_of, timer_of, rebuild_family, conn_schedule, conn_timeout, stat_count
 from lbd.datapath.timer cimport Timer, timer_clear, timer_link, timer_start, timer_unlink, WHEEL_SLOTS
 from lbd.datapath.tcp cimport state_active, state_half_open, STATE_SYN_RECV, STATE_UDP_ONEWAY
-from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED, DEST_USED, MODE_FULLNAT
+from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED, DEST_USED, MODE_NAT64
 from lbd.datapath.neigh cimport ADJ_MAX, ADJ_NONE
-from lbd.datapath.lookup cimport lip_lookup
+from lbd.datapath.lookup cimport conn_lip
 
 cdef enum:
     CONN_MAGIC = 0x4e4f434c         # "LCON"
@@ -84,25 +84,26 @@ cdef inline bint dest_is(Engine *e, uint32_t dest, uint32_t svc, const void *dad
 cdef inline void numbers_check(Engine *e, uint32_t i, ConnCommon *c, int af) noexcept nogil:
     """A recovered record's numbers stand if they still mean the same addresses; else they are looked up at its next packet."""
     cdef const void *vaddr
-    cdef const void *laddr
     cdef uint8_t daddr[16]
     cdef uint16_t vport, dport
     cdef int daf = conn_server(table_of(e, af), i, daddr, af)
     if af == 4:
-        vaddr, laddr = &conn4(&e.t4, i).vaddr, &conn4(&e.t4, i).laddr
+        vaddr = &conn4(&e.t4, i).vaddr
         vport, dport = conn4(&e.t4, i).vport, conn4(&e.t4, i).dport
     else:
-        vaddr, laddr = conn6(&e.t6, i).vaddr, conn6(&e.t6, i).laddr
+        vaddr = conn6(&e.t6, i).vaddr
         vport, dport = conn6(&e.t6, i).vport, conn6(&e.t6, i).dport
     if not svc_is(e, c, vaddr, vport, af) or not dest_is(e, c.dest, c.svc, daddr, dport, daf):
         c.svc = SVC_NONE
         c.dest = DEST_NONE
         c.flags |= CONN_IMPORTED
-    c.lip = lip_lookup(e, <const uint8_t *> laddr, af) if conn_mode(c) == MODE_FULLNAT else LIP_NONE
+    c.lip = conn_lip(e, table_of(e, af), i, af)
     if c.lip != LIP_NONE:
         e.lip_stat[c.lip].in_use += 1
-    elif conn_mode(c) == MODE_FULLNAT:
+    elif conn_local(c):
         c.flags |= CONN_IMPORTED
+    if conn_mode(c) == MODE_NAT64:
+        e.nat64 = 1
     c.adj_fwd = ADJ_NONE
     c.fib_gen = e.fib_gen[0] - 1
 

@@ -22,6 +22,7 @@ cdef struct Plan:               # of a connection to be opened (open.pxd), valid
     uint32_t lip                # LIP_NONE: no guess
     uint32_t isn                # TCP: the client's first sequence number
     uint32_t over               # ref of the connection in TIME_WAIT whose port it takes, or REF_NONE
+    uint32_t over_af            # in which table
 
 cdef struct ConnExt:            # 32 bytes; extension of a connection record (ext.pxd), in the connection file
     uint32_t ref                # record number << 1 | (IPv6), or EXT_FREE
@@ -92,6 +93,8 @@ cdef struct Engine:
     uint32_t lip_cursor
     uint32_t dest_hash[1024]    # heads: number + 1
     uint32_t nat_services       # services of mode NAT
+    uint32_t nat64              # there is or was a NAT64 connection: IPv4 misses may be found in the IPv6 table
+    uint16_t ip_id              # identification of the last IPv4 packet made (NAT64)
     uint32_t plen4[33]          # routes per prefix length
     uint32_t plen6[129]
     uint32_t adj_free           # search hint
@@ -111,6 +114,9 @@ cdef struct Engine:
     Tuple tuple[64]
     uint64_t hash[64]
     uint8_t kind[64]
+    uint64_t far_hash[64]       # IPv4 packets that missed, while nat64: of the mapped tuple,
+    uint32_t far_ref[64]        # and the candidate in the IPv6 table,
+    uint32_t far_probed         # if stage_probe has looked
     uint8_t later[64]           # packets without a connection, in order
     uint8_t step[64]            # of each of them: Step
     Plan plan[64]

@@ -13,14 +13,16 @@ from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
 from lbd.datapath.sctp cimport sctp_quote_is_right, sctp_step
 from lbd.datapath.timer cimport WHEEL_SHIFT
-from lbd.datapath.svc cimport Dest, SVC_NONE, DEST_NONE, LIP_NONE, DEST_USED, DEST_UP, MODE_DR, MODE_FULLNAT
+from lbd.datapath.svc cimport Dest, SVC_NONE, DEST_NONE, LIP_NONE, DEST_USED, DEST_UP, MODE_DR, MODE_NAT64, MODE_TUNNEL
 from lbd.datapath.neigh cimport Adj, ADJ_NONE, ADJ_USED, ADJ_VALID, IFACE_UP
 from lbd.datapath.link cimport adj_tags, pkt_tags
-from lbd.datapath.lookup cimport nexthop, adj_learn, dest_of, neigh_want, svc_of, lip_lookup
+from lbd.datapath.lookup cimport nexthop, adj_learn, conn_lip, dest_of, neigh_want, svc_of
 from lbd.datapath.lifetime cimport table_of, timer_of, conn_enter, conn_end, conn_schedule, stat_count, evict
 from lbd.datapath.nat cimport TTL_DELTA, hop, link_write, rewrite
 from lbd.datapath.seq cimport seq_translate
 from lbd.datapath.encap cimport encap, encap_bytes
+from lbd.datapath.nat64 cimport nat64_mtu, nat64_obstacle, nat64_packet
+from lbd.datapath.icmp64 cimport nat64_error
 from lbd.datapath.icmp_err cimport answer, quoted_l4, translate4, translate6
 from lbd.datapath.count cimport EXPIRE_ADMIN, EXPIRE_RESET
 
@@ -162,6 +164,35 @@ cdef inline bint came_from(const Pkt *p, const Adj *a) noexcept nogil:
             and a.iface == p.ifin and adj_tags(a) == pkt_tags(p) and a.flags & ADJ_USED)
 
 
+cdef inline uint8_t hops_left(const Pkt *p, int af) noexcept nogil:
+    """TTL or hop limit. af: of the connection's table; what a NAT64 real server sends is IPv4."""
+    if af == 4:
+        return p.data[p.l3 + 8]
+    return p.data[p.l3 + 7 + (p.af == 4)]
+
+
+cdef inline bint is_nat64(const ConnCommon *c) noexcept nogil:
+    return c.flags & CONN_MODE == MODE_NAT64 << CONN_MODE_SHIFT
+
+
+cdef inline uint32_t adj_mtu(Engine *e, uint32_t n) noexcept nogil:
+    """Of an adjacency's link; where the way isn't known, what hinders nothing."""
+    return e.iface[e.adj[n].link].mtu if n != ADJ_NONE else 0xffff
+
+
+cdef inline bint tunnels(const ConnCommon *c) noexcept nogil:
+    return c.flags & CONN_MODE == MODE_TUNNEL << CONN_MODE_SHIFT
+
+
+cdef inline uint32_t room(const Pkt *p, const ConnCommon *c, const Adj *a, uint32_t mtu) noexcept nogil:
+    """What the packet that came may measure to leave by an MTU, as its connection's mode changes it."""
+    if lbd_likely(not c.flags & CONN_WRAPS):
+        return mtu
+    if tunnels(c):
+        return mtu - encap_bytes(a)
+    return nat64_mtu(p, mtu)
+
+
 cdef inline bint way_out(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t direction, int af) noexcept nogil:
     """Settles p.ifout; checks link, neighbour, MTU and TTL. False: dropped or answered, the packet is as it came."""
     cdef uint32_t n, mtu
@@ -180,12 +211,10 @@ cdef inline bint way_out(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t 
     if lbd_unlikely(not a.flags & ADJ_VALID):
         neigh_want(e, n)
         return drop(p, REASON_NO_NEIGHBOR)
-    if lbd_unlikely(p.data[p.l3 + (8 if af == 4 else 7)] <= 1):
+    if lbd_unlikely(hops_left(p, af) <= 1):
         answer(e, p, REASON_TTL_EXPIRED, 0)
         return False
-    mtu = e.iface[a.link].mtu
-    if c.flags & CONN_WRAPS:
-        mtu -= encap_bytes(a)
+    mtu = room(p, c, a, e.iface[a.link].mtu)
     if lbd_unlikely(p.l3_len > mtu):
         answer(e, p, REASON_MTU_EXCEEDED, mtu)
         return False
@@ -197,12 +226,21 @@ cdef inline bint send_out(Engine *e, Pkt *p, uint32_t i, const ConnCommon *c, ui
     """The rewritten packet into its tunnel, if it goes by one, and onto its link. False: dropped."""
     cdef const Adj *a = e.adj + (c.adj_fwd if direction == 0 else c.adj_rev)
     cdef uint8_t server[16]
-    if lbd_unlikely(c.flags & CONN_WRAPS):
+    if lbd_unlikely(tunnels(c)):
         conn_server(table_of(e, af), i, server, af)
         if not encap(e, p, a, server):
             return drop(p, REASON_NO_ROUTE)
     link_write(p, a)
     return True
+
+
+cdef inline bint leave(Engine *e, Pkt *p, uint32_t i, const ConnCommon *c, uint32_t direction, int af) noexcept nogil:
+    """A packet that may go: as its connection's mode changes it, and sent out. False: dropped."""
+    if af == 6 and is_nat64(c):
+        nat64_packet(e, p, conn6(&e.t6, i))
+    else:
+        rewrite(p, table_of(e, af), i, direction, af)
+    return send_out(e, p, i, c, direction, af)
 
 
 cdef inline void count_packet(Engine *e, const Pkt *p, const ConnCommon *c, uint32_t direction) noexcept nogil:
@@ -226,17 +264,10 @@ cdef inline void rebind(Engine *e, uint32_t i, ConnCommon *c, const Tuple *k, in
     """A record of an earlier life meets its service, real server and LIP again, which had to be configured first."""
     cdef uint32_t svc
     cdef uint8_t daddr[16]
-    cdef const uint8_t *laddr
-    cdef uint16_t dport
+    cdef uint16_t dport = conn4(&e.t4, i).dport if af == 4 else conn6(&e.t6, i).dport
     cdef int daf = conn_server(table_of(e, af), i, daddr, af)
-    if af == 4:
-        laddr = <const uint8_t *> &conn4(&e.t4, i).laddr
-        dport = conn4(&e.t4, i).dport
-    else:
-        laddr = conn6(&e.t6, i).laddr
-        dport = conn6(&e.t6, i).dport
-    if c.lip == LIP_NONE and conn_mode(c) == MODE_FULLNAT:
-        c.lip = lip_lookup(e, laddr, af)
+    if c.lip == LIP_NONE:
+        c.lip = conn_lip(e, table_of(e, af), i, af)
         if c.lip != LIP_NONE:
             e.lip_stat[c.lip].in_use += 1
     svc = c.svc
@@ -244,7 +275,7 @@ cdef inline void rebind(Engine *e, uint32_t i, ConnCommon *c, const Tuple *k, in
         svc = svc_of(e, k, af)
     if svc == SVC_NONE:
         return
-    if c.lip != LIP_NONE or conn_mode(c) != MODE_FULLNAT:
+    if c.lip != LIP_NONE or not conn_local(c):
         c.flags &= <uint8_t> ~CONN_IMPORTED
     if c.svc == svc:
         return
@@ -266,6 +297,7 @@ cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept
     cdef uint32_t i = ref >> 1
     cdef uint32_t direction = ref & 1
     cdef ConnCommon *c = conn_common(table_of(e, af), i, af)
+    cdef uint32_t obstacle
     cdef Tuple k
     if lbd_unlikely(c.flags & CONN_IMPORTED or c.live != CONN_LIVE):
         if c.live != CONN_LIVE:
@@ -279,6 +311,11 @@ cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept
         p.flags |= PKT_REPLY
     if lbd_unlikely(not way_out(e, p, i, c, direction, af)):
         return
+    if af == 6 and is_nat64(c):
+        obstacle = nat64_obstacle(p, direction)
+        if lbd_unlikely(obstacle != REASON_NONE):
+            drop(p, obstacle)
+            return
     if lbd_likely(p.proto == PROTO_TCP):
         if lbd_unlikely(c.flags & CONN_EXTENDED and direction == 1):    # before the edges, which are in the client's numbers
             seq_translate(p, conn_ext(e, table_of(e, af), i, af), 1)
@@ -293,8 +330,7 @@ cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept
     else:
         udp_step(e, i, c, direction, af)
         c.last_seen = e.now_ms
-    rewrite(p, table_of(e, af), i, direction, af)
-    if lbd_unlikely(not send_out(e, p, i, c, direction, af)):
+    if lbd_unlikely(not leave(e, p, i, c, direction, af)):
         return
     count_packet(e, p, c, direction)
     p.verdict = VERDICT_FORWARD
@@ -322,12 +358,32 @@ cdef inline bint quote_is_right(Engine *e, Pkt *p, uint32_t i, const ConnCommon 
     return True
 
 
+cdef inline bint icmp_rewrite(Engine *e, Pkt *p, uint32_t i, const ConnCommon *c, uint32_t direction, uint8_t proto,
+                              uint32_t mtu, int af) noexcept nogil:
+    """An ICMP error as its other end would get it from a router of its own. mtu: of the way out. False: dropped."""
+    if af == 6 and is_nat64(c):
+        if (p.af == 4) != (direction == 1):
+            return drop(p, REASON_MARTIAN)
+        if not nat64_error(e, p, conn6(&e.t6, i), proto, adj_mtu(e, c.adj_fwd), adj_mtu(e, c.adj_rev)):
+            return drop(p, REASON_UNTRANSLATABLE)
+        return True
+    if p.l3_len > mtu:
+        return drop(p, REASON_MTU_EXCEEDED)
+    if c.flags & CONN_ONE_WAY:
+        hop(p.data + p.l3, TTL_DELTA, af)
+    elif af == 4:
+        translate4(p, conn4(&e.t4, i), direction)
+    else:
+        translate6(p, conn6(&e.t6, i), direction, proto)
+    return True
+
+
 cdef inline void forward_icmp(Engine *e, Pkt *p, uint32_t ref, uint8_t proto, int af) noexcept nogil:
     """An ICMP error about a packet of this connection goes to the other side, translated. It changes no state and no timer."""
     cdef uint32_t i = ref >> 1
     cdef uint32_t direction = ref & 1
     cdef ConnCommon *c = conn_common(table_of(e, af), i, af)
-    cdef uint32_t n, mtu
+    cdef uint32_t n
     cdef Adj *a
     p.svc = c.svc
     p.dest = c.dest
@@ -347,21 +403,11 @@ cdef inline void forward_icmp(Engine *e, Pkt *p, uint32_t ref, uint8_t proto, in
     if not a.flags & ADJ_VALID:
         drop(p, REASON_NO_NEIGHBOR)
         return
-    if p.data[p.l3 + (8 if af == 4 else 7)] <= 1:       # an error about an error is never sent
+    if hops_left(p, af) <= 1:                           # an error about an error is never sent
         drop(p, REASON_TTL_EXPIRED)
         return
-    mtu = e.iface[a.link].mtu
-    if c.flags & CONN_WRAPS:
-        mtu -= encap_bytes(a)
-    if p.l3_len > mtu:
-        drop(p, REASON_MTU_EXCEEDED)
+    if not icmp_rewrite(e, p, i, c, direction, proto, room(p, c, a, e.iface[a.link].mtu), af):
         return
-    if c.flags & CONN_ONE_WAY:
-        hop(p.data + p.l3, TTL_DELTA, af)
-    elif af == 4:
-        translate4(p, conn4(&e.t4, i), direction)
-    else:
-        translate6(p, conn6(&e.t6, i), direction, proto)
     p.ifout = a.iface
     if not send_out(e, p, i, c, direction, af):
         return

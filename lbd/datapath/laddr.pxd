@@ -1,4 +1,4 @@
-# Local address and port for a new FULLNAT connection. (The other modes have none.)
+# Local address and port for a new FULLNAT or NAT64 connection. (The other modes have none.)
 #
 # There is no bitmap of ports: the connection table is the truth, so a port is free towards a real server when no record, TIME_WAIT
 # included, has (real server, LIP, port). The port is chosen such that the answer's flow owner is this worker: on a NIC with known
@@ -6,14 +6,19 @@
 #
 # A port that the real server still holds in TIME_WAIT may be taken after a rest by a SYN whose number lies beyond the old
 # connection's last, as every second random number does. Where several ports in a row don't fit, its numbers are moved (seq.pxd).
+#
+# Here `af` is the family that answers come in on the wire. IPv4 connections and NAT64's share the local addresses of IPv4, but lie
+# in two tables: a port is free if it is so in both.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.string cimport memcpy
-from lbd.datapath.compiler cimport lbd_bswap16, lbd_scale
+from lbd.datapath.compiler cimport lbd_bswap16, lbd_prefetch, lbd_scale
 from lbd.datapath.engine cimport Engine, Plan
 from lbd.datapath.flow cimport Tuple, tuple_hash
-from lbd.datapath.conn cimport (CONN_EXTENDED, CONN_IMPORTED, ConnCommon, conn_common, conn_edges, conn_lookup, REF_NONE)
+from lbd.datapath.conn cimport (CONN_EXTENDED, CONN_IMPORTED, ConnCommon, conn_bucket, conn_common, conn_edges, conn_lookup,
+                                REF_NONE)
 from lbd.datapath.ext cimport conn_ext
 from lbd.datapath.lifetime cimport table_of
+from lbd.datapath.nat64 cimport tuple_map
 from lbd.datapath.owner cimport flow_owner
 from lbd.datapath.svc cimport Lip, LIP_NONE
 from lbd.datapath.tcp cimport STATE_TIME_WAIT
@@ -46,17 +51,37 @@ cdef inline uint32_t server_edge(Engine *e, uint32_t i, int af) noexcept nogil:
     return edge
 
 
-cdef inline uint32_t port_fit(Engine *e, Plan *plan, int af) noexcept nogil:
-    """Of plan.back's port (its hash: plan.hash). Sets plan.over."""
-    cdef ConnCommon *c
+cdef inline void port_holder(Engine *e, Plan *plan, int af) noexcept nogil:
+    """Sets plan.over, and over_af if there is one: the connection that has plan.back's port (its hash: plan.hash)."""
+    cdef Tuple k
     plan.over = conn_lookup(table_of(e, af), &plan.back, plan.hash, af)
+    plan.over_af = af
+    if af == 4 and e.nat64 and plan.over == REF_NONE:
+        tuple_map(&k, &plan.back)
+        plan.over = conn_lookup(&e.t6, &k, tuple_hash(&k, e.hash_key, 6), 6)
+        plan.over_af = 6
+
+
+cdef inline void port_prefetch(Engine *e, const Plan *plan, int af) noexcept nogil:
+    """For port_holder."""
+    cdef Tuple k
+    lbd_prefetch(conn_bucket(table_of(e, af), plan.hash))
+    if af == 4 and e.nat64:
+        tuple_map(&k, &plan.back)
+        lbd_prefetch(conn_bucket(&e.t6, tuple_hash(&k, e.hash_key, 6)))
+
+
+cdef inline uint32_t port_fit(Engine *e, Plan *plan, int af) noexcept nogil:
+    """Of plan.back's port (its hash: plan.hash). Sets plan.over and over_af."""
+    cdef ConnCommon *c
+    port_holder(e, plan, af)
     if plan.over == REF_NONE:
         return FIT_FREE
-    c = conn_common(table_of(e, af), plan.over >> 1, af)
+    c = conn_common(table_of(e, plan.over_af), plan.over >> 1, plan.over_af)
     # NB: of an imported one it is not settled yet whether the LIP's count has it
     if c.state != STATE_TIME_WAIT or c.flags & CONN_IMPORTED or e.now_ms - c.last_seen < e.port_rest or e.ext_free == 0:
         return FIT_NOT
-    return FIT_REUSED if <int32_t> (plan.isn - server_edge(e, plan.over >> 1, af)) > 0 else FIT_MOVED
+    return FIT_REUSED if <int32_t> (plan.isn - server_edge(e, plan.over >> 1, plan.over_af)) > 0 else FIT_MOVED
 
 
 cdef inline bint laddr_from(Engine *e, uint32_t n, Plan *plan, int af) noexcept nogil:

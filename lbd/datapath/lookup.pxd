@@ -5,6 +5,7 @@ from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_ld64, lbd_mum
 from lbd.datapath.engine cimport DEST_HASH, Engine
 from lbd.datapath.flow cimport Tuple
+from lbd.datapath.conn cimport CONN_OTHER_FAMILY, ConnTable, conn4, conn6, conn_common, conn_local
 from lbd.datapath.svc cimport Dest, DEST_NONE, MODE_NAT, SVC_NONE, SVC_USED, Svc
 from lbd.datapath.neigh cimport (Adj, adj_refresh, ADJ_NONE, ADJ_MAX, ADJ_HASH, ADJ_USED, ADJ_VALID, ADJ_LEARNED, IFACE_USED,
                                  IFACE_UP)
@@ -81,6 +82,17 @@ cdef inline uint32_t lip_lookup(Engine *e, const uint8_t *addr, int af) noexcept
             if memcmp(e.lip[n].addr, addr, 16) == 0:
                 return n
     return 0xffff
+
+
+cdef inline uint32_t conn_lip(Engine *e, ConnTable *t, uint32_t i, int af) noexcept nogil:
+    """Number of the connection's local address, or LIP_NONE: it has none, or one that is not configured."""
+    if not conn_local(conn_common(t, i, af)):
+        return 0xffff
+    if af == 4:
+        return lip_lookup(e, <const uint8_t *> &conn4(t, i).laddr, 4)
+    if conn6(t, i).c.flags & CONN_OTHER_FAMILY:
+        return lip_lookup(e, conn6(t, i).laddr + 12, 4)
+    return lip_lookup(e, conn6(t, i).laddr, 6)
 
 
 # --- adjacencies -----------------------------------------------------------------------------------------------------

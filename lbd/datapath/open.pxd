@@ -4,8 +4,7 @@
 # its turn. (Packets with a connection were served before: one that an eviction here ends was still good for this burst's.)
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.string cimport memcpy, memset
-from lbd.datapath.compiler cimport (lbd_bswap16, lbd_bswap32, lbd_compiler_barrier, lbd_ld32, lbd_prefetch, lbd_prefetchw,
-                                    lbd_unlikely)
+from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_compiler_barrier, lbd_ld32, lbd_prefetchw, lbd_unlikely
 from lbd.datapath.engine cimport ConnExt, Engine, Plan
 from lbd.datapath.ext cimport ext_give, ext_take
 from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_NEW
@@ -14,16 +13,17 @@ from lbd.datapath.hdr cimport PROTO_SCTP, PROTO_TCP, TcpHdr, TCP_ACK, TCP_RST, T
 from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
-from lbd.datapath.svc cimport (DEST_NONE, DEST_UP, DEST_USED, LIP_NONE, MODE_FULLNAT, MODE_NAT, SVC_NONE)
+from lbd.datapath.svc cimport (DEST_NONE, DEST_UP, DEST_USED, LIP_NONE, MODE_FULLNAT, MODE_NAT, MODE_NAT64, SVC_NONE)
 from lbd.datapath.neigh cimport ADJ_NONE
 from lbd.datapath.lookup cimport dest_bucket, lip_lookup, nat_dest, svc_of
 from lbd.datapath.lifetime cimport conn_end, conn_schedule, evict, stat_count, table_of
-from lbd.datapath.laddr cimport FIT_REUSED, laddr_guess, laddr_pick, port_fit, server_edge
+from lbd.datapath.laddr cimport FIT_REUSED, laddr_guess, laddr_pick, port_fit, port_prefetch, server_edge
 from lbd.datapath.owner cimport flow_owner
 from lbd.datapath.parse cimport KIND_ICMP
 from lbd.datapath.sctp cimport CHUNK_ABORT, CHUNK_INIT
 from lbd.datapath.sched cimport schedule, schedule_prefetch
 from lbd.datapath.nat cimport delta_set
+from lbd.datapath.nat64 cimport addr_map, tuple_map
 from lbd.datapath.forward cimport drop, forward_known
 from lbd.datapath.count cimport EXPIRE_ADMIN, EXPIRE_CLOSED, EXPIRE_REUSED
 
@@ -104,7 +104,7 @@ cdef inline bint hand_over(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil
     cdef uint32_t owner
     if e.workers == 1:
         return False
-    if e.nat_services and is_answer(e, i):
+    if e.nat_services and is_answer(e, i) and not lip_port(e, &e.tuple[i], af):
         return hand_answer(e, p, i, af)
     owner = flow_owner(e, &e.tuple[i], e.hash[i], af, 0)
     if owner != e.worker and not p.flags & PKT_HANDED:
@@ -176,7 +176,7 @@ cdef inline void reserve(Engine *e, uint32_t svc, uint32_t dest, int by) noexcep
 cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32_t nth, int af) noexcept nogil:
     """For a packet that looks new. nth: how many connections of this family were planned before in this burst."""
     cdef ConnTable *tab = table_of(e, af)
-    cdef uint32_t record
+    cdef uint32_t record, mode
     if hand_over(e, p, i, af):
         p.svc = SVC_NONE
         return STEP_DONE
@@ -195,10 +195,16 @@ cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32
         lbd_prefetchw(tab.cold + record)
     back_from(e, &plan.back, plan.dest, p.proto, af)
     plan.lip = LIP_NONE
-    if e.svc[p.svc].mode == MODE_FULLNAT:
+    mode = mode_of(e, p.svc, plan.dest)
+    if mode == MODE_FULLNAT:
         plan.lip = laddr_guess(e, plan, af)
         if plan.lip != LIP_NONE:
-            lbd_prefetch(conn_bucket(tab, plan.hash))
+            port_prefetch(e, plan, af)
+    elif af == 6 and mode == MODE_NAT64:
+        e.nat64 = 1
+        plan.lip = laddr_guess(e, plan, 4)
+        if plan.lip != LIP_NONE:
+            port_prefetch(e, plan, 4)
     return STEP_OPEN
 
 
@@ -259,7 +265,7 @@ cdef inline void conn_fill(Engine *e, uint32_t i, const Tuple *t, uint32_t svc, 
     m.dest = plan.dest
     m.lip = plan.lip
     m.proto = t.proto
-    m.flags = e.svc[svc].mode << CONN_MODE_SHIFT
+    m.flags = mode_of(e, svc, plan.dest) << CONN_MODE_SHIFT
     if e.dest[plan.dest].af != af:
         m.flags |= CONN_OTHER_FAMILY
         memcpy(tab.cold[i].daddr_rest, back.saddr + 4, 12)
@@ -283,6 +289,13 @@ cdef inline void scheduled(Engine *e, uint32_t svc, uint32_t dest) noexcept nogi
     e.dest_stat[dest].conns += 1
 
 
+cdef inline uint32_t mode_of(Engine *e, uint32_t svc, uint32_t dest) noexcept nogil:
+    """Of a connection of this service to this real server."""
+    if e.svc[svc].mode == MODE_FULLNAT and e.svc[svc].af == 6 and e.dest[dest].af == 4:
+        return MODE_NAT64
+    return e.svc[svc].mode
+
+
 cdef inline void back_from(Engine *e, Tuple *back, uint32_t dest, uint8_t proto, int af) noexcept nogil:
     """The source of a real server's answers."""
     memset(back, 0, sizeof(Tuple))
@@ -293,7 +306,7 @@ cdef inline void back_from(Engine *e, Tuple *back, uint32_t dest, uint8_t proto,
 
 
 cdef inline uint32_t local_end(Engine *e, Plan *plan, int af) noexcept nogil:
-    """FULLNAT's local address and port: the guess of the plan, if that port fits, or another one."""
+    """Local address and port of this family: the guess of the plan, if that port fits, or another one."""
     if plan.lip != LIP_NONE and port_fit(e, plan, af) >= FIT_REUSED:
         e.lip_stat[plan.lip].conns += 1
         e.lip_stat[plan.lip].in_use += 1
@@ -327,18 +340,26 @@ cdef inline uint32_t client_end(Engine *e, const Tuple *t, Plan *plan, uint32_t 
 
 
 cdef inline uint32_t far_end(Engine *e, const Tuple *t, uint32_t svc, Plan *plan, int af) noexcept nogil:
-    """Completes plan.back, which has the real server in it, by the service's mode. Else why there can be no connection."""
-    if e.svc[svc].mode == MODE_FULLNAT:
+    """Completes plan.back, which has the real server in it, by the connection's mode, as the record has it. Else why there is no
+    connection."""
+    cdef uint32_t why, mode = mode_of(e, svc, plan.dest)
+    if mode == MODE_FULLNAT:
         return local_end(e, plan, af)
-    return client_end(e, t, plan, e.svc[svc].mode, af)
+    if af == 6 and mode == MODE_NAT64:
+        e.nat64 = 1
+        why = local_end(e, plan, 4)
+        tuple_map(&plan.back, &plan.back)
+        plan.hash = tuple_hash(&plan.back, e.hash_key, 6)
+        return why
+    return client_end(e, t, plan, mode, af)
 
 
 cdef inline void port_take_over(Engine *e, uint32_t i, const Plan *plan, int af) noexcept nogil:
     """Record i, not live yet, gets the port of a connection that is in TIME_WAIT, which ends. The real server must take its SYN for
     a new one."""
-    cdef uint32_t edge = server_edge(e, plan.over >> 1, af)
+    cdef uint32_t edge = server_edge(e, plan.over >> 1, plan.over_af)
     cdef ConnExt *x
-    conn_end(e, plan.over >> 1, EXPIRE_REUSED, af)
+    conn_end(e, plan.over >> 1, EXPIRE_REUSED, plan.over_af)
     x = ext_take(e, table_of(e, af), i, af)             # port_fit has seen that there is one
     x.untimed = 1
     if <int32_t> (plan.isn - edge) <= 0:
@@ -404,12 +425,12 @@ cdef inline bint starts_anew(Engine *e, const Pkt *p, uint32_t ref, int af) noex
     return is_over(c)
 
 
-cdef inline bint may_reopen(Engine *e, const ConnCommon *c) noexcept nogil:
-    """Its service's mode is still the same, and its local address, if it has one, configured? One that is being taken away gets no
+cdef inline bint may_reopen(Engine *e, const ConnCommon *c, uint32_t mode) noexcept nogil:
+    """Its mode would be the same still, and its local address, if it has one, is configured? One that is being taken away gets no
     new connections."""
-    if conn_mode(c) != e.svc[c.svc].mode:
+    if conn_mode(c) != mode:
         return False
-    return conn_mode(c) != MODE_FULLNAT or (c.lip != LIP_NONE and e.lip[c.lip].flags & 1)
+    return not conn_local(c) or (c.lip != LIP_NONE and e.lip[c.lip].flags & 1)
 
 
 cdef inline void start_anew(Engine *e, Pkt *p, const Tuple *k, uint64_t h, uint32_t ref, int af) noexcept nogil:
@@ -418,23 +439,28 @@ cdef inline void start_anew(Engine *e, Pkt *p, const Tuple *k, uint64_t h, uint3
     holding the port that its server may have in TIME_WAIT, until it expires or is that server's turn again."""
     cdef ConnTable *t = table_of(e, af)
     cdef ConnCommon *c = conn_common(t, ref >> 1, af)
-    cdef uint32_t svc = c.svc, other
+    cdef uint32_t svc = c.svc, other, mode
+    cdef uint8_t server[16]
     cdef Plan plan
     cdef uint32_t dest = schedule(e, e.svc + svc, k)
     p.svc = svc
     if dest == DEST_NONE:
         drop(p, REASON_NO_BACKEND)
         return
-    if dest == c.dest and may_reopen(e, c):
+    mode = mode_of(e, svc, dest)
+    if dest == c.dest and may_reopen(e, c, mode):
         scheduled(e, svc, dest)
         forward_known(e, p, ref, af)
         return
-    other = conn_resting(t, k, h, e.dest[dest].addr, e.dest[dest].port, af)
+    memcpy(server, e.dest[dest].addr, 16)
+    if mode == MODE_NAT64:
+        addr_map(server, e.dest[dest].addr)
+    other = conn_resting(t, k, h, server, e.dest[dest].port, af)
     if c.state == STATE_SYN_RECV or c.flags & CONN_ONE_WAY:
         conn_end(e, ref >> 1, EXPIRE_ADMIN, af)
     else:
         c.live = CONN_RESTING
-    if other != REF_NONE and may_reopen(e, conn_common(t, other >> 1, af)):
+    if other != REF_NONE and may_reopen(e, conn_common(t, other >> 1, af), mode):
         conn_common(t, other >> 1, af).live = CONN_LIVE
         scheduled(e, svc, dest)
     else:

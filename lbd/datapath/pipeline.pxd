@@ -14,6 +14,7 @@ from lbd.datapath.conn cimport (ConnTable, Bucket, REF_NONE, conn_bucket, conn_t
                                 lbd_tag_match)
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.forward cimport forward_known, forward_icmp
+from lbd.datapath.nat64 cimport far_prefetch, tuple_map
 from lbd.datapath.orphan cimport orphan_settle, orphaned
 from lbd.datapath.open cimport (STEP_AGAIN, STEP_DONE, STEP_OPEN, looks_new, may_open, met_before, open_planned, plan_open,
                                 resets, start_anew, starts_anew)
@@ -73,35 +74,50 @@ cdef inline uint32_t probe(ConnTable *t, uint64_t h, int af) noexcept nogil:
 
 
 cdef inline void stage_probe(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
-    cdef uint32_t i
+    cdef uint32_t i, k, far = 0
+    e.far_probed = e.nat64
     for i in range(n):
         if lbd_unlikely(e.kind[i] == KIND_DONE):
             continue
         if pkts[i].af == 4:
             pkts[i].ref = probe(&e.t4, e.hash[i], 4)
+            if pkts[i].ref == REF_NONE and e.far_probed:
+                far_prefetch(e, i)
+                e.later[far] = i
+                far += 1
         else:
             pkts[i].ref = probe(&e.t6, e.hash[i], 6)
+    for k in range(far):
+        e.far_ref[e.later[k]] = probe(&e.t6, e.far_hash[e.later[k]], 6)
 
 
-cdef inline bint settle_known(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
-    """The general way of a packet that has a connection. False: it has none."""
+cdef inline bint settle_known(Engine *e, Pkt *p, uint32_t i, const Tuple *k, uint64_t h, uint32_t ref, int af) noexcept nogil:
+    """The general way of a packet that has a connection, in the table of af by tuple k and its hash; ref: a candidate, or REF_NONE.
+    False: it has none."""
     cdef ConnTable *t = table_of(e, af)
-    cdef Tuple *k = &e.tuple[i]
-    cdef uint32_t ref = p.ref
     # the probe may be stale (a packet before this one made or ended the connection) or a tag's coincidence: look properly
     if lbd_unlikely(ref == REF_NONE or not conn_is(t, ref, k, af)):
-        ref = conn_lookup(t, k, e.hash[i], af)
+        ref = conn_lookup(t, k, h, af)
     if ref == REF_NONE:
         return False
     if lbd_unlikely(e.kind[i] == KIND_ICMP):
         forward_icmp(e, p, ref, k.proto, af)
     elif lbd_unlikely(starts_anew(e, p, ref, af)):
-        start_anew(e, p, k, e.hash[i], ref, af)
+        start_anew(e, p, k, h, ref, af)
     elif lbd_unlikely(orphaned(e, ref, af)):
         return orphan_settle(e, p, ref, af)
     else:
         forward_known(e, p, ref, af)
     return True
+
+
+cdef inline bint settle_far(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
+    """An IPv4 packet that the IPv4 table does not know: a NAT64 real server's?"""
+    cdef Tuple k
+    tuple_map(&k, &e.tuple[i])
+    if lbd_likely(p.ref == REF_NONE and e.far_probed):
+        return settle_known(e, p, i, &k, e.far_hash[i], e.far_ref[i], 6)
+    return settle_known(e, p, i, &k, tuple_hash(&k, e.hash_key, 6), REF_NONE, 6)
 
 
 cdef inline bint settle_fast(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
@@ -124,9 +140,11 @@ cdef inline bint settle(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
     """The general way. False: the packet has no connection (yet)."""
     if e.kind[i] == KIND_DONE:
         return True
-    if p.af == 4:
-        return settle_known(e, p, i, 4)
-    return settle_known(e, p, i, 6)
+    if p.af == 6:
+        return settle_known(e, p, i, &e.tuple[i], e.hash[i], p.ref, 6)
+    if settle_known(e, p, i, &e.tuple[i], e.hash[i], p.ref, 4):
+        return True
+    return e.nat64 != 0 and settle_far(e, p, i)
 
 
 cdef inline void stage_open(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:

@@ -39,4 +39,5 @@ cdef enum Reason:
     REASON_MULTI_BUFFER
     REASON_TUPLE_IN_USE
     REASON_SERVER_GONE
+    REASON_UNTRANSLATABLE
     REASON_COUNT            # how many; never a reason

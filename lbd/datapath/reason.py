@@ -37,6 +37,7 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("tuple_in_use", "mode nat: the client has a connection from the same port to the same real server by another service"),
     ("server_gone", "its real server is gone and its connection with it (expire_nodest, expire_quiescent, a drain's deadline); "
      "a client's TCP is answered with a RST"),
+    ("untranslatable", "nat64: a packet or ICMP error that the other address family has no equal of (RFC 7915)"),
 )
 
 NAMES: tuple[str, ...] = tuple(name for name, _ in REASONS)

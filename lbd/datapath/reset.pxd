@@ -6,13 +6,13 @@ from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt, PKT_REPLY
 from lbd.datapath.hdr cimport (ETH_HLEN, IP_DF, Ip6Hdr, IpHdr, PROTO_TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, TcpHdr)
 from lbd.datapath.csum cimport csum_fold, csum_partial, csum_pseudo
-from lbd.datapath.conn cimport CONN_EXTENDED, CONN_ONE_WAY, ConnCommon, conn_edges, conn_side
+from lbd.datapath.conn cimport CONN_EXTENDED, CONN_ONE_WAY, ConnCommon, conn6, conn_edges, conn_side
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.neigh cimport Adj, ADJ_NONE, ADJ_VALID, IFACE_UP
 from lbd.datapath.ext cimport conn_ext
 from lbd.datapath.seq cimport seq_translate
-from lbd.datapath.nat cimport rewrite
-from lbd.datapath.forward cimport adj_resolve, send_out
+from lbd.datapath.nat64 cimport nat64_server_side
+from lbd.datapath.forward cimport adj_resolve, is_nat64, leave
 from lbd.datapath.icmp_err cimport mac_swap
 from lbd.datapath.reason cimport REASON_NONE, VERDICT_CONSUME, VERDICT_DROP, VERDICT_FORWARD
 
@@ -81,11 +81,31 @@ cdef inline void reset_answer(Engine *e, Pkt *p, uint32_t reason) noexcept nogil
     p.ifout = p.ifin
 
 
+cdef inline void segment_from(Engine *e, Pkt *p, uint32_t i, const ConnCommon *c, uint32_t direction, int af) noexcept nogil:
+    """RST and ACK, whole, as one end of the connection would have sent it; its number is the next one expected."""
+    cdef uint32_t *edges = conn_edges(table_of(e, af), i, af)
+    cdef uint8_t *l3 = p.data + ETH_HLEN
+    cdef uint8_t far[12]
+    cdef uint8_t flags = TCP_RST | TCP_ACK
+    if af == 6 and direction == 1 and is_nat64(c):
+        nat64_server_side(far, conn6(&e.t6, i))
+        p.af = 4
+        p.l3_len = segment_write(l3, far, edges[1], edges[0], flags, 4)
+    else:
+        p.af = af
+        p.l3_len = segment_write(l3, conn_side(table_of(e, af), i, direction, af), edges[direction], edges[1 - direction], flags,
+                                 af)
+    p.l3 = ETH_HLEN
+    p.l4 = ETH_HLEN + p.l3_len - sizeof(TcpHdr)
+    p.len = ETH_HLEN + p.l3_len
+    p.proto = PROTO_TCP
+    p.tcp_flags = flags
+
+
 cdef inline bint reset_make(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t direction, int af) noexcept nogil:
     """Into p (data: room for a frame): a RST as if the connection's one end (by direction) had sent it, on its way to the other.
     Its number is the next one expected, which is what the receiver wants (RFC 5961), unless packets are under way; what comes after
     those is answered (orphan.pxd). False: there is no way out, or no number is known (to the client, where answers go past lbd)."""
-    cdef uint32_t *edges = conn_edges(table_of(e, af), i, af)
     cdef uint32_t n
     cdef const Adj *a
     if direction == 1 and c.flags & CONN_ONE_WAY:
@@ -99,21 +119,13 @@ cdef inline bint reset_make(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32
     if not a.flags & ADJ_VALID or not e.iface[a.link].flags & IFACE_UP:
         return False
     memset(p.data, 0, ETH_HLEN)
-    p.l3 = ETH_HLEN
-    p.l4 = ETH_HLEN + (20 if af == 4 else 40)
-    p.af = af
-    p.proto = PROTO_TCP
-    p.tcp_flags = TCP_RST | TCP_ACK
     p.flags = PKT_REPLY * direction
     p.svc = c.svc
     p.dest = c.dest
-    p.l3_len = segment_write(p.data + ETH_HLEN, conn_side(table_of(e, af), i, direction, af), edges[direction],
-                             edges[1 - direction], TCP_RST | TCP_ACK, af)
-    p.len = ETH_HLEN + p.l3_len
+    segment_from(e, p, i, c, direction, af)
     if c.flags & CONN_EXTENDED and direction == 0:      # the edges are in the client's numbers
         seq_translate(p, conn_ext(e, table_of(e, af), i, af), 0)
-    rewrite(p, table_of(e, af), i, direction, af)
-    if not send_out(e, p, i, c, direction, af):
+    if not leave(e, p, i, c, direction, af):
         return False
     p.ifout = a.iface
     p.verdict = VERDICT_FORWARD

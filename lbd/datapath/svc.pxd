@@ -35,8 +35,9 @@ cdef enum SvcMode:          # forwarding mode; a connection keeps that of its fi
     MODE_FULLNAT = 0        # client → LIP → real server: both addresses and ports
     MODE_NAT = 1            # masquerade: destination alone; answers come back by the real server's route
     MODE_DR = 2             # direct routing: link layer alone; answers go past lbd
+    MODE_NAT64 = 4          # of connections alone: a FULLNAT service of IPv6 to an IPv4 real server
     MODE_TUNNEL = 6         # IP in IP; answers go past lbd
-    MODE_BITS = 7           # 4, 5: two ways, more than ends and link layer changed
+    MODE_BITS = 7           # 5: two ways, more than ends and link layer changed
     # what the numbers' bits say
     MODE_ONE_WAY = 2        # lbd sees the client's packets alone
     MODE_WRAPS = 4          # packets leave with more than their ends and link layer changed: not for the fast lane

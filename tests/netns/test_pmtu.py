@@ -8,6 +8,8 @@ Who can't send a packet on tells its sender: lbd itself (1400, its own link), `i
 tell the client) or `client`, as the guest's router (1300, to the VIP: lbd has to tell the real server). Hosts
 announce an MSS for 1500 bytes, as if they knew nothing of it. Each case has a service of its own port and a VIP of
 its own: what a sender has learned, it has learned for that address.
+
+NAT64: the same from IPv6 to IPv4; each side hears of its own family's size, which is 20 bytes more or less.
 """
 
 import hashlib
@@ -28,8 +30,11 @@ from tests.netns.metrics import scrape
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
-families = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
-NEAR, FAR = ("192.0.2.11", "2001:db8:1::11"), ("192.0.2.12", "2001:db8:1::12")  # VIPs
+families = pytest.mark.parametrize("family", [4, 6, 64], ids=["ipv4", "ipv6", "nat64"])
+SIDES = {4: (4, 4), 6: (6, 6), 64: (6, 4)}  # of clients, of real servers
+# VIPs
+NEAR = {4: "192.0.2.11", 6: "2001:db8:1::11", 64: "2001:db8:1::13"}
+FAR = {4: "192.0.2.12", 6: "2001:db8:1::12", 64: "2001:db8:1::14"}
 INNER, GUEST = ("10.77.0.20", "fd77::20"), ("198.51.100.2", "2001:db8:2::2")
 GUEST_ROUTER, FAR_ROUTER = ("198.51.100.1", "2001:db8:2::1"), ("10.78.0.1", "fd78::1")
 FAR_ADDRESS = ("10.78.0.11", "fd78::11")
@@ -105,9 +110,10 @@ def add_far(testbed: Testbed, inner: Namespace, far: Namespace) -> RealServer:
 def config(testbed: Testbed) -> str:
     settings = testbed.settings(services=())
     near = [s.host for s in testbed.servers]
-    for n, family in enumerate(FAMILIES):
+    for family, (_, behind) in SIDES.items():
+        n = FAMILIES.index(behind)
         near_addresses = [(h.address4, h.address6)[n] for h in near]
-        for name, vip, servers in (("near", NEAR[n], near_addresses), ("far", FAR[n], [FAR_ADDRESS[n]])):
+        for name, vip, servers in (("near", NEAR[family], near_addresses), ("far", FAR[family], [FAR_ADDRESS[n]])):
             for kind, port, server_port in (("web", 80, HTTP_PORT), ("echo", traffic.PORT, traffic.SERVER_PORT)):
                 settings["service"].append({
                     "name": f"{kind}-{name}{family}", "address": endpoint(vip, port), "protocol": "tcp",
@@ -160,48 +166,47 @@ def icmp(site: Site) -> tuple[float, float]:
 @families
 def test_lbds_own_link_is_the_smallest(site: Site, family: int) -> None:
     """lbd answers the client, in the VIP's name or its own."""
-    n = FAMILIES.index(family)
     sent, _ = icmp(site)
-    transfer(site, site.testbed.client, NEAR[n], 4)
+    transfer(site, site.testbed.client, NEAR[family], 4)
     assert icmp(site)[0] > sent
-    assert "mtu 1400" in site.mtu_seen(site.testbed.client, NEAR[n])
+    assert f"mtu {1420 if family == 64 else 1400}" in site.mtu_seen(site.testbed.client, NEAR[family])
 
 
 @families
 def test_a_router_towards_the_real_server_says_too_big(site: Site, family: int) -> None:
     """To the LIP, about LIP → real server; the client hears of VIP."""
-    n = FAMILIES.index(family)
     _, mapped = icmp(site)
-    transfer(site, site.testbed.client, FAR[n], 2)
+    transfer(site, site.testbed.client, FAR[family], 2)
     assert icmp(site)[1] > mapped
-    assert "mtu 1300" in site.mtu_seen(site.testbed.client, FAR[n])
+    assert f"mtu {1320 if family == 64 else 1300}" in site.mtu_seen(site.testbed.client, FAR[family])
 
 
 @families
 def test_a_router_towards_the_client_says_too_big(site: Site, family: int) -> None:
     """To the VIP, about VIP → client; the real server hears of the LIP. The way back is the one that the client's packets came."""
-    n = FAMILIES.index(family)
-    _, mapped = icmp(site)
-    transfer(site, site.guest, NEAR[n], 4)
-    assert icmp(site)[1] > mapped
     topology = site.testbed.topology
-    lip = (topology.lips4 if family == 4 else topology.lips6)[0]
+    lip = (topology.lips4 if SIDES[family][1] == 4 else topology.lips6)[0]
     for server in site.testbed.servers:
-        assert "mtu 1300" in site.mtu_seen(server.ns, lip)
+        server.ns.run(["ip", "-4", "route", "flush", "cache"])
+    _, mapped = icmp(site)
+    transfer(site, site.guest, NEAR[family], 4)
+    assert icmp(site)[1] > mapped
+    for server in site.testbed.servers:
+        assert f"mtu {1280 if family == 64 else 1300}" in site.mtu_seen(server.ns, lip)
 
 
 @families
 def test_small_links_on_both_sides(site: Site, family: int) -> None:
-    transfer(site, site.guest, FAR[FAMILIES.index(family)], 2)
+    transfer(site, site.guest, FAR[family], 2)
 
 
 def test_the_same_with_answers_by_route(site: Site) -> None:
     """packet.return_path = "route": the guest's network is found in the routing table, by the client as a gateway."""
     site.daemon.config_file.write_text(site.daemon.config_file.read_text() + '\n[packet]\nreturn_path = "route"\n')
     assert site.daemon.call("POST", "/v1/reload", timeout=20)["changes"]
-    for n in range(2):
-        transfer(site, site.guest, NEAR[n], 2)
-        transfer(site, site.testbed.client, NEAR[n], 2)
+    for family in SIDES:
+        transfer(site, site.guest, NEAR[family], 2)
+        transfer(site, site.testbed.client, NEAR[family], 2)
 
 
 def test_nothing_else_was_dropped(site: Site) -> None:

@@ -58,7 +58,7 @@ class Balancer:
     sched: int = shm.SCHED_SEQ
     mode: int = shm.MODE_FULLNAT
     protocols: tuple[str, ...] = ("tcp", "udp")
-    cross: bool = False  # real servers of the other family (tunnel)
+    cross: bool = False  # real servers of the other family (tunnel; FULLNAT: the IPv6 services', which makes NAT64)
     neighbours: bool = True
     start_ms: int = 1_000
     packets: int = field(default=0, init=False)  # given to the engine so far
@@ -77,7 +77,7 @@ class Balancer:
         port = 80 if self.mode & 2 else 8080
         for svc, (af, proto) in enumerate(product((4, 6), self.protocols)):
             first = number
-            raf = 10 - af if self.cross else af
+            raf = self.far(af)
             for n in range(1, self.servers + 1):
                 if self.neighbours:
                     self.do(shm.neigh_set(1, iface=1, af=raf, addr=packed(server(raf, n)), mac=mac(server_mac(n))))
@@ -88,6 +88,10 @@ class Balancer:
                                 table_off=svc * 64, table_len=self.servers, mode=self.mode, fresh=True))  # fmt: skip
         for lip, af in enumerate((4, 6)):
             self.do(shm.lip_set(lip, 1, af=af, addr=packed(LIP[af]), port_lo=self.ports[0], port_hi=self.ports[1], fresh=True))
+
+    def far(self, af: int) -> int:
+        """Family of the real servers of a service."""
+        return 10 - af if self.cross and (af == 6 or self.mode != shm.MODE_FULLNAT) else af
 
     def do(self, command: bytes) -> None:
         assert self.engine.apply(command), "the engine refused a command of the test's set-up"
@@ -116,7 +120,7 @@ class Balancer:
             stat = self.engine.dest_stats(dest)
             assert stat["active"] + stat["inactive"] == sum(c["dest"] == dest for c in conns)
         for lip, af in enumerate((4, 6)):
-            held = sum(c["mode"] == "fullnat" and len(c["local"][0]) == (4 if af == 4 else 16) for c in conns)
+            held = sum(c["mode"] in ("fullnat", "nat64") and len(c["local"][0]) == (4 if af == 4 else 16) for c in conns)
             assert self.engine.lip_stats(lip)["in_use"] == held
 
     def later(self, seconds: float) -> None:
@@ -129,11 +133,12 @@ class Balancer:
             got = Ether(self.send(from_client(af, UDP(sport=sport, dport=80) / Raw(b"q"))).out[0][1])
         else:
             got = Ether(self.send(from_client(af, TCP(sport=sport, dport=80, flags="S", seq=1000))).out[0][1])
-        layer = IP if af == 4 else IPv6
+        far = self.far(af)
+        layer = IP if far == 4 else IPv6
         l4 = got[TCP] if proto == "tcp" else got[UDP]
         address, lport = got[layer].dst, l4.sport
         if proto == "tcp":
-            self.send(from_server(af, address, TCP(sport=8080, dport=lport, flags="SA", seq=5000, ack=1001)), 1)
+            self.send(from_server(far, address, TCP(sport=8080, dport=lport, flags="SA", seq=5000, ack=1001)), 1)
             self.send(from_client(af, TCP(sport=sport, dport=80, flags="A", seq=1001, ack=5001)))
         return got, address, lport
 

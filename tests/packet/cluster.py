@@ -37,6 +37,9 @@ class Cluster(Balancer):
         for m in self.members:
             m.do(command)
 
+    def far(self, af: int) -> int:
+        return self.members[0].far(af)
+
     def conns(self) -> list[dict]:
         return [c | {"worker": w} for w, m in enumerate(self.members) for c in m.engine.conns()]
 

@@ -16,6 +16,7 @@ class Flow:
 
     def __init__(self, b: Balancer, af: int = 4, sport: int = 40000, client: bytes | None = None):
         self.b, self.af, self.sport = b, af, sport
+        self.far = b.far(af)  # family of the real server's side
         self.address = client or packed(CLIENT[af])
         self.server: bytes | None = None  # real server and local port, once a packet has come through
         self.lport = 0
@@ -39,7 +40,7 @@ class Flow:
         [(iface, frame)] = r.out
         p = read(frame)
         if from_client_side:
-            assert iface == 1 and p.src == packed(LIP[self.af]) and p.dport == 8080
+            assert iface == 1 and p.src == packed(LIP[self.far]) and p.dport == 8080
             self.server, self.lport = p.dst, p.sport
         else:
             assert iface == 0 and (p.src, p.dst) == (packed(VIP[self.af]), self.address)
@@ -57,7 +58,7 @@ class Udp(Flow):
 
     def answer(self, payload: bytes = b"a") -> Result:
         assert self.server is not None
-        r = self.b.send(from_server(self.af, UDP, self.server, self.lport, payload=payload), 1)
+        r = self.b.send(from_server(self.far, UDP, self.server, self.lport, payload=payload), 1)
         self.arrived(r, False)
         return r
 
@@ -89,7 +90,7 @@ class Tcp(Flow):
         assert self.server is not None
         used = self.sseq if seq is None else seq
         acked = (self.cseq if ack is None else ack) if "A" in flags else 0
-        r = self.b.send(from_server(self.af, TCP, self.server, self.lport, flags, used, acked + self.moved, payload), 1)
+        r = self.b.send(from_server(self.far, TCP, self.server, self.lport, flags, used, acked + self.moved, payload), 1)
         p = self.arrived(r, False)
         if p:
             assert (p.seq, p.ack, p.payload) == (used % 2**32, acked % 2**32, payload)

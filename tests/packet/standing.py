@@ -19,7 +19,7 @@ def dest(b: Balancer, af: int, n: int, proto: str = "tcp", **more: Any) -> int:
     """n: from 1. Its number."""
     svc = SERVICES[af, proto]
     number = svc * b.servers + n - 1
-    raf = 10 - af if b.cross else af
+    raf = b.far(af)
     b.do(shm.dest_set(number, 2, af=raf, addr=packed(server(raf, n)), port=80 if b.mode & 2 else 8080, svc=svc, **more))
     return number
 

@@ -142,6 +142,20 @@ def test_nothing_follows_from_what_is_wrong_itself(text: str) -> None:
     assert len(refused(text)) == 1
 
 
+def test_an_ipv6_service_with_ipv4_real_servers() -> None:
+    """NAT64: fullnat's way, from a local address of IPv4; real servers of both families need one of each."""
+    service = '[[interface]]\nname = "eth0"\n[[service]]\nname = "web"\naddress = "[2001:db8::1]:80"\n'
+    four, six = (f'[[service.real_server]]\naddress = "{a}:80"\n' for a in ("10.0.1.9", "[fd00::9]"))
+    lip4, lip6 = (f'[[local_address]]\naddress = "{a}"\ninterface = "eth0"\n' for a in ("10.0.0.10", "fd00::10"))
+    assert loads(service + four + lip4).service[0].real_server[0].af == 4
+    assert len(loads(service + four + six + lip4 + lip6).service[0].real_server) == 2
+    for lips, family in ((lip6, 4), (lip4, 6), ("", 4)):
+        with pytest.raises(ConfigError) as caught:
+            loads(service + four + six + lips)
+        assert f"needs a local address of IPv{family} for fullnat to send from" in str(caught.value)
+        assert (", to IPv4 real servers" in str(caught.value)) == (family == 4)
+
+
 def test_a_file_without_interface() -> None:
     for text in ("", "\n\n# nothing\n", "[daemon]\n"):
         assert refused(text) == [(1, "interface", refused("")[0][2])]

@@ -290,6 +290,19 @@ BROKEN = {
         "service[0].real_server[1].address",
         "must be IPv4 as the service's address",
     ),
+    "real server, IPv4 service with one of IPv6": (
+        '[[service.real_server]]\naddress = "[fd00::1]:80"',
+        1,
+        "service[0].real_server[1].address",
+        "fullnat translates from an IPv6 service to IPv4 real servers, not the other way round",
+    ),
+    "real server, other family, nat": (
+        '[[service]]\nname = "6"\naddress = "[2001:db8::1]:80"\nmode = "nat"\n'
+        '[[service.real_server]]\naddress = "10.0.1.9:80"',
+        5,
+        "service[1].real_server[0].address",
+        "must be IPv6 as the service's address, not IPv4; nat does not translate between them",
+    ),
     "real server, twice": (
         '[[service.real_server]]\naddress = "10.0.1.1:8080"',
         1,

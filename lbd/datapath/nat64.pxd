@@ -1,0 +1,190 @@
+# NAT64: an IPv6 client's connection to an IPv4 real server, FULLNAT between the families (RFC 7915, RFC 6146). Both ends change,
+# and the IP header with them; the transport header stays where it lies in the frame.
+#
+# The record is an IPv6 one. Its second end, real server → LIP, stands there in mapped form (::ffff:a.b.c.d) and in the IPv6 index
+# under that; on the wire it is IPv4, and so it is for everything that asks which worker an answer comes to. No packet may carry a
+# mapped address: one that does is refused (nat64_obstacle).
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+from lbd.datapath.compiler cimport (lbd_bswap16, lbd_bswap32, lbd_copy16, lbd_ld32, lbd_prefetch, lbd_st32, lbd_st64,
+                                    lbd_swap16s)
+from lbd.datapath.engine cimport Engine
+from lbd.datapath.pkt cimport Pkt, PKT_PARTIAL
+from lbd.datapath.flow cimport Tuple, tuple_hash
+from lbd.datapath.hdr cimport *
+from lbd.datapath.reason cimport *
+from lbd.datapath.csum cimport csum_fold, csum_reverse
+from lbd.datapath.conn cimport Conn6, conn_bucket
+from lbd.datapath.nat cimport check_complete, transport_changed
+
+cdef enum:
+    IP4_UNFRAGMENTED = 1260     # up to here DF stays off: a packet of the least IPv6 MTU may meet a smaller IPv4 one (§5.1)
+
+
+# --- mapped form -----------------------------------------------------------------------------------------------------
+
+cdef inline void addr_map(uint8_t *out, const uint8_t *addr) noexcept nogil:
+    """::ffff:a.b.c.d, 16 bytes."""
+    cdef uint32_t a = lbd_ld32(addr)
+    lbd_st64(out, 0)
+    lbd_st32(out + 8, 0xffff0000)               # little-endian: 00 00 ff ff
+    lbd_st32(out + 12, a)
+
+
+cdef inline void tuple_map(Tuple *out, const Tuple *t) noexcept nogil:
+    """An IPv4 tuple in mapped form; out may be t."""
+    addr_map(out.saddr, t.saddr)
+    addr_map(out.daddr, t.daddr)
+    out.sport = t.sport
+    out.dport = t.dport
+    out.proto = t.proto
+    out.af = 6
+    out.spare = 0
+
+
+cdef inline void far_prefetch(Engine *e, uint32_t i) noexcept nogil:
+    """For IPv4 packet i of the burst, which the IPv4 table does not know: its mapped tuple's hash and bucket."""
+    cdef Tuple k
+    tuple_map(&k, &e.tuple[i])
+    e.far_hash[i] = tuple_hash(&k, e.hash_key, 6)
+    lbd_prefetch(conn_bucket(&e.t6, e.far_hash[i]))
+
+
+# --- headers ---------------------------------------------------------------------------------------------------------
+
+cdef inline void head4(Engine *e, uint8_t *at, const uint8_t *src, const uint8_t *dst, uint32_t len, uint8_t tos, uint8_t ttl,
+                       uint8_t proto) noexcept nogil:
+    """IPv4 header (§5.1) between two mapped addresses. len: of the packet, header included."""
+    cdef IpHdr *ip = <IpHdr *> at
+    ip.ver_ihl = 0x45
+    ip.tos = tos
+    ip.tot_len = lbd_bswap16(len)
+    ip.frag_off = lbd_bswap16(IP_DF)
+    ip.id = 0
+    if len <= IP4_UNFRAGMENTED:
+        ip.frag_off = 0
+        e.ip_id += 1
+        ip.id = e.ip_id
+    ip.ttl = ttl
+    ip.protocol = proto
+    ip.check = 0
+    ip.saddr = lbd_ld32(src + 12)
+    ip.daddr = lbd_ld32(dst + 12)
+    ip.check = <uint16_t> ~csum_fold(<uint64_t> lbd_ld32(at) + lbd_ld32(at + 4) + lbd_ld32(at + 8) + lbd_ld32(at + 12)
+                                     + lbd_ld32(at + 16))
+
+
+cdef inline void head6(uint8_t *at, const uint8_t *src, const uint8_t *dst, uint32_t payload, uint8_t tc, uint8_t hops,
+                       uint8_t next) noexcept nogil:
+    """IPv6 header (§4.1)."""
+    cdef Ip6Hdr *ip = <Ip6Hdr *> at
+    lbd_st32(&ip.ver_tc_flow, lbd_bswap32(0x60000000 | <uint32_t> tc << 20))
+    ip.payload_len = lbd_bswap16(payload)
+    ip.nexthdr = next
+    ip.hop_limit = hops
+    lbd_copy16(ip.saddr, src)
+    lbd_copy16(ip.daddr, dst)
+
+
+cdef inline uint8_t traffic_class(const uint8_t *ip6) noexcept nogil:
+    return <uint8_t> (ip6[0] << 4 | ip6[1] >> 4)
+
+
+cdef inline void moved(Pkt *p, uint32_t head, uint32_t len, uint32_t af, uint32_t l4) noexcept nogil:
+    """The packet now has its IP header, of family af, at offset `head` of what was data, and the transport header l4 bytes on; len
+    bytes in all. What is before it is the link layer's, which is written anew (link_write). l3_len stays that of the packet that
+    came: statistics count it."""
+    cdef int shift = <int> head - <int> p.l3
+    p.data += shift
+    p.room -= shift
+    p.len = p.l3 + len
+    p.l4 = p.l3 + l4
+    p.af = af
+
+
+# --- packets ---------------------------------------------------------------------------------------------------------
+
+cdef inline bint source_routed(const uint8_t *options, uint32_t n) noexcept nogil:
+    """A source route that has not come to its end among these IPv4 options, or options that can't be read?"""
+    cdef uint32_t at = 0
+    while at < n and options[at] != 0:
+        if options[at] == 1:
+            at += 1
+            continue
+        if at + 2 > n or options[at + 1] < 2 or at + options[at + 1] > n:
+            return True
+        if (options[at] == 131 or options[at] == 137) and (options[at + 1] < 3 or options[at + 2] <= options[at + 1]):
+            return True
+        at += options[at + 1]
+    return False
+
+
+cdef inline bint routing_left(const Pkt *p) noexcept nogil:
+    """A routing header with segments left? (parse has walked the chain: it is sound.)"""
+    cdef uint32_t off = p.l3 + sizeof(Ip6Hdr)
+    cdef uint8_t next = (<const Ip6Hdr *> (p.data + p.l3)).nexthdr
+    while off < p.l4:
+        if next == 43 and p.data[off + 3] != 0:
+            return True
+        next = p.data[off]
+        off += (<uint32_t> p.data[off + 1] + 1) * 8
+    return False
+
+
+cdef inline uint32_t nat64_obstacle(const Pkt *p, uint32_t direction) noexcept nogil:
+    """Why a packet of such a connection can't be translated, or REASON_NONE. Options and extension headers that are no obstacle are
+    left out (§4.1, §5.1)."""
+    cdef uint32_t head = p.l4 - p.l3
+    if (p.af == 4) != (direction == 1):         # mapped addresses on the wire
+        return REASON_MARTIAN
+    if p.af == 4:
+        if head > sizeof(IpHdr) and source_routed(p.data + p.l3 + sizeof(IpHdr), head - sizeof(IpHdr)):
+            return REASON_UNTRANSLATABLE
+        return REASON_NONE
+    if head > sizeof(Ip6Hdr) and routing_left(p):
+        return REASON_UNTRANSLATABLE
+    # over IPv4 it would pass for one that was not computed (RFC 8200 §8.1)
+    if p.proto == PROTO_UDP and (<const UdpHdr *> (p.data + p.l4)).check == 0:
+        return REASON_BAD_CHECKSUM
+    return REASON_NONE
+
+
+cdef inline uint32_t nat64_mtu(const Pkt *p, uint32_t mtu) noexcept nogil:
+    """What the packet that came may measure for the translated one to fit an MTU."""
+    return mtu + (p.l4 - p.l3) - <uint32_t> (sizeof(IpHdr) if p.af == 6 else sizeof(Ip6Hdr))
+
+
+cdef inline void ports_write(Pkt *p, const void *far, uint16_t delta) noexcept nogil:
+    """far: the ports of the record's other end. The checksum with them; one that is partial or missing is made here."""
+    cdef uint8_t *l4 = p.data + p.l4
+    cdef uint16_t came = p.l3_len
+    cdef uint32_t before = lbd_ld32(l4)
+    lbd_st32(l4, lbd_swap16s(lbd_ld32(far)))
+    p.l3_len = p.len - p.l3                     # for the checksum: the transport's length follows from it
+    if p.flags & PKT_PARTIAL or (p.proto == PROTO_UDP and (<UdpHdr *> l4).check == 0):
+        check_complete(p)
+    else:
+        transport_changed(p, before, delta)
+    p.l3_len = came
+
+
+cdef inline void nat64_server_side(uint8_t *side, const Conn6 *c) noexcept nogil:
+    """The real server's end as its packets carry it (12 bytes, as conn_side of an IPv4 record)."""
+    memcpy(side, c.daddr + 12, 4)
+    memcpy(side + 4, c.laddr + 12, 4)
+    memcpy(side + 8, &c.dport, 4)
+
+
+cdef inline void nat64_packet(Engine *e, Pkt *p, const Conn6 *c) noexcept nogil:
+    """TCP, UDP or SCTP, without an obstacle. Its family is its direction."""
+    cdef const uint8_t *ip = p.data + p.l3
+    cdef uint8_t *l4 = p.data + p.l4
+    cdef uint32_t n = p.l3 + p.l3_len - p.l4
+    if p.af == 6:
+        head4(e, l4 - sizeof(IpHdr), c.laddr, c.daddr, n + sizeof(IpHdr), traffic_class(ip), ip[7] - 1, p.proto)
+        moved(p, p.l4 - sizeof(IpHdr), n + sizeof(IpHdr), 4, sizeof(IpHdr))
+        ports_write(p, &c.dport, c.c.l4_delta)
+    else:
+        head6(l4 - sizeof(Ip6Hdr), c.vaddr, c.caddr, n, ip[1], ip[8] - 1, p.proto)
+        moved(p, p.l4 - sizeof(Ip6Hdr), n + sizeof(Ip6Hdr), 6, sizeof(Ip6Hdr))
+        ports_write(p, &c.cport, csum_reverse(c.c.l4_delta))
