@@ -25,10 +25,11 @@ from lbd.datapath.neigh cimport Adj, Iface
 from lbd.datapath.pipeline cimport engine_burst
 from lbd.datapath.pkt cimport BURST_MAX, FRAME_SLACK, IFACE_MAX, Pkt
 from lbd.datapath.reason cimport VERDICT_CONSUME, VERDICT_FORWARD
+from lbd.datapath.snat cimport conn_is_snat
 from lbd.datapath.svc cimport (MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_NAT64, MODE_TUNNEL, DEST_NONE, SVC_NONE, Dest, Lip,
                                LipStat, Svc, SvcStat)
 from lbd.datapath.tcp cimport (STATE_CLOSE, STATE_CLOSE_WAIT, STATE_COUNT, STATE_ESTABLISHED, STATE_FIN_WAIT, STATE_LAST_ACK,
-                               STATE_NONE, STATE_SYN_RECV, STATE_TIME_WAIT, STATE_UDP, STATE_UDP_ONEWAY,
+                               STATE_NONE, STATE_SYN_RECV, STATE_TIME_WAIT, STATE_UDP, STATE_UDP_ONEWAY, STATE_ICMP,
                                TIMEOUT_SCTP_ESTABLISHED, TIMEOUT_SCTP_SHUTDOWN, timeout_of)
 from lbd.loop.repair cimport repair
 from lbd.loop.state cimport (Loop, NO_WORKER, POLL_ADAPTIVE, lbd_monotonic, lbd_store32_release)
@@ -75,9 +76,10 @@ cdef inline void layout_promises() noexcept nogil:
                       + 2 * sizeof(Bucket) * 100 * (BUCKET_SPARE + 1) <= 128 * BUCKET_FILL_X100 * BUCKET_SPARE)
 
 
-STATE_NAMES = ("NONE", "SYN_RECV", "ESTABLISHED", "CLOSE_WAIT", "LAST_ACK", "FIN_WAIT", "TIME_WAIT", "CLOSE", "UDP", "UDP")
+STATE_NAMES = ("NONE", "SYN_RECV", "ESTABLISHED", "CLOSE_WAIT", "LAST_ACK", "FIN_WAIT", "TIME_WAIT", "CLOSE", "UDP", "UDP",
+               "ICMP")
 SCTP_STATE_NAMES = ("NONE", "INIT", "ESTABLISHED", "SHUTDOWN_RECEIVED", "SHUTDOWN_ACK_SENT", "SHUTDOWN_SENT", "TIME_WAIT", "CLOSED",
-                    "UDP", "UDP")      # as the real server sees it, which is how IPVS names them
+                    "UDP", "UDP", "ICMP")      # as the real server sees it, which is how IPVS names them
 MODE_NAMES = {MODE_FULLNAT: "fullnat", MODE_NAT: "nat", MODE_DR: "dr", MODE_NAT64: "nat64", MODE_TUNNEL: "tunnel"}
 VERDICTS = ("drop", "forward", "kernel", "consume", "handover")
 SIZE_FIELDS = ("workers", "services", "dests", "lips", "conns4", "conns6", "frames", "arena", "cmd_ring", "evt_ring",
@@ -137,6 +139,7 @@ cdef void engine_defaults(CEngine *e) noexcept nogil:
     e.timeout[<int> STATE_UDP_ONEWAY] = 300000
     e.timeout[<int> TIMEOUT_SCTP_ESTABLISHED] = 900000
     e.timeout[<int> TIMEOUT_SCTP_SHUTDOWN] = 60000
+    e.timeout[<int> STATE_ICMP] = 60000
     e.icmp_bucket.rate = 1000
     e.kernel_bucket.rate = 1000
 
@@ -207,9 +210,11 @@ cdef dict conn_dict(CEngine *e, uint32_t i, int af, uint32_t now_ms):
                 "local": endpoint(b.laddr, 6, b.lport), "real_server": endpoint(b.daddr, 6, b.dport)}
     if conn_mode(c) == MODE_NAT64:              # in mapped form
         ends["local"] = (ends["local"][0][12:], ends["local"][1])
+    snat = conn_is_snat(&e.t4, i, 4) if af == 4 else conn_is_snat(&e.t6, i, 6)
     daf = conn_server(&e.t4 if af == 4 else &e.t6, i, server, af)
     ends.update(
-        real_server=(<bytes> server[:4 if daf == 4 else 16], ends["real_server"][1]), mode=MODE_NAMES.get(conn_mode(c), "?"),
+        real_server=(<bytes> server[:4 if daf == 4 else 16], ends["real_server"][1]),
+        mode="snat" if snat else MODE_NAMES.get(conn_mode(c), "?"),
         resting=c.live == CONN_RESTING, proto=c.proto,
         state=(SCTP_STATE_NAMES if c.proto == PROTO_SCTP else STATE_NAMES)[c.state if c.state < STATE_COUNT else 0],
         expires_ms=<int32_t> (e.timeout[timeout_of(c.proto, c.state & 15)] - (now_ms - c.last_seen)),

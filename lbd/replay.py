@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, Protocol
 
 from lbd.config import Config
 from lbd.config.address import Endpoint
+from lbd.master.compose import snat_rules
 from lbd.master.offline import MTU, offline_commands, offline_mac
 from lbd.master.reconcile import Reconciler
 from lbd.pcap import ETHERNET, Interface, PcapError, Truncated, read_file
@@ -181,7 +182,10 @@ class Replay:
                 raise ReplayError(
                     f"the engine refuses command {shm.command_head(command)}; the tables are full"
                 )
-        self._services = {s.key: s.name for s in config.service}
+        self._services: dict[Any, str] = {s.key: s.name for s in config.service}
+        for rule in snat_rules(config):
+            digest, port, protocol = rule.key
+            self._services[protocol, ip_address(digest), port] = rule.name
         self._now = START
         self._last: int | None = None  # timestamp
 
@@ -204,7 +208,7 @@ class Replay:
     def _own_addresses(self, said: Interface) -> dict[int, bytes]:
         """The sources of ICMP errors: the host's own, neither a service's nor a LIP."""
         taken = {s.vip.packed for s in self.config.service} | {
-            lip.address.packed for lip in self.config.local_address
+            lip.address.packed for lip in self.config.own_addresses()
         }
         own = [a for a in said.addresses if a not in taken and not ip_address(a).is_link_local]
         return {len(a): a for a in reversed(own)}
@@ -268,4 +272,4 @@ def service_name(numbers: Reconciler, names: dict[Any, str], number: int) -> str
 
 def real_server_name(numbers: Reconciler, number: int) -> str | None:
     key = numbers.dests.key(number)
-    return str(Endpoint(ip_address(key[1]), key[2])) if key is not None else None
+    return str(Endpoint(ip_address(key[1]), key[2])) if key is not None and key[2] else None  # 0: an SNAT rule's

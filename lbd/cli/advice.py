@@ -33,7 +33,7 @@ ADVICE = {
     ),
     "local_port_exhausted": (
         "`lbd lip` shows which address is used up. Add a [[local_address]] or real servers: each local "
-        "port serves one connection per real server."
+        "port serves one connection per real server. For SNAT add addresses to the rule's pool: a port serves one per remote port."
     ),
     "no_state": (
         "Packets of connections that were forgotten (silent for longer than `timeouts.tcp_established`) "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists of what the daemon has: conn, worker, lip, drops, interface, neigh, route."""
+"""Lists of what the daemon has: conn, worker, lip, snat, drops, interface, neigh, route."""
 
 import argparse
 from typing import Any
@@ -17,6 +17,7 @@ def add(commands: Commands) -> None:
     c.add_argument("--limit", type=int, default=100, metavar="N", help="at most so many (%(default)s)")
     commands.add("worker", "list worker processes and their queues", workers)
     commands.add("lip", "list local addresses and how many ports of each are in use", lips)
+    commands.add("snat", "list SNAT rules, in their order, and what they translate", snat)
     c = commands.add("drops", "list reasons of drops and how often each occurred (docs/drops.md)", drops)
     c.add_argument("-a", "--all", action="store_true", help="those that never occurred, too")
     commands.add("interface", "list interfaces as the workers see them", interfaces)
@@ -121,9 +122,43 @@ def lips(args: argparse.Namespace) -> int:
 
 
 def lip_table(document: Document) -> str:
-    titles = ("ADDRESS", "INTERFACE", "PORTS", ">IN USE", ">CAPACITY", ">CONNS", ">EXHAUSTED")
-    keys = ("address", "interface", "ports", "in_use", "capacity", "connections", "exhausted")
+    titles = ("ADDRESS", "INTERFACE", "USED BY", "PORTS", ">IN USE", ">CAPACITY", ">CONNS", ">EXHAUSTED")
+    keys = ("address", "interface", "used_by", "ports", "in_use", "capacity", "connections", "exhausted")
     return table(titles, ([lip[key] for key in keys] for lip in document["lips"]))
+
+
+def snat(args: argparse.Namespace) -> int:
+    return show(args, client(args).get("/v1/snat"), snat_table)
+
+
+def snat_table(document: Document) -> str:
+    titles = (
+        *("RULE", "SOURCE", "DESTINATION", "PROTOCOL", "IN", "OUT", "POOL", ">CONNS", ">ACTIVE", ">INACTIVE"),
+        *(">PACKETS OUT", ">PACKETS BACK"),
+    )
+    rows = [
+        (
+            r["name"],
+            some(r["source"]),
+            some(r["destination"]) or "all",
+            r["protocol"],
+            r["in_interface"] or "any",
+            r["out_interface"] or "any",
+            some(r["pool"]),
+            r["connections"],
+            r["active"],
+            r["inactive"],
+            r["incoming_packets"],
+            r["outgoing_packets"],
+        )
+        for r in document["snat"]
+    ]
+    return table(titles, rows)
+
+
+def some(many: list[str]) -> str:
+    """The first two, and how many more."""
+    return ",".join(many[:2]) + (f",+{len(many) - 2}" if len(many) > 2 else "")
 
 
 def drops(args: argparse.Namespace) -> int:

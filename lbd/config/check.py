@@ -63,6 +63,7 @@ def to_text(report: Report) -> str:
         (len(config.interface), "interface"),
         (len(config.local_address), "local address"),
         (len(config.service), "service"),
+        *(((len(config.snat), "SNAT rule"),) if config.snat else ()),
         (real_servers, "real server"),
         (config.workers.number, "worker"),
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lbd.config.memory import Memory, memory_text
 from lbd.config.model import Config
+from lbd.config.problem import Loc
 from lbd.config.rule import Finding
 
 LEAST_EPHEMERAL = 1024  # ports that the host needs for its own connections
@@ -47,10 +48,16 @@ def _interfaces(config: Config, root: Path) -> Iterator[Finding]:
                 f"{queues} receive queues and {workers} workers, but each queue needs a worker of its own; "
                 f"write count = {queues}, or run `ethtool -L {interface.name} combined {workers}`",
             )
-    named = [(("service", i, "interface"), s.interface, s.manage) for i, s in enumerate(config.service)]
+    named: list[tuple[Loc, str, bool]] = []
+    named += [(("service", i, "interface"), s.interface, s.manage) for i, s in enumerate(config.service)]
     named += [
         (("local_address", i, "interface"), a.interface or "", a.manage)
         for i, a in enumerate(config.local_address)
+    ]
+    named += [
+        (("snat", i, "pool", k, "interface"), a.interface or "", a.manage)
+        for i, rule in enumerate(config.snat)
+        for k, a in enumerate(rule.pool)
     ]
     ours = {i.name for i in config.interface}
     for where, name, manage in named:
@@ -96,11 +103,11 @@ def _ports(config: Config, root: Path) -> Iterator[Finding]:
         low, high = map(int, (root / "proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     except (OSError, ValueError):
         return
-    taken = {port for lip in config.local_address for port in range(lip.ports.lo, lip.ports.hi + 1)}
+    taken = {port for lip in config.own_addresses() for port in range(lip.ports.lo, lip.ports.hi + 1)}
     left = sum(1 for port in range(low, high + 1) if port not in taken)
-    if left < LEAST_EPHEMERAL and config.local_address:
+    if left < LEAST_EPHEMERAL and config.own_addresses():
         yield (
-            ("local_address", 0, "ports"),
+            ("local_address", 0, "ports") if config.local_address else ("snat", 0, "pool", 0, "ports"),
             f"of {low}-{high} (net.ipv4.ip_local_port_range) only {left} ports remain for the host's own "
             f"connections, which need {LEAST_EPHEMERAL}; take fewer, or move that range",
         )

@@ -12,7 +12,7 @@ import annotated_types
 from pydantic import AfterValidator, PlainValidator
 from pydantic.fields import FieldInfo
 
-from lbd.config import address, value
+from lbd.config import address, snat, value
 from lbd.config.value import duration_text
 
 
@@ -115,6 +115,8 @@ class Key:
         if self.choices:
             listed = " \\| ".join(f"`{json.dumps(c)}`" for c in self.choices)
             return listed if self.element is None else f"array of {listed}"
+        if self.element is not None and (read := [m for m in _metadata(self.element) if isinstance(m, PlainValidator)]):
+            return f"array of {_READ[read[0].func]}"
         if self.element is not None:
             return f"array of integers, each between {self.range_text(element=True)}"
         if self.kind is bool:
@@ -139,4 +141,5 @@ _READ: dict[Callable[..., Any], str] = {
     address.read_listen: '"ADDRESS:PORT" or ""',
     address.read_network: '"ADDRESS/LENGTH"',
     address.read_mac: "MAC address",
+    snat.read_range: '"ADDRESS/LENGTH", "FIRST-LAST", "ADDRESS"',
 }

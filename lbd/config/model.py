@@ -15,6 +15,7 @@ from lbd.config.interface import IFACE_MAX, Interface, LocalAddress, Neighbor, R
 from lbd.config.problem import Problem
 from lbd.config.section import Section
 from lbd.config.service import Service
+from lbd.config.snat import RULE_MAX, Snat
 
 LIP_MAX = 1024  # local addresses a worker has room for; 96 bytes each
 
@@ -35,6 +36,7 @@ class Config(Section):
     metrics: Metrics = Field(Metrics(), description="The Prometheus endpoint.")
     packet: Packet = Field(Packet(), description="Treatment of packets.")
     service: tuple[Service, ...] = Field((), description="Services.")
+    snat: tuple[Snat, ...] = Field((), max_length=RULE_MAX, description="The way out of internal networks.")
     neighbor: tuple[Neighbor, ...] = Field((), description="Static neighbours.")
     route: tuple[Route, ...] = Field((), description="Static routes.")
 
@@ -59,6 +61,11 @@ class Config(Section):
         known = {s.name: s for s in old.service}
         services = tuple(was if (was := known.get(s.name)) == s and was is not None else s for s in self.service)
         return self.model_copy(update={"service": services})
+
+    def own_addresses(self) -> tuple[LocalAddress, ...]:
+        """All that lbd sends from: local addresses and SNAT pools, each once."""
+        pools = {a.address: a for rule in self.snat for a in rule.pool}
+        return (*self.local_address, *pools.values())
 
     def to_plain(self) -> dict[str, Any]:
         """What differs from the defaults, in TOML's types: written to a file, it gives this again."""

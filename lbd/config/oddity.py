@@ -39,7 +39,7 @@ def _foreign_interfaces(view: View) -> Iterator[Finding]:
     known = {i.name for i in view.config.interface} | {"lo"}
     holders: list[tuple[Loc, str | None, bool]] = [
         *((loc, s.interface, s.manage) for loc, s in view.services()),
-        *((loc, a.interface, a.manage) for loc, a in view.each(view.config.local_address, "local_address")),
+        *((loc, a.interface, a.manage) for loc, a in view.own_addresses()),
     ]
     for loc, name, manage in holders:
         # eth0.7 and eth0.9.7 are what VLANs on eth0 are called
@@ -86,7 +86,7 @@ def _refused(view: View) -> Iterator[Finding]:
 
 def _ports(view: View) -> Iterator[Finding]:
     low, high = EPHEMERAL
-    for loc, lip in view.each(view.config.local_address, "local_address"):
+    for loc, lip in view.own_addresses():
         first, last = max(lip.ports.lo, low), min(lip.ports.hi, high)
         if first <= last:
             left = (high - low) - (last - first)

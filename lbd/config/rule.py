@@ -10,9 +10,12 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from lbd.config import snat_rule
+from lbd.config.interface import LocalAddress
 from lbd.config.model import Config
 from lbd.config.problem import Loc
 from lbd.config.service import RealServer, Service
+from lbd.config.snat import PoolAddress
 from lbd.config.value import duration_text, shown
 from lbd.sched import scheduler
 
@@ -37,6 +40,15 @@ class View:
 
     def real_servers(self, loc: Loc, service: Service) -> Iterator[tuple[Loc, RealServer]]:
         return self.each(service.real_server, *loc, "real_server")
+
+    def pools(self) -> Iterator[tuple[Loc, PoolAddress]]:
+        for outer, rule in self.each(self.config.snat, "snat"):
+            yield from self.each(rule.pool, *outer, "pool")
+
+    def own_addresses(self) -> Iterator[tuple[Loc, LocalAddress]]:
+        """Local addresses, and those of SNAT pools."""
+        yield from self.each(self.config.local_address, "local_address")
+        yield from self.pools()
 
     def whole(self, *loc: str | int) -> bool:
         """Whether nothing was taken out of this array."""
@@ -75,11 +87,11 @@ def _addresses(view: View) -> Iterator[Finding]:
     for loc, first in _repeated(known):
         yield (*loc, "address"), f"{first} has this address, port and protocol: join the two, or change one"
     vips = {s.vip: s.name for s in view.config.service}
-    lips = {lip.address for lip in view.config.local_address}
+    lips = {lip.address for lip in view.config.own_addresses()}
     local = list(view.each(view.config.local_address, "local_address"))
     for loc, first in _repeated((loc, lip.address) for loc, lip in local):
         yield (*loc, "address"), f"{first} is the same address: remove one"
-    for loc, lip in local:
+    for loc, lip in view.own_addresses():
         if lip.address in vips:
             vip = f'{lip.address}, that of service "{vips[lip.address]}"'
             yield (*loc, "address"), f"must not be a VIP, as is {vip}: use another address"
@@ -149,7 +161,7 @@ def _modes(view: View) -> Iterator[Finding]:
 
 
 def _managed(view: View) -> Iterator[Finding]:
-    for loc, lip in view.each(view.config.local_address, "local_address"):
+    for loc, lip in view.own_addresses():
         if lip.manage and lip.interface is None and view.good(loc, "manage", "interface"):
             yield (
                 loc,
@@ -179,10 +191,14 @@ def _interfaces(view: View) -> Iterator[Finding]:
     known = [i.name for i in config.interface]
     users = [(loc, n.interface) for loc, n in view.each(config.neighbor, "neighbor")]
     users += [(loc, r.interface) for loc, r in view.each(config.route, "route")]
-    for loc, name in users:
+    named = [((*loc, "interface"), name) for loc, name in users]
+    for loc, rule in view.each(config.snat, "snat"):
+        ways = (("in_interface", rule.in_interface), ("out_interface", rule.out_interface))
+        named += [((*loc, key), name) for key, name in ways if name is not None]
+    for loc, name in named:
         if name not in known:
             wrong = f"must be an interface of lbd ({', '.join(known)}), not {shown(name)}"
-            yield (*loc, "interface"), f"{wrong}; or add it as an [[interface]]"
+            yield loc, f"{wrong}; or add it as an [[interface]]"
 
 
 def _static(view: View) -> Iterator[Finding]:
@@ -211,7 +227,8 @@ def _workers(view: View) -> Iterator[Finding]:
 
 def _capacity(view: View) -> Iterator[Finding]:
     real_servers = sum(len(s.real_server) + (s.sorry_server is not None) for s in view.config.service)
-    for key, have in (("services", len(view.config.service)), ("real_servers", real_servers)):
+    rules = len(view.config.snat)  # each takes one of both
+    for key, have in (("services", len(view.config.service) + rules), ("real_servers", real_servers + rules)):
         room = getattr(view.config.tables, key)
         if have > room and view.good(("tables",), key):
             remedy = f"write {key} = {min(1 << have.bit_length(), 65535)}" if have <= 65535 else "remove some"
@@ -264,4 +281,5 @@ RULES: tuple[Rule, ...] = (
     _capacity,
     _health,
     _schedulers,
+    *snat_rule.RULES,
 )

@@ -23,6 +23,7 @@ cdef enum Op:
     CMD_OWNER = 15          # new owner table epoch: the table in the host segment was switched
     CMD_CAPTURE = 16        # points, snaplen, svc; points = 0 ends it
     CMD_STOP = 17           # leave the poll loop and exit 0
+    CMD_SNAT_SET = 20       # id = svc number; CMD_SVC_DEL deletes it
     CMD_PORT_GONE = 26      # id = port number: its sockets are closed, in all processes; the frames that they held are free
 
 cdef enum CmdFlag:
@@ -68,6 +69,19 @@ cdef struct CmdSvc:
     uint32_t timeout_udp
     uint16_t sorry          # number + 1, 0 = none
 
+cdef struct CmdSnat:        # fields as those of Svc
+    uint8_t digest[16]      # of the rule's name
+    uint8_t af
+    uint8_t protocols
+    uint8_t ifin
+    uint8_t ifout
+    uint16_t order
+    uint16_t pool
+    uint16_t sources
+    uint16_t dests
+    uint32_t table_off
+    uint32_t timeout_established
+
 cdef struct CmdDest:
     uint8_t addr[16]
     uint16_t port           # network order
@@ -79,7 +93,7 @@ cdef struct CmdDest:
 cdef struct CmdLip:
     uint8_t addr[16]
     uint8_t af
-    uint8_t spare
+    uint8_t flags           # LipFlag without LIP_USED
     uint16_t port_lo        # host order
     uint16_t port_hi
 

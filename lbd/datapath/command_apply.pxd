@@ -5,7 +5,8 @@ from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.command cimport *
 from lbd.datapath.svc cimport (LIP_MAX, Svc, SvcStat, Dest, Lip, LipStat, SVC_NONE, DEST_NONE, SVC_USED, DEST_USED, DEST_UP,
-                               DEST_END, SVC_EXPIRE_NODEST, SVC_EXPIRE_QUIESCENT, MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_TUNNEL)
+                               DEST_END, SVC_EXPIRE_NODEST, SVC_EXPIRE_QUIESCENT, MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_SNAT,
+                               MODE_TUNNEL, LIP_SNAT, LIP_USED, SCHED_FIRST, SNAT_ANY)
 from lbd.datapath.link cimport adj_tags, link_of, tag_word
 from lbd.datapath.neigh cimport (Iface, adj_refresh, Adj, ADJ_NONE, ADJ_MAX, ADJ_USED, ADJ_VALID, ADJ_LEARNED, BOND_L34,
                                  IFACE_PARTIAL, IFACE_USED, LINK_MAX, MEMBER_MAX)
@@ -13,6 +14,7 @@ from lbd.datapath.fast cimport LANE_CLOSED, LANE_OPEN, LANE_WHOLE
 from lbd.datapath.timer cimport TIMEOUT_MAX
 from lbd.datapath.fib cimport Route, FIB_MAX, ROUTE_USED
 from lbd.datapath.pkt cimport IFACE_MAX
+from lbd.datapath.snat cimport snat_refresh, snat_slots
 from lbd.datapath.lookup cimport dest_bucket, svc_bucket, adj_find, adj_make, adj_unhash, route_bucket, route_find
 
 
@@ -29,6 +31,8 @@ cdef inline void svc_unhash(Engine *e, uint32_t id) noexcept nogil:
 cdef inline void svc_hash_in(Engine *e, uint32_t id) noexcept nogil:
     cdef Svc *s = e.svc + id
     cdef uint32_t b = svc_bucket(e, s.vaddr, s.vport, s.proto, s.af)
+    if s.mode == MODE_SNAT:          # found by match
+        return
     s.next = e.svc_hash[b]
     e.svc_hash[b] = id + 1
 
@@ -38,6 +42,8 @@ cdef inline void svc_del(Engine *e, uint32_t id) noexcept nogil:
         svc_unhash(e, id)
         e.svc[id].flags = 0
         e.nat_services -= e.svc[id].mode == MODE_NAT
+        if e.svc[id].mode == MODE_SNAT:
+            snat_refresh(e)
 
 
 cdef enum:
@@ -86,6 +92,39 @@ cdef inline bint svc_set(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogi
     e.nat_services += s.mode == MODE_NAT
     if s.flags & EXPIRES & ~before:         # what the fast lane served until now is looked at
         e.fib_gen[0] += 1
+    return True
+
+
+cdef inline bint snat_set(Engine *e, const Cmd *c, const CmdSnat *b) noexcept nogil:
+    """A rule. One that is there changes in place: its connections and its order among the others are never without it."""
+    cdef Svc s
+    if c.id >= e.max_svc or (b.af != 4 and b.af != 6) or b.pool == 0 or b.sources == 0 or b.timeout_established > TIMEOUT_MAX:
+        return False
+    memset(&s, 0, sizeof(Svc))
+    memcpy(s.vaddr, b.digest, 16)
+    s.af = b.af
+    s.mode = MODE_SNAT
+    s.sched = SCHED_FIRST                # the table's one slot is the rule's dest
+    s.table_off = b.table_off
+    s.table_len = 1
+    s.timeout_established = b.timeout_established
+    s.snat_order = b.order
+    s.snat_pool = b.pool
+    s.snat_sources = b.sources
+    s.snat_dests = b.dests
+    s.snat_protocols = b.protocols
+    s.snat_in = b.ifin
+    s.snat_out = b.ifout
+    s.gen = c.gen
+    s.flags = SVC_USED
+    if snat_slots(&s) > e.arena_slots or b.table_off > e.arena_slots - snat_slots(&s):
+        return False
+    if e.svc[c.id].mode != MODE_SNAT:
+        svc_del(e, c.id)
+    if c.flags & CMD_FRESH:
+        memset(e.svc_stat + c.id, 0, sizeof(SvcStat))
+    e.svc[c.id] = s
+    snat_refresh(e)
     return True
 
 
@@ -142,6 +181,7 @@ cdef inline void nat_refresh(Engine *e) noexcept nogil:
             dest_hash_in(e, i)
         if e.dest[i].flags & DEST_END:
             ending_begin(e)
+    snat_refresh(e)
     e.nat_services = 0
     e.oneway_least = TIMEOUT_MAX
     for i in range(e.max_svc):
@@ -181,19 +221,28 @@ cdef inline bint dest_set(Engine *e, const Cmd *c, const CmdDest *b) noexcept no
     return True
 
 
+cdef inline void lips_take(Engine *e, uint32_t flags) noexcept nogil:
+    """Appends those with just these flags."""
+    cdef uint32_t i
+    for i in range(e.max_lip):
+        if e.lip[i].flags != flags:
+            continue
+        if e.lip[i].af == 4 and e.lip4_all < LIP_MAX:
+            e.lip4[e.lip4_all] = i
+            e.lip4_all += 1
+        elif e.lip[i].af == 6 and e.lip6_all < LIP_MAX:
+            e.lip6[e.lip6_all] = i
+            e.lip6_all += 1
+
+
 cdef inline void lip_refresh(Engine *e) noexcept nogil:
     """The short lists of LIPs per family, from the table."""
-    cdef uint32_t i
-    e.lip4_n = 0
-    e.lip6_n = 0
-    for i in range(e.max_lip):
-        if e.lip[i].flags & 1:
-            if e.lip[i].af == 4 and e.lip4_n < LIP_MAX:
-                e.lip4[e.lip4_n] = i
-                e.lip4_n += 1
-            elif e.lip[i].af == 6 and e.lip6_n < LIP_MAX:
-                e.lip6[e.lip6_n] = i
-                e.lip6_n += 1
+    e.lip4_all = 0
+    e.lip6_all = 0
+    lips_take(e, LIP_USED)
+    e.lip4_n = e.lip4_all
+    e.lip6_n = e.lip6_all
+    lips_take(e, LIP_USED | LIP_SNAT)
 
 
 cdef inline bint lip_set(Engine *e, const Cmd *c, const CmdLip *b) noexcept nogil:
@@ -210,7 +259,7 @@ cdef inline bint lip_set(Engine *e, const Cmd *c, const CmdLip *b) noexcept nogi
     lip.port_lo = b.port_lo
     lip.port_hi = b.port_hi
     lip.gen = c.gen
-    lip.flags = 1
+    lip.flags = LIP_USED | (b.flags & LIP_SNAT)
     lip_refresh(e)
     return True
 
@@ -380,7 +429,7 @@ cdef inline bint sweep(Engine *e, uint32_t what, uint32_t gen) noexcept nogil:
                 dest_del(e, i)
     elif what == SWEEP_LIP:
         for i in range(e.max_lip):
-            if e.lip[i].flags & 1 and older(e.lip[i].gen, gen):
+            if e.lip[i].flags & LIP_USED and older(e.lip[i].gen, gen):
                 e.lip[i].flags = 0
         lip_refresh(e)
     elif what == SWEEP_NEIGH:
@@ -431,6 +480,8 @@ cdef inline bint command_apply(Engine *e, const Cmd *c) noexcept nogil:
     cdef uint32_t n
     if c.op == CMD_SVC_SET:
         return svc_set(e, c, <const CmdSvc *> c.body)
+    if c.op == CMD_SNAT_SET:
+        return snat_set(e, c, <const CmdSnat *> c.body)
     if c.op == CMD_SVC_DEL:
         svc_del(e, c.id)
     elif c.op == CMD_DEST_SET:

@@ -5,14 +5,16 @@ from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.engine cimport ConnExt, Engine
 from lbd.datapath.ext cimport ext_count, ext_is, ext_rebuild
 from lbd.datapath.conn cimport (Conn4, Conn6, ConnCold, Bucket, ConnTable, ConnCommon, CONN_NIL, conn_buckets, conn_overflow,
-                                conn_clear, conn4, conn6, conn_local, conn_mode, conn_server,
+                                conn_clear, conn4, conn6, conn_local, conn_mode, conn_server, conn_tuple,
                                 conn_common, CONN_EXTENDED, CONN_IMPORTED, CONN_ACTIVE)
 from lbd.datapath.lifetime cimport table_of, timer_of, rebuild_family, conn_schedule, conn_timeout, stat_count
 from lbd.datapath.timer cimport Timer, timer_clear, timer_link, timer_start, timer_unlink, WHEEL_SLOTS
 from lbd.datapath.tcp cimport state_active, state_half_open, STATE_SYN_RECV, STATE_UDP_ONEWAY
-from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED, DEST_USED, MODE_NAT64
+from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED, DEST_USED, MODE_NAT64, MODE_SNAT, Svc
 from lbd.datapath.neigh cimport ADJ_MAX, ADJ_NONE
 from lbd.datapath.lookup cimport conn_lip
+from lbd.datapath.snat cimport conn_is_snat, snat_covers
+from lbd.datapath.flow cimport Tuple
 
 cdef enum:
     CONN_MAGIC = 0x4e4f434c         # "LCON"
@@ -81,6 +83,19 @@ cdef inline bint dest_is(Engine *e, uint32_t dest, uint32_t svc, const void *dad
             and memcmp(e.dest[dest].addr, daddr, 16) == 0)
 
 
+cdef inline bint rule_is(Engine *e, uint32_t i, const ConnCommon *c, int af) noexcept nogil:
+    """A connection of SNAT, and its rule still for such?"""
+    cdef Tuple k
+    cdef Svc *s
+    if not conn_is_snat(table_of(e, af), i, af) or c.svc >= e.max_svc:
+        return False
+    s = e.svc + c.svc
+    if not s.flags & SVC_USED or s.mode != MODE_SNAT or e.arena[s.table_off] != c.dest:
+        return False
+    conn_tuple(table_of(e, af), i, 0, &k, af)
+    return snat_covers(e, s, &k, af)
+
+
 cdef inline void numbers_check(Engine *e, uint32_t i, ConnCommon *c, int af) noexcept nogil:
     """A recovered record's numbers stand if they still mean the same addresses; else they are looked up at its next packet."""
     cdef const void *vaddr
@@ -93,7 +108,7 @@ cdef inline void numbers_check(Engine *e, uint32_t i, ConnCommon *c, int af) noe
     else:
         vaddr = conn6(&e.t6, i).vaddr
         vport, dport = conn6(&e.t6, i).vport, conn6(&e.t6, i).dport
-    if not svc_is(e, c, vaddr, vport, af) or not dest_is(e, c.dest, c.svc, daddr, dport, daf):
+    if not rule_is(e, i, c, af) and (not svc_is(e, c, vaddr, vport, af) or not dest_is(e, c.dest, c.svc, daddr, dport, daf)):
         c.svc = SVC_NONE
         c.dest = DEST_NONE
         c.flags |= CONN_IMPORTED

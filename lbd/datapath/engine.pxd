@@ -90,11 +90,16 @@ cdef struct Engine:
     uint16_t lip6[1024]
     uint32_t lip4_n
     uint32_t lip6_n
+    uint32_t lip4_all           # with those of SNAT pools, which come after FULLNAT's lip4_n
+    uint32_t lip6_all
     uint32_t lip_cursor
     uint32_t dest_hash[1024]    # heads: number + 1
     uint32_t nat_services       # services of mode NAT
     uint32_t nat64              # there is or was a NAT64 connection: IPv4 misses may be found in the IPv6 table
     uint16_t ip_id              # identification of the last IPv4 packet made (NAT64)
+    uint16_t snat[32]           # service numbers of the SNAT rules, in their order (snat.pxd)
+    uint32_t snat_n
+    uint32_t snat_by_out        # a rule asks for the interface of the way out
     uint32_t plen4[33]          # routes per prefix length
     uint32_t plen6[129]
     uint32_t adj_free           # search hint

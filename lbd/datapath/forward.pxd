@@ -13,9 +13,11 @@ from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
 from lbd.datapath.sctp cimport sctp_quote_is_right, sctp_step
 from lbd.datapath.timer cimport WHEEL_SHIFT
-from lbd.datapath.svc cimport Dest, SVC_NONE, DEST_NONE, LIP_NONE, DEST_USED, DEST_UP, MODE_DR, MODE_NAT64, MODE_TUNNEL
+from lbd.datapath.svc cimport (Dest, SVC_NONE, DEST_NONE, LIP_NONE, DEST_USED, DEST_UP, MODE_DR, MODE_NAT64, MODE_TUNNEL,
+                               SNAT_ANY)
 from lbd.datapath.neigh cimport Adj, ADJ_NONE, ADJ_USED, ADJ_VALID, IFACE_UP
 from lbd.datapath.link cimport adj_tags, pkt_tags
+from lbd.datapath.snat cimport conn_is_snat
 from lbd.datapath.lookup cimport nexthop, adj_learn, conn_lip, dest_of, neigh_want, svc_of
 from lbd.datapath.lifetime cimport table_of, timer_of, conn_enter, conn_end, conn_schedule, stat_count, evict
 from lbd.datapath.nat cimport TTL_DELTA, hop, link_write, rewrite
@@ -139,7 +141,7 @@ cdef inline void adj_resolve(Engine *e, uint32_t i, ConnCommon *c, int af) noexc
     cdef uint8_t addr[16]
     cdef Dest *d
     cdef int daf = conn_server(table_of(e, af), i, addr, af)
-    if c.dest != DEST_NONE:
+    if c.dest != DEST_NONE and not conn_is_snat(table_of(e, af), i, af):
         d = e.dest + c.dest
         if d.fib_gen != e.fib_gen[0] or d.adj == ADJ_NONE:
             d.adj = nexthop(e, addr, daf)
@@ -272,7 +274,7 @@ cdef inline void rebind(Engine *e, uint32_t i, ConnCommon *c, const Tuple *k, in
             e.lip_stat[c.lip].in_use += 1
     svc = c.svc
     if svc == SVC_NONE:
-        svc = svc_of(e, k, af)
+        svc = svc_of(e, k, SNAT_ANY, af)
     if svc == SVC_NONE:
         return
     if c.lip != LIP_NONE or not conn_local(c):

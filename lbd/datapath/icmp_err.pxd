@@ -7,10 +7,11 @@ from lbd.datapath.engine cimport Engine, TokenBucket
 from lbd.datapath.pkt cimport Pkt, PKT_ICMP_ERROR, FRAME_SLACK
 from lbd.datapath.hdr cimport *
 from lbd.datapath.csum cimport csum_apply, csum_diff, csum_fold, csum_partial, csum_pseudo
-from lbd.datapath.conn cimport Conn4, Conn6
+from lbd.datapath.conn cimport Conn4, Conn6, addr6_is
 from lbd.datapath.crc32c cimport SCTP_CHECK_AT, sctp_ports_changed
 from lbd.datapath.link cimport link_of, pkt_tags
 from lbd.datapath.reason cimport *
+from lbd.datapath.echo cimport echo_quoted, is_icmp
 
 cdef enum:
     ICMP4_QUOTE = 548           # bytes of the offending packet quoted: 576 in all (RFC 1812 §4.3.2.3)
@@ -137,6 +138,9 @@ cdef inline void inner_ports(uint8_t *l4, uint32_t left, uint32_t whole, uint8_t
     cdef uint16_t *check
     cdef uint32_t at = 16 if proto == PROTO_TCP else 6
     cdef uint32_t before = lbd_ld32(l4)
+    if is_icmp(proto):                      # of an echo's two ports one is 0
+        echo_quoted(l4, sport | dport, addr_diff if proto == PROTO_ICMPV6 else 0)
+        return
     old[0] = lbd_ld16(l4)
     old[1] = lbd_ld16(l4 + 2)
     new[0] = sport
@@ -159,7 +163,8 @@ cdef inline void inner_ports(uint8_t *l4, uint32_t left, uint32_t whole, uint8_t
 
 cdef inline void translate4(Pkt *p, const Conn4 *c, uint32_t direction) noexcept nogil:
     """The error's tuple matched `direction`: it travels that way. Direction 0 (from the client's side, about an answer of ours):
-    outer → LIP to real server, quoted → real server to LIP. Direction 1: outer → VIP to client, quoted → client to VIP."""
+    outer → LIP to real server, quoted → real server to LIP. Direction 1: outer → VIP to client, quoted → client to VIP; with
+    SNAT the outer source stays."""
     cdef IpHdr *ip = <IpHdr *> (p.data + p.l3)
     cdef IpHdr *q = <IpHdr *> (p.data + p.inner)
     cdef uint32_t n = (q.ver_ihl & 15) * 4
@@ -182,7 +187,8 @@ cdef inline void translate4(Pkt *p, const Conn4 *c, uint32_t direction) noexcept
         ip.daddr = c.daddr
     else:
         inner_ports(p.data + p.inner + n, end - p.inner - n, lbd_bswap16(q.tot_len) - n, q.protocol, c.cport, c.vport, diff)
-        ip.saddr = c.vaddr
+        if c.vaddr != c.daddr:              # SNAT: the router tells who it is (RFC 5508 REQ-4)
+            ip.saddr = c.vaddr
         ip.daddr = c.caddr
     ip.ttl -= 1
     ip.check = 0
@@ -195,7 +201,7 @@ cdef inline uint32_t quoted6_l4(Pkt *p) noexcept nogil:
     """Offset of the quoted transport header (parse walked it before: the chain is sound)."""
     cdef uint32_t off = p.inner + 40
     cdef uint8_t proto = p.data[p.inner + 6]
-    while not is_transport(proto):
+    while not is_transport(proto) and proto != PROTO_ICMPV6:
         proto = p.data[off]
         off += (<uint32_t> p.data[off + 1] + 1) * 8
     return off
@@ -224,7 +230,8 @@ cdef inline void translate6(Pkt *p, const Conn6 *c, uint32_t direction, uint8_t 
         lbd_copy16(ip.daddr, c.daddr)
     else:
         inner_ports(p.data + l4, end - l4, whole, proto, c.cport, c.vport, diff)
-        lbd_copy16(ip.saddr, c.vaddr)
+        if not addr6_is(c.vaddr, c.daddr):
+            lbd_copy16(ip.saddr, c.vaddr)
         lbd_copy16(ip.daddr, c.caddr)
     ip.hop_limit -= 1
     ic.check = 0

@@ -1,4 +1,5 @@
-# Local address and port for a new FULLNAT or NAT64 connection. (The other modes have none.)
+# Local address and port for a new FULLNAT, NAT64 or SNAT connection. (The other modes have none.) Services send from any local
+# address, an SNAT rule from those of its pool.
 #
 # There is no bitmap of ports: the connection table is the truth, so a port is free towards a real server when no record, TIME_WAIT
 # included, has (real server, LIP, port). The port is chosen such that the answer's flow owner is this worker: on a NIC with known
@@ -20,7 +21,8 @@ from lbd.datapath.ext cimport conn_ext
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.nat64 cimport tuple_map
 from lbd.datapath.owner cimport flow_owner
-from lbd.datapath.svc cimport Lip, LIP_NONE
+from lbd.datapath.snat cimport snat_lip
+from lbd.datapath.svc cimport Lip, LIP_NONE, MODE_SNAT, Svc
 from lbd.datapath.tcp cimport STATE_TIME_WAIT
 
 cdef enum:
@@ -124,14 +126,29 @@ cdef inline bint laddr_from(Engine *e, uint32_t n, Plan *plan, int af) noexcept 
     return port_fit(e, plan, af) != FIT_NOT
 
 
-cdef inline uint32_t laddr_guess(Engine *e, Plan *plan, int af) noexcept nogil:
-    """Like laddr_pick, but whether the port fits is left to be seen: where to look is known early, and can be prefetched."""
-    cdef uint32_t _k, n, count = e.lip4_n if af == 4 else e.lip6_n
-    cdef Lip *lip
-    if count == 0:
-        return LIP_NONE
+cdef inline uint32_t laddr_count(const Engine *e, const Svc *s, int af) noexcept nogil:
+    """Addresses that the service may send from."""
+    if s.mode == MODE_SNAT:
+        return s.snat_pool
+    return e.lip4_n if af == 4 else e.lip6_n
+
+
+cdef inline uint32_t laddr_turn(Engine *e, const Svc *s, const Tuple *t, uint32_t k, int af) noexcept nogil:
+    """The one to try k-th (there are some), or LIP_NONE: FULLNAT's in turn, SNAT's by the client."""
+    if s.mode == MODE_SNAT:
+        return snat_lip(e, s, t, k, af)
     e.lip_cursor += 1
-    n = e.lip4[e.lip_cursor % count] if af == 4 else e.lip6[e.lip_cursor % count]
+    return e.lip4[e.lip_cursor % e.lip4_n] if af == 4 else e.lip6[e.lip_cursor % e.lip6_n]
+
+
+cdef inline uint32_t laddr_guess(Engine *e, const Svc *s, const Tuple *t, Plan *plan, int af) noexcept nogil:
+    """Like laddr_pick, but whether the port fits is left to be seen: where to look is known early, and can be prefetched."""
+    cdef uint32_t _k, n = LIP_NONE
+    cdef Lip *lip
+    if laddr_count(e, s, af):
+        n = laddr_turn(e, s, t, 0, af)
+    if n == LIP_NONE:
+        return LIP_NONE
     lip = e.lip + n
     memcpy(plan.back.daddr, lip.addr, 16)
     for _k in range(PORT_RUN):
@@ -145,14 +162,14 @@ cdef inline uint32_t laddr_guess(Engine *e, Plan *plan, int af) noexcept nogil:
     return LIP_NONE
 
 
-cdef inline uint32_t laddr_pick(Engine *e, Plan *plan, int af) noexcept nogil:
-    """plan.back: the answer's tuple with source (real server) and proto set. Fills in a local address and port, plan.hash and
-    plan.over; returns the LIP's number or LIP_NONE (exhausted: counted per LIP)."""
-    cdef uint32_t count = e.lip4_n if af == 4 else e.lip6_n
-    cdef uint32_t _k, n
-    for _k in range(count):
-        e.lip_cursor += 1
-        n = e.lip4[e.lip_cursor % count] if af == 4 else e.lip6[e.lip_cursor % count]
+cdef inline uint32_t laddr_pick(Engine *e, const Svc *s, const Tuple *t, Plan *plan, int af) noexcept nogil:
+    """t: the client's tuple; plan.back: the answer's with source (real server, remote) and proto set. Fills in a local address and
+    port, plan.hash and plan.over; returns the LIP's number or LIP_NONE (exhausted: counted per LIP)."""
+    cdef uint32_t k, n
+    for k in range(laddr_count(e, s, af)):
+        n = laddr_turn(e, s, t, k, af)
+        if n == LIP_NONE:
+            continue
         if laddr_from(e, n, plan, af):
             e.lip_stat[n].conns += 1
             e.lip_stat[n].in_use += 1

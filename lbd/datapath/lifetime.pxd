@@ -10,8 +10,9 @@ from lbd.datapath.hdr cimport is_transport
 from lbd.datapath.timer cimport (Timer, timer_link, timer_unlink, timer_start, LIST_HALF_OPEN, LIST_ONEWAY, LIST_NONE, TICK_MASK,
                                  EVICT_LOOK, GOLDEN, WHEEL_SLOTS, WHEEL_SHIFT)
 from lbd.datapath.tcp cimport (STATE_NONE, STATE_SYN_RECV, STATE_ESTABLISHED, STATE_CLOSE_WAIT, STATE_TIME_WAIT, STATE_CLOSE,
-                               STATE_UDP, STATE_UDP_ONEWAY, STATE_COUNT, timeout_of, state_active)
+                               STATE_ICMP, STATE_UDP, STATE_UDP_ONEWAY, STATE_COUNT, timeout_of, state_active)
 from lbd.datapath.svc cimport Svc, SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED
+from lbd.datapath.echo cimport is_icmp
 from lbd.datapath.count cimport EXPIRE_TIMEOUT, EXPIRE_EVICTED, EXPIRE_CLOSED
 
 
@@ -108,8 +109,8 @@ cdef inline void conn_end(Engine *e, uint32_t i, uint32_t why, int af) noexcept 
 
 
 cdef inline uint32_t idlest_udp(Engine *e, int af) noexcept nogil:
-    """Of EVICT_LOOK records, others each time, spread over the table: the UDP flow silent for longest, or CONN_NIL. (Unanswered
-    ones that are left now lie in the wheel, for a timeout of their service's own.)"""
+    """Of EVICT_LOOK records, others each time, spread over the table: the UDP or echo flow silent for longest, or CONN_NIL.
+    (Unanswered ones that are left now lie in the wheel, for a timeout of their service's own.)"""
     cdef Timer *w = timer_of(e, af)
     cdef ConnTable *t = table_of(e, af)
     cdef ConnCommon *c
@@ -118,7 +119,7 @@ cdef inline uint32_t idlest_udp(Engine *e, int af) noexcept nogil:
     for _ in range(EVICT_LOOK):
         w.hand = (w.hand + lbd_scale(GOLDEN, t.capacity)) % t.capacity
         c = conn_common(t, w.hand, af)
-        if c.live and (c.state == STATE_UDP or c.state == STATE_UDP_ONEWAY):
+        if c.live and (c.state == STATE_UDP or c.state == STATE_UDP_ONEWAY or c.state == STATE_ICMP):
             idle = e.now_ms - c.last_seen
             if best == CONN_NIL or idle > longest:
                 best = w.hand
@@ -211,7 +212,8 @@ cdef inline void rebuild_family(Engine *e, int af) noexcept nogil:
     for i in range(t.capacity - 1, -1, -1):
         c = conn_common(t, i, af)
         t.cold[i].where = LIST_NONE
-        if c.live != CONN_FREE and 0 < c.state < STATE_COUNT and is_transport(c.proto) and conn_index(t, i, af):
+        if (c.live != CONN_FREE and 0 < c.state < STATE_COUNT and (is_transport(c.proto) or is_icmp(c.proto))
+                and conn_index(t, i, af)):
             t.used += 1
             continue
         c.live = 0

@@ -6,9 +6,11 @@ from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_ld64, lbd_mum
 from lbd.datapath.engine cimport DEST_HASH, Engine
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.conn cimport CONN_OTHER_FAMILY, ConnTable, conn4, conn6, conn_common, conn_local
-from lbd.datapath.svc cimport Dest, DEST_NONE, MODE_NAT, SVC_NONE, SVC_USED, Svc
+from lbd.datapath.snat cimport snat_find
+from lbd.datapath.svc cimport Dest, DEST_NONE, MODE_NAT, MODE_SNAT, SNAT_ANY, SVC_NONE, SVC_USED, Svc
 from lbd.datapath.neigh cimport (Adj, adj_refresh, ADJ_NONE, ADJ_MAX, ADJ_HASH, ADJ_USED, ADJ_VALID, ADJ_LEARNED, IFACE_USED,
                                  IFACE_UP)
+from lbd.datapath.pkt cimport IFACE_MAX
 from lbd.datapath.fib cimport Route, FIB_HASH, ROUTE_ONLINK
 from lbd.datapath.link cimport adj_tags, link_of, tag_word
 
@@ -34,9 +36,17 @@ cdef inline uint32_t svc_lookup(Engine *e, const uint8_t *vaddr, uint16_t vport,
     return SVC_NONE
 
 
-cdef inline uint32_t svc_of(Engine *e, const Tuple *t, int af) noexcept nogil:
-    """Number of the service that a packet without a connection may open one of, or SVC_NONE."""
-    return svc_lookup(e, t.daddr, t.dport, t.proto, af)
+cdef inline uint32_t svc_of(Engine *e, const Tuple *t, uint32_t ifin, int af) noexcept nogil:
+    """Number of the service, or else the SNAT rule, that a packet without a connection may open one of, or SVC_NONE. ifin: SNAT_ANY
+    where it is not known."""
+    cdef uint32_t out = SNAT_ANY, n = svc_lookup(e, t.daddr, t.dport, t.proto, af)
+    cdef Route *r
+    if n != SVC_NONE or e.snat_n == 0:
+        return n
+    if e.snat_by_out and ifin != SNAT_ANY:
+        r = route_lookup(e, t.daddr, af)
+        out = r.iface if r != NULL else IFACE_MAX
+    return snat_find(e, t, ifin, out, af)
 
 
 cdef inline uint32_t dest_bucket(const uint8_t *addr, uint16_t port) noexcept nogil:
@@ -57,9 +67,11 @@ cdef inline uint32_t nat_dest(Engine *e, uint32_t n, const uint8_t *addr, uint16
 
 
 cdef inline uint32_t dest_of(Engine *e, uint32_t svc, const uint8_t *addr, uint16_t port, int af) noexcept nogil:
-    """Number of a service's real server (or sorry server) by address (16 bytes) and port, or DEST_NONE."""
+    """Number of a service's real server (or sorry server) by address (16 bytes) and port, or DEST_NONE; an SNAT rule's one dest."""
     cdef uint32_t n = e.dest_hash[dest_bucket(addr, port)]
     cdef Dest *d
+    if e.svc[svc].mode == MODE_SNAT:
+        return e.arena[e.svc[svc].table_off]
     while n:
         d = e.dest + (n - 1)
         if d.svc == svc and d.port == port and d.af == af and memcmp(d.addr, addr, 16) == 0:
@@ -72,12 +84,12 @@ cdef inline uint32_t lip_lookup(Engine *e, const uint8_t *addr, int af) noexcept
     """Number of the local address, or LIP_NONE (0xffff). A handful of LIPs: a walk, off the established path."""
     cdef uint32_t i, n
     if af == 4:
-        for i in range(e.lip4_n):
+        for i in range(e.lip4_all):
             n = e.lip4[i]
             if lbd_ld32(e.lip[n].addr) == lbd_ld32(addr):
                 return n
     else:
-        for i in range(e.lip6_n):
+        for i in range(e.lip6_all):
             n = e.lip6[i]
             if memcmp(e.lip[n].addr, addr, 16) == 0:
                 return n

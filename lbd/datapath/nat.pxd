@@ -11,6 +11,7 @@ from lbd.datapath.hdr cimport *
 from lbd.datapath.crc32c cimport sctp_checksum, sctp_ports_changed
 from lbd.datapath.csum cimport csum_add, csum_reverse, csum_fold, csum_partial, csum_diff
 from lbd.datapath.conn cimport CONN_ONE_WAY, Conn4, Conn6, ConnCommon, ConnTable, conn4, conn6, conn_common, conn_side
+from lbd.datapath.echo cimport echo_write, is_icmp
 from lbd.datapath.neigh cimport Adj, TPID_AD, TPID_OUTER_Q
 from lbd.datapath.parse cimport transport_check, transport_len, transport_pseudo
 
@@ -33,6 +34,8 @@ cdef inline void delta_set(ConnTable *t, uint32_t i, int af) noexcept nogil:
         s = csum_diff(&c.caddr, &c.laddr, 4, csum_diff(&c.vaddr, &c.daddr, 4, 0))
         c.ip_delta[0] = csum_fold(s + TTL_DELTA)
         c.ip_delta[1] = csum_fold(<uint64_t> csum_reverse(csum_fold(s)) + TTL_DELTA)
+        if c.c.proto == PROTO_ICMP:
+            s = 0                           # no pseudo-header
         c.c.l4_delta = csum_fold(csum_diff(&c.cport, &c.lport, 2, csum_diff(&c.vport, &c.dport, 2, s)))
         return
     d = conn6(t, i)
@@ -97,8 +100,12 @@ cdef inline void transport_changed(Pkt *p, uint32_t before, uint16_t delta) noex
 cdef inline void rewrite(Pkt *p, ConnTable *t, uint32_t i, uint32_t direction, int af) noexcept nogil:
     """What the connection's mode changes of the IP packet, checksums with it."""
     cdef ConnCommon *c = conn_common(t, i, af)
+    cdef uint8_t ports[4]
     cdef uint32_t before
-    if not c.flags & CONN_ONE_WAY:
+    if lbd_unlikely(is_icmp(p.proto)):
+        ends_write(p.data + p.l3 + (12 if af == 4 else 8), ports, conn_side(t, i, 1 - direction, af), af)
+        echo_write(p.data + p.l4, ports, csum_reverse(c.l4_delta) if direction else c.l4_delta)
+    elif not c.flags & CONN_ONE_WAY:
         before = lbd_ld32(p.data + p.l4)
         ends_write(p.data + p.l3 + (12 if af == 4 else 8), p.data + p.l4, conn_side(t, i, 1 - direction, af), af)
         if not p.flags & PKT_PARTIAL:

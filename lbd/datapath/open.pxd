@@ -13,7 +13,8 @@ from lbd.datapath.hdr cimport PROTO_SCTP, PROTO_TCP, TcpHdr, TCP_ACK, TCP_RST, T
 from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
-from lbd.datapath.svc cimport (DEST_NONE, DEST_UP, DEST_USED, LIP_NONE, MODE_FULLNAT, MODE_NAT, MODE_NAT64, SVC_NONE)
+from lbd.datapath.svc cimport (DEST_NONE, DEST_UP, DEST_USED, LIP_NONE, MODE_FULLNAT, MODE_NAT, MODE_NAT64, MODE_SNAT, SVC_NONE)
+from lbd.datapath.echo cimport is_icmp
 from lbd.datapath.neigh cimport ADJ_NONE
 from lbd.datapath.lookup cimport dest_bucket, lip_lookup, nat_dest, svc_of
 from lbd.datapath.lifetime cimport conn_end, conn_schedule, evict, stat_count, table_of
@@ -133,7 +134,7 @@ cdef inline bint may_open(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     cdef const Tuple *t = &e.tuple[i]
     if hand_over(e, p, i, af):
         return False
-    p.svc = svc_of(e, t, af)
+    p.svc = svc_of(e, t, p.ifin, af)
     if e.kind[i] == KIND_ICMP:
         drop(p, REASON_ICMP_UNMATCHED)
         if p.svc == SVC_NONE and not lip_port(e, t, af):
@@ -141,7 +142,7 @@ cdef inline bint may_open(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
         p.svc = SVC_NONE
         return False
     if p.svc == SVC_NONE:
-        if lip_port(e, t, af):
+        if not is_icmp(t.proto) and lip_port(e, t, af):
             return drop(p, REASON_NO_STATE)
         p.verdict = VERDICT_KERNEL
         p.reason = REASON_NOT_FOR_US
@@ -156,7 +157,7 @@ cdef inline bint looks_new(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil
     cdef const Tuple *t = &e.tuple[i]
     if e.kind[i] == KIND_ICMP or not opens(p):
         return False
-    p.svc = svc_of(e, t, af)
+    p.svc = svc_of(e, t, p.ifin, af)
     if p.svc == SVC_NONE:
         return False
     schedule_prefetch(e, e.svc + p.svc, t)
@@ -193,16 +194,16 @@ cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32
         if af == 6:
             lbd_prefetchw(conn_common(tab, record, af))
         lbd_prefetchw(tab.cold + record)
-    back_from(e, &plan.back, plan.dest, p.proto, af)
+    back_from(e, &plan.back, &e.tuple[i], p.svc, plan.dest, af)
     plan.lip = LIP_NONE
     mode = mode_of(e, p.svc, plan.dest)
     if mode == MODE_FULLNAT:
-        plan.lip = laddr_guess(e, plan, af)
+        plan.lip = laddr_guess(e, e.svc + p.svc, &e.tuple[i], plan, af)
         if plan.lip != LIP_NONE:
             port_prefetch(e, plan, af)
     elif af == 6 and mode == MODE_NAT64:
         e.nat64 = 1
-        plan.lip = laddr_guess(e, plan, 4)
+        plan.lip = laddr_guess(e, e.svc + p.svc, &e.tuple[i], plan, 4)
         if plan.lip != LIP_NONE:
             port_prefetch(e, plan, 4)
     return STEP_OPEN
@@ -293,25 +294,29 @@ cdef inline uint32_t mode_of(Engine *e, uint32_t svc, uint32_t dest) noexcept no
     """Of a connection of this service to this real server."""
     if e.svc[svc].mode == MODE_FULLNAT and e.svc[svc].af == 6 and e.dest[dest].af == 4:
         return MODE_NAT64
-    return e.svc[svc].mode
+    return MODE_FULLNAT if e.svc[svc].mode == MODE_SNAT else e.svc[svc].mode
 
 
-cdef inline void back_from(Engine *e, Tuple *back, uint32_t dest, uint8_t proto, int af) noexcept nogil:
-    """The source of a real server's answers."""
+cdef inline void back_from(Engine *e, Tuple *back, const Tuple *t, uint32_t svc, uint32_t dest, int af) noexcept nogil:
+    """The source of the answers: the real server, or with SNAT the remote."""
     memset(back, 0, sizeof(Tuple))
-    memcpy(back.saddr, e.dest[dest].addr, 16)
-    back.sport = e.dest[dest].port
-    back.proto = proto
+    if e.svc[svc].mode == MODE_SNAT:
+        memcpy(back.saddr, t.daddr, 16)
+        back.sport = t.dport
+    else:
+        memcpy(back.saddr, e.dest[dest].addr, 16)
+        back.sport = e.dest[dest].port
+    back.proto = t.proto
     back.af = af
 
 
-cdef inline uint32_t local_end(Engine *e, Plan *plan, int af) noexcept nogil:
+cdef inline uint32_t local_end(Engine *e, const Tuple *t, uint32_t svc, Plan *plan, int af) noexcept nogil:
     """Local address and port of this family: the guess of the plan, if that port fits, or another one."""
     if plan.lip != LIP_NONE and port_fit(e, plan, af) >= FIT_REUSED:
         e.lip_stat[plan.lip].conns += 1
         e.lip_stat[plan.lip].in_use += 1
         return REASON_NONE
-    plan.lip = laddr_pick(e, plan, af)
+    plan.lip = laddr_pick(e, e.svc + svc, t, plan, af)
     return REASON_NONE if plan.lip != LIP_NONE else REASON_LOCAL_PORT_EXHAUSTED
 
 
@@ -344,10 +349,10 @@ cdef inline uint32_t far_end(Engine *e, const Tuple *t, uint32_t svc, Plan *plan
     connection."""
     cdef uint32_t why, mode = mode_of(e, svc, plan.dest)
     if mode == MODE_FULLNAT:
-        return local_end(e, plan, af)
+        return local_end(e, t, svc, plan, af)
     if af == 6 and mode == MODE_NAT64:
         e.nat64 = 1
-        why = local_end(e, plan, 4)
+        why = local_end(e, t, svc, plan, 4)
         tuple_map(&plan.back, &plan.back)
         plan.hash = tuple_hash(&plan.back, e.hash_key, 6)
         return why
@@ -364,6 +369,12 @@ cdef inline void port_take_over(Engine *e, uint32_t i, const Plan *plan, int af)
     x.untimed = 1
     if <int32_t> (plan.isn - edge) <= 0:
         x.delta[0] = edge + REUSE_GAP - plan.isn
+
+
+cdef inline uint32_t state_first(uint8_t proto) noexcept nogil:
+    if proto == PROTO_TCP or proto == PROTO_SCTP:
+        return STATE_SYN_RECV
+    return STATE_ICMP if is_icmp(proto) else STATE_UDP_ONEWAY
 
 
 cdef inline uint32_t conn_open(Engine *e, Pkt *p, const Tuple *t, uint64_t h, uint32_t svc, Plan *plan, int af) noexcept nogil:
@@ -386,7 +397,7 @@ cdef inline uint32_t conn_open(Engine *e, Pkt *p, const Tuple *t, uint64_t h, ui
     if lbd_unlikely(plan.over != REF_NONE):
         port_take_over(e, i, plan, af)
     m = conn_common(table_of(e, af), i, af)
-    m.state = STATE_SYN_RECV if t.proto == PROTO_TCP or t.proto == PROTO_SCTP else STATE_UDP_ONEWAY
+    m.state = state_first(t.proto)
     if not conn_index_at(table_of(e, af), i, h, plan.hash, af):
         if plan.lip != LIP_NONE:
             e.lip_stat[plan.lip].in_use -= 1
@@ -468,7 +479,7 @@ cdef inline void start_anew(Engine *e, Pkt *p, const Tuple *k, uint64_t h, uint3
         plan.over = REF_NONE
         plan.dest = dest
         plan.lip = LIP_NONE
-        back_from(e, &plan.back, dest, k.proto, af)
+        back_from(e, &plan.back, k, svc, dest, af)
         other = conn_open(e, p, k, h, svc, &plan, af)
         if other == REF_NONE:
             return

@@ -13,8 +13,9 @@ from lbd.datapath.csum cimport csum_fold, csum_partial, csum_pseudo
 from lbd.datapath.crc32c cimport sctp_checksum
 from lbd.datapath.neigh cimport IFACE_PARTIAL, TPID_AD, TPID_OUTER_Q
 from lbd.datapath.conn cimport addr6_is
-from lbd.datapath.lookup cimport lip_lookup
-from lbd.datapath.svc cimport SVC_USED, LIP_NONE
+from lbd.datapath.echo cimport echo_ports, is_icmp
+from lbd.datapath.lookup cimport lip_lookup, svc_of
+from lbd.datapath.svc cimport SVC_NONE, SVC_USED, LIP_NONE
 from libc.string cimport memcmp
 
 cdef enum Kind:
@@ -162,7 +163,44 @@ cdef inline uint32_t parse_transport(Engine *e, Pkt *p, Tuple *t, uint32_t l4_le
     return KIND_FLOW
 
 
-cdef inline uint32_t quoted4(Pkt *p, Tuple *t, uint32_t end) noexcept nogil:
+cdef inline uint32_t parse_echo(Engine *e, Pkt *p, uint32_t end, int af) noexcept nogil:
+    """Its tuple is filled in."""
+    cdef uint64_t pseudo = 0
+    if af == 6:
+        pseudo = csum_pseudo(p.data + p.l3 + 8, p.data + p.l3 + 24, 16, PROTO_ICMPV6, end - p.l4)
+    if e.verify_csum and csum_fold(csum_partial(p.data + p.l4, end - p.l4, pseudo)) != 0xffff:
+        return settle(p, VERDICT_DROP, REASON_BAD_CHECKSUM)
+    return KIND_FLOW
+
+
+cdef inline bint flow_proto(const Engine *e, uint8_t proto) noexcept nogil:
+    """Can it be a flow's? ICMP if there are echo flows."""
+    return is_transport(proto) or (e.snat_n != 0 and is_icmp(proto))
+
+
+cdef inline bint quotes_flow(const Engine *e, const uint8_t *l4, uint8_t proto, Tuple *t, int af) noexcept nogil:
+    """l4: of a quoted packet, 8 bytes. Protocol and ports of an answer to it; False: it can't be a flow's."""
+    if not flow_proto(e, proto):
+        return False
+    if is_icmp(proto):
+        return proto == (PROTO_ICMP if af == 4 else PROTO_ICMPV6) and echo_ports(l4, t, True, af)
+    t.sport = lbd_ld16(l4 + 2)
+    t.dport = lbd_ld16(l4)
+    t.proto = proto
+    return True
+
+
+cdef inline bint leaves_masked(Engine *e, const Pkt *p, Tuple *t, int af) noexcept nogil:
+    """A fragment, perhaps without ports, that an SNAT rule is for: it must not leave with its internal address."""
+    if e.snat_n == 0:
+        return False
+    t.proto = p.proto
+    t.sport = 0
+    t.dport = 0
+    return svc_of(e, t, p.ifin, af) != SVC_NONE
+
+
+cdef inline uint32_t quoted4(Engine *e, Pkt *p, Tuple *t, uint32_t end) noexcept nogil:
     """ICMP error (RFC 792): the quoted IPv4 header and 8 bytes more; fills the reversed tuple."""
     cdef IpHdr *q
     cdef uint32_t n, off = p.l4 + 8
@@ -172,7 +210,7 @@ cdef inline uint32_t quoted4(Pkt *p, Tuple *t, uint32_t end) noexcept nogil:
     n = (q.ver_ihl & 15) * 4
     if q.ver_ihl >> 4 != 4 or n < sizeof(IpHdr) or off + n + 8 > end:
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
-    if not is_transport(q.protocol) or q.frag_off & lbd_bswap16(IP_OFFMASK):
+    if not quotes_flow(e, p.data + off + n, q.protocol, t, 4) or q.frag_off & lbd_bswap16(IP_OFFMASK):
         return settle(p, VERDICT_KERNEL, REASON_ICMP_UNMATCHED)
     if q.saddr != lbd_ld32(t.daddr):                # about a packet of somebody else than whom it is sent to
         return settle(p, VERDICT_KERNEL, REASON_ICMP_UNMATCHED)
@@ -181,9 +219,6 @@ cdef inline uint32_t quoted4(Pkt *p, Tuple *t, uint32_t end) noexcept nogil:
     memset(t.saddr, 0, 32)
     lbd_st32(t.saddr, q.daddr)
     lbd_st32(t.daddr, q.saddr)
-    t.sport = lbd_ld16(p.data + off + n + 2)
-    t.dport = lbd_ld16(p.data + off + n)
-    t.proto = q.protocol
     p.inner = off
     p.flags |= PKT_ICMP_ERROR
     return KIND_ICMP
@@ -216,13 +251,17 @@ cdef inline uint32_t parse4(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
     if lbd_unlikely(ip.frag_off & lbd_bswap16(IP_MF | IP_OFFMASK)):
         if is_transport(p.proto) and is_ours(e, t.daddr, 4):
             return settle(p, VERDICT_DROP, REASON_FRAG_UNSUPPORTED)
+        if leaves_masked(e, p, t, 4):
+            return settle(p, VERDICT_DROP, REASON_FRAG_UNSUPPORTED)
         return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
     if lbd_likely(is_transport(p.proto)):
         return parse_transport(e, p, t, tot - n)
     if p.proto == PROTO_ICMP and tot - n >= 8:
         type = p.data[p.l4]
         if type == 3 or type == 11 or type == 12:
-            return quoted4(p, t, p.l3 + tot)
+            return quoted4(e, p, t, p.l3 + tot)
+        if e.snat_n and echo_ports(p.data + p.l4, t, False, 4):
+            return parse_echo(e, p, p.l3 + tot, 4)
         return settle(p, VERDICT_KERNEL, REASON_ICMP_UNSUPPORTED)
     return settle(p, VERDICT_KERNEL, REASON_PROTO_UNSUPPORTED)
 
@@ -249,7 +288,7 @@ cdef inline int exthdr_walk(const uint8_t *base, uint32_t *off, uint32_t end, ui
     return -2
 
 
-cdef inline uint32_t quoted6(Pkt *p, Tuple *t, uint32_t end) noexcept nogil:
+cdef inline uint32_t quoted6(Engine *e, Pkt *p, Tuple *t, uint32_t end) noexcept nogil:
     """ICMPv6 error (RFC 4443 §3)."""
     cdef Ip6Hdr *q
     cdef uint32_t off = p.l4 + 8
@@ -263,18 +302,17 @@ cdef inline uint32_t quoted6(Pkt *p, Tuple *t, uint32_t end) noexcept nogil:
     walked = exthdr_walk(p.data, &l4, end, &proto)
     if p.data[off] >> 4 != 6 or walked == -1:
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
-    if walked != 0 or not is_transport(proto) or not addr6_is(q.saddr, t.daddr):
+    if walked != 0 or not flow_proto(e, proto) or not addr6_is(q.saddr, t.daddr):
         return settle(p, VERDICT_KERNEL, REASON_ICMP_UNMATCHED)
     if l4 + 8 > end:
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
+    if not quotes_flow(e, p.data + l4, proto, t, 6):
+        return settle(p, VERDICT_KERNEL, REASON_ICMP_UNMATCHED)
     if csum_fold(csum_partial(p.data + p.l4, end - p.l4,
                               csum_pseudo(p.data + p.l3 + 8, p.data + p.l3 + 24, 16, PROTO_ICMPV6, end - p.l4))) != 0xffff:
         return settle(p, VERDICT_DROP, REASON_BAD_CHECKSUM)
     lbd_copy16(t.saddr, q.daddr)
     lbd_copy16(t.daddr, q.saddr)
-    t.sport = lbd_ld16(p.data + l4 + 2)
-    t.dport = lbd_ld16(p.data + l4)
-    t.proto = proto
     p.inner = off
     p.flags |= PKT_ICMP_ERROR
     return KIND_ICMP
@@ -306,6 +344,10 @@ cdef inline uint32_t parse6(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
     # no source address: multicast, and all of ::/64, which holds the unspecified and the loopback one (RFC 4291 §2.5)
     if lbd_unlikely(walked != 0 or ip.saddr[0] == 0xff or lbd_ld64(ip.saddr) == 0):
+        if walked == 1 and l4 + 8 <= end:
+            p.proto = p.data[l4]
+            if leaves_masked(e, p, t, 6):
+                return settle(p, VERDICT_DROP, REASON_FRAG_UNSUPPORTED)
         if not is_ours(e, t.daddr, 6):
             return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
         if walked == 0:
@@ -319,7 +361,9 @@ cdef inline uint32_t parse6(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
         return parse_transport(e, p, t, end - l4)
     if proto == PROTO_ICMPV6 and end - l4 >= 8:
         if 1 <= p.data[l4] <= 4:
-            return quoted6(p, t, end)
+            return quoted6(e, p, t, end)
+        if e.snat_n and echo_ports(p.data + l4, t, False, 6):
+            return parse_echo(e, p, end, 6)
         return settle(p, VERDICT_KERNEL, REASON_ICMP_UNSUPPORTED)
     return settle(p, VERDICT_KERNEL, REASON_PROTO_UNSUPPORTED)
 

@@ -8,6 +8,8 @@ cdef enum:
     DEST_NONE = 0xffff
     LIP_NONE = 0xffff
     LIP_MAX = 1024          # local addresses of one family that are used; more are ignored
+    SNAT_MAX = 32           # SNAT rules; more are ignored
+    SNAT_ANY = 0xff         # no interface named
 
 cdef enum SchedKind:        # how a worker uses the service's table of dest numbers (built by the master, in the host segment)
     SCHED_SEQ = 0           # rr, wrr: next slot in turn
@@ -36,11 +38,17 @@ cdef enum SvcMode:          # forwarding mode; a connection keeps that of its fi
     MODE_NAT = 1            # masquerade: destination alone; answers come back by the real server's route
     MODE_DR = 2             # direct routing: link layer alone; answers go past lbd
     MODE_NAT64 = 4          # of connections alone: a FULLNAT service of IPv6 to an IPv4 real server
+    MODE_SNAT = 5           # of rules alone (snat.pxd): their connections are FULLNAT's
     MODE_TUNNEL = 6         # IP in IP; answers go past lbd
-    MODE_BITS = 7           # 5: two ways, more than ends and link layer changed
+    MODE_BITS = 7           # all of them
     # what the numbers' bits say
     MODE_ONE_WAY = 2        # lbd sees the client's packets alone
     MODE_WRAPS = 4          # packets leave with more than their ends and link layer changed: not for the fast lane
+
+cdef enum SnatProtocol:      # Svc.snat_protocols
+    SNAT_TCP = 1
+    SNAT_UDP = 2
+    SNAT_ICMP = 4           # echo
 
 cdef struct Svc:            # 128 bytes; what established packets and plain services need lies in the first 64
     uint8_t vaddr[16]       # IPv4 in the first 4 bytes, the rest 0; network order
@@ -60,11 +68,20 @@ cdef struct Svc:            # 128 bytes; what established packets and plain serv
     uint64_t homes          # mask of slots
     uint32_t homes_table    # table_off that the mask is of
     uint32_t homes_changed  # when the mask last changed, ms
-    uint8_t reserved[52]
+    uint8_t reserved[36]
     uint32_t timeout_fin    # ms, of states after a FIN; 0 = the worker's defaults
     uint32_t timeout_udp    # ms; 0 = the worker's default
     uint16_t sorry          # its sorry server: number + 1, 0 = none
     uint16_t reserved1
+    # MODE_SNAT (snat.pxd); `vaddr` is then a digest of the rule's name, port and protocol are 0
+    uint16_t snat_order     # place among the rules
+    uint16_t snat_pool      # addresses of the pool
+    uint16_t snat_sources   # ranges
+    uint16_t snat_dests     # ranges; 0: every destination
+    uint8_t snat_protocols  # SnatProtocol
+    uint8_t snat_in         # iface number, SNAT_ANY
+    uint8_t snat_out
+    uint8_t snat_spare[5]
 
 cdef struct SvcStat:        # 64 bytes
     uint64_t conns
@@ -97,6 +114,10 @@ cdef struct Dest:           # 48 bytes
     uint32_t next           # chain of real servers by address and port: number + 1, 0 = end (worker)
     uint8_t reserved[8]
 
+cdef enum LipFlag:
+    LIP_USED = 1
+    LIP_SNAT = 2            # of SNAT pools: FULLNAT does not send from it
+
 cdef struct LipStat:        # 32 bytes
     uint64_t conns          # connections opened from it
     uint64_t exhausted      # times no port was free
@@ -106,7 +127,7 @@ cdef struct LipStat:        # 32 bytes
 cdef struct Lip:            # 64 bytes
     uint8_t addr[16]
     uint8_t af
-    uint8_t flags           # 1 = used
+    uint8_t flags           # LipFlag
     uint16_t port_lo        # host order, inclusive
     uint16_t port_hi
     uint16_t reserved0

@@ -15,7 +15,8 @@ cdef enum TcpState:
     STATE_CLOSE = 7             # reset, or the last ACK was seen
     STATE_UDP = 8               # not TCP: answered at least once
     STATE_UDP_ONEWAY = 9        # no answer yet; counts as half open
-    STATE_COUNT = 10
+    STATE_ICMP = 10             # echo: one state, whether answered or not
+    STATE_COUNT = 11
     # not states, but places of Engine.timeout
     TIMEOUT_SCTP_ESTABLISHED = 14
     TIMEOUT_SCTP_SHUTDOWN = 15

@@ -7,9 +7,9 @@
 # have UDP timeouts of their own, the queue's time is the least of all, and what has more goes on into the wheel.
 #
 # Eviction policy (documented for users): the oldest half-open TCP connection goes first, then the oldest unanswered UDP flow, then
-# a UDP flow answered, or beyond the queue, the one silent longest of a few looked at: to be answered proves nothing about a client,
-# and a name server's clients come from a new port each time. TCP connections that were established are never evicted: with nothing
-# else left the new one is refused (conn_table_full).
+# an echo flow or a UDP flow answered, or beyond the queue, the one silent longest of a few looked at: to be answered proves nothing
+# about a client, and a name server's clients come from a new port each time. TCP connections that were established are never
+# evicted: with nothing else left the new one is refused (conn_table_full).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from lbd.datapath.conn cimport ConnTable, ConnCold, CONN_NIL
 

@@ -7,12 +7,13 @@ Scope: pure. Keeps what it made last, part by part, and makes a part anew only w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 from lbd.config import Config
 from lbd.config.service import RealServer as ConfiguredServer
 from lbd.config.service import Service as ConfiguredService
-from lbd.master.desired import Desired, LocalAddress, RealServer, Service
+from lbd.config.snat import AddressRange, Snat
+from lbd.master.desired import Desired, LocalAddress, Range, RealServer, Service, SnatRule
 from lbd.master.reach import NextHops, Reach
 from lbd.master.record import Address4or6
 from lbd.master.runtime import PLAIN, Override
@@ -32,9 +33,48 @@ TIMEOUT_STATES = {
     "udp": 8,
     "sctp_established": 14,
     "sctp_shutdown": 15,
+    "icmp": 10,
 }
 UDP_ONEWAY = 9
-PARTS = ("local_addresses", "interfaces", "neighbours", "routes", "settings")
+SNAT_PROTOCOLS = {"tcp": shm.SNAT_TCP, "udp": shm.SNAT_UDP, "icmp": shm.SNAT_ICMP}
+PARTS = ("snat", "local_addresses", "interfaces", "neighbours", "routes", "own", "settings")
+
+
+def local_addresses(config: Config) -> tuple[LocalAddress, ...]:
+    pools = {a.address for rule in config.snat for a in rule.pool}
+    return tuple(
+        LocalAddress(a.address.packed, a.ports.lo, a.ports.hi, a.address in pools) for a in config.own_addresses()
+    )
+
+
+def snat_rules(config: Config) -> tuple[SnatRule, ...]:
+    numbers = {interface.name: n for n, interface in enumerate(config.interface)}
+    return tuple(snat_rule(n, rule, numbers) for n, rule in enumerate(config.snat))
+
+
+def snat_rule(order: int, rule: Snat, numbers: Mapping[str, int]) -> SnatRule:
+    return SnatRule(
+        name=rule.name,
+        order=order,
+        protocols=SNAT_PROTOCOLS.get(rule.protocol, sum(SNAT_PROTOCOLS.values())),
+        source=disjoint(rule.source),
+        destination=disjoint(rule.destination),
+        pool=tuple(a.address.packed for a in rule.pool),
+        in_interface=numbers[rule.in_interface] if rule.in_interface is not None else None,
+        out_interface=numbers[rule.out_interface] if rule.out_interface is not None else None,
+        timeout_established=milliseconds(rule.tcp_established),
+    )
+
+
+def disjoint(ranges: Iterable[AddressRange]) -> tuple[Range, ...]:
+    """Ascending, joined where they overlap or touch. Of one family."""
+    joined: list[AddressRange] = []
+    for some in sorted(ranges, key=lambda r: int(r.first)):
+        if joined and int(some.first) <= int(joined[-1].last) + 1:
+            joined[-1] = AddressRange(joined[-1].first, max(joined[-1].last, some.last, key=int))
+        else:
+            joined.append(some)
+    return tuple((r.first.packed, r.last.packed) for r in joined)
 
 
 def always_up(service: str, real_server: str) -> bool:
@@ -73,7 +113,8 @@ class Composer:
                 old = (service, self._service(service))
             self._services[service.name] = old
         self._join(
-            local_addresses=tuple(LocalAddress(lip.address.packed, lip.ports.lo, lip.ports.hi) for lip in config.local_address),
+            snat=snat_rules(config),
+            local_addresses=local_addresses(config),
             settings=settings(config),
         )
 
@@ -98,6 +139,7 @@ class Composer:
             parts["neighbours"] = reach.neighbours(self.next_hops(reach))
         if routes:
             parts["routes"] = reach.routes(self.destinations())
+            parts["own"] = reach.own_addresses()  # which routes follow, too
         self._join(**parts)
 
     # -- what follows ----------------------------------------------------------------------------------------
@@ -110,9 +152,9 @@ class Composer:
 
     def next_hops(self, reach: Reach) -> NextHops:
         """Found again only if routes or destinations are others: most looks are for neighbours and addresses."""
-        source = (reach.snapshot.routes, reach.places, self.destinations())
+        source = (reach.snapshot.routes, reach.places, self.destinations(), self.config.snat)
         if self._hops is None or self._hops[0] != source:
-            self._hops = (source, reach.next_hops(self.destinations()))
+            self._hops = (source, reach.next_hops(self.destinations()) | reach.gateways())
         return self._hops[1]
 
     def _join(self, **parts: object) -> None:

@@ -11,6 +11,7 @@ changes a part makes a new object, and an object that is the same as last time n
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -65,6 +66,30 @@ class LocalAddress:
     address: bytes
     port_lo: int
     port_hi: int
+    snat: bool = False  # of SNAT pools, else FULLNAT's
+
+
+Range = tuple[bytes, bytes]  # first and last address
+
+
+@dataclass(frozen=True, slots=True)
+class SnatRule:
+    """Ranges are disjoint and ascending. Its place among the rules is `order`."""
+
+    name: str
+    order: int
+    protocols: int  # SNAT_TCP, SNAT_UDP, SNAT_ICMP of svc.pxd
+    source: tuple[Range, ...]
+    destination: tuple[Range, ...]  # none: everywhere
+    pool: tuple[bytes, ...]
+    in_interface: int | None = None  # numbers
+    out_interface: int | None = None
+    timeout_established: int = 0  # ms
+
+    @property
+    def key(self) -> ServiceKey:
+        """As that of a service, which none can have."""
+        return (hashlib.blake2b(self.name.encode(), digest_size=16).digest(), 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +134,5 @@ class Desired:
     neighbours: tuple[Neighbour, ...] = ()
     routes: tuple[Route, ...] = ()
     settings: Mapping[int, int] = field(default_factory=dict)  # Setting of command.pxd -> value
+    snat: tuple[SnatRule, ...] = ()
+    own: frozenset[bytes] = frozenset()  # the host's addresses, where there are SNAT rules

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from lbd.config import Config
 from lbd.config.service import Service
+from lbd.config.snat import Snat
 from lbd.master.resources import needs_restart
 
 V = TypeVar("V")
@@ -27,6 +28,9 @@ def changes(old: Config, new: Config) -> list[str]:
     for name in ("daemon", "workers", "timeouts", "packet", "metrics"):
         found += fields(name, getattr(old, name), getattr(new, name))
     found += keyed("local address", {str(a.address): a for a in old.local_address}, {str(a.address): a for a in new.local_address})
+    found += keyed("SNAT rule", {r.name: r for r in old.snat}, {r.name: r for r in new.snat}, snat_changes)
+    if [r.name for r in old.snat] != [r.name for r in new.snat] and {r.name for r in old.snat} == {r.name for r in new.snat}:
+        found.append("order of SNAT rules changed")
     before, after = {s.name: s for s in old.service}, {s.name: s for s in new.service}
     found += keyed("service", before, after, service_changes)
     found += keyed(
@@ -58,6 +62,10 @@ def keyed(what: str, old: Mapping[str, V], new: Mapping[str, V], inside: object 
                 yield from inside(old[key], value)
             else:
                 yield f"{what} {key} changed"
+
+
+def snat_changes(old: Snat, new: Snat) -> Iterator[str]:
+    yield from fields(f"SNAT rule {new.name}", old, new)
 
 
 def service_changes(old: Service, new: Service) -> Iterator[str]:

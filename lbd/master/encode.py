@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
-from lbd.master.desired import Interface, LocalAddress, Neighbour, RealServer, Route, Service
+from lbd.master.desired import Interface, LocalAddress, Neighbour, Range, RealServer, Route, Service, SnatRule
 from lbd.shm import _shm as shm
 
 HEAD = struct.Struct("=HHII")  # Cmd: op, flags, id, gen
@@ -93,7 +93,9 @@ def routes(many: Iterable[Route]) -> dict[Key, bytes]:
 
 
 def local_address(number: int, lip: LocalAddress) -> bytes:
-    return shm.lip_set(number, 0, af=family(lip.address), addr=lip.address, port_lo=lip.port_lo, port_hi=lip.port_hi)
+    return shm.lip_set(
+        number, 0, af=family(lip.address), addr=lip.address, port_lo=lip.port_lo, port_hi=lip.port_hi, snat=lip.snat
+    )
 
 
 def dest(number: int, real: RealServer, svc: int, weight: int) -> bytes:
@@ -116,6 +118,30 @@ def service(number: int, s: Service, kind: int, flags: int, table_at: int, table
         number, 0, af=family(s.address), addr=s.address, port=s.port, proto=s.protocol, sched=kind,
         flags=flags, mode=MODES[s.mode], table_off=table_at, table_len=table_len, timeout_established=s.timeout_established,
         timeout_fin=s.timeout_fin, timeout_udp=s.timeout_udp, sorry=sorry,
+    )  # fmt: skip
+
+
+def snat_dest(number: int, rule: SnatRule, svc: int) -> bytes:
+    """The record that holds a rule's statistics; no address, no port."""
+    af = family(rule.pool[0])
+    return shm.dest_set(number, 0, af=af, addr=bytes(4 if af == 4 else 16), port=0, svc=svc)
+
+
+def snat_table(dest: int, pool: Iterable[int], rule: SnatRule) -> list[int]:
+    """A rule's part of the arena (snat.pxd)."""
+    return [dest, *pool, *words(rule.source), *words(rule.destination)]
+
+
+def words(ranges: Iterable[Range]) -> list[int]:
+    return [int.from_bytes(a[n : n + 4], "big") for pair in ranges for a in pair for n in range(0, len(a), 4)]
+
+
+def snat(number: int, rule: SnatRule, table_at: int) -> bytes:
+    ways = [shm.SNAT_ANY if n is None else n for n in (rule.in_interface, rule.out_interface)]
+    return shm.snat_set(
+        number, 0, digest=rule.key[0], af=family(rule.pool[0]), protocols=rule.protocols, order=rule.order, pool=len(rule.pool),
+        sources=len(rule.source), dests=len(rule.destination), table_off=table_at, timeout_established=rule.timeout_established,
+        ifin=ways[0], ifout=ways[1],
     )  # fmt: skip
 
 

@@ -111,6 +111,8 @@ class Exporter:
         self._master(page)
         yield page.take()
         yield from self._services(page, self._layout)
+        self._snat(page)
+        yield page.take()
         yield from self._real_servers(page, self._layout)
         yield from self._health(page, self._layout)
         for write in (series.packets, series.connections, self._workers.write, series.queues, series.network):
@@ -136,6 +138,17 @@ class Exporter:
         rows = [total.get(p.number, NOTHING) if p else NOTHING for p in placed]
         yield from page.family("lbd_service_info", layout.info, [1] * len(layout.info))
         yield from self._traffic(page, "service", layout.services, rows)
+
+    def _snat(self, page: Exposition) -> None:
+        d = self._daemon
+        page.rows("lbd_snat_info", [((r.name, r.protocol), 1) for r in d.config.snat])
+        rows = []
+        for rule in d.config.snat:
+            number = d.reconciler.rule_number(rule.name)
+            each = [segment.service_stats(number) for segment in d.segments.values()] if number is not None else []
+            rows.append((rule.name, tuple(map(sum, zip(*each, strict=True))) or NOTHING))
+        for place, name in enumerate(TRAFFIC, 1):
+            page.rows(f"lbd_snat_{name}", [((rule,), row[place]) for rule, row in rows])
 
     def _real_servers(self, page: Exposition, layout: Layout) -> Iterator[str]:
         d = self._daemon

@@ -161,7 +161,7 @@ class Life:
 
     async def reserve_ports(self) -> None:
         d = self.daemon
-        for lip in d.config.local_address:
+        for lip in d.config.own_addresses():
             try:
                 await d.network.kernel.reserve_ports(lip.ports.lo, lip.ports.hi)
             except PermissionError:

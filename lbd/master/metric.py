@@ -12,6 +12,7 @@ GAUGE, COUNTER, HISTOGRAM = "gauge", "counter", "histogram"
 SERVICE = ("service", "vip", "proto")
 REAL_SERVER = ("service", "vip", "proto", "real_server")
 ONE = ("service", "real_server")
+RULE = ("rule",)
 QUEUE = ("interface", "queue", "worker")
 SOCKET = ("interface", "queue")
 WORKER = ("worker",)
@@ -93,6 +94,13 @@ SECTIONS = (
                 ("service", "state"),
                 "Real servers of the service by state: up, down, drain, maint.",
             ),
+        ),
+    ),
+    Section(
+        "SNAT",
+        (
+            g("lbd_snat_info", ("rule", "protocol"), "Settings of a rule; always 1."),
+            *traffic("snat", RULE, "of the rule; clients are its internal hosts"),
         ),
     ),
     Section(

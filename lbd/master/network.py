@@ -190,7 +190,7 @@ def vips(config: Config) -> set[Held]:
 
 
 def lips(config: Config) -> set[Held]:
-    return {(lip.interface, host(lip.address)) for lip in config.local_address if lip.manage and lip.interface}
+    return {(lip.interface, host(lip.address)) for lip in config.own_addresses() if lip.manage and lip.interface}
 
 
 def host(address: Address4or6) -> str:

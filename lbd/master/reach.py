@@ -15,11 +15,13 @@ and a VLAN by its tags, so an ifindex becomes (number, tags).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from ipaddress import ip_network
 
 from lbd.config import Config
+from lbd.config.snat import AddressRange
 from lbd.master import record
 from lbd.master.desired import (
     IFACE_PARTIAL,
@@ -41,6 +43,7 @@ ROUTES_MAX = shm.FIB_MAX
 VLANS_MAX = shm.LINK_MAX - shm.IFACE_MAX
 
 Place = tuple[int, int]  # interface number, tags
+GATEWAYS_MAX = 64
 NextHops = set[tuple[int, Address4or6]]  # ifindex, address
 
 
@@ -106,12 +109,26 @@ class Reach:
         known = [a for a in self.snapshot.addresses if a.ifindex in self.places and a.address.version == version]
         known = [a for a in known if a.scope == 0 and not a.address.ip.is_loopback]
         vips = {service.vip for service in self.config.service} if len(known) > 1 else set()
-        lips = {lip.address for lip in self.config.local_address}
+        lips = {lip.address for lip in self.config.own_addresses()}
 
         def order(a: Address) -> tuple[bool, ...]:
             return a.ifindex != link.ifindex, a.address.ip in vips, a.address.ip in lips
 
         return min(known, key=order).address.ip.packed if known else b""
+
+    def own_addresses(self) -> frozenset[bytes]:
+        """All that the kernel takes for this host's, for SNAT to leave alone: addresses of every interface, broadcasts, IPv6's
+        subnet-router anycasts; and lbd's own, whether they are there yet or not. Empty without SNAT rules."""
+        if not self.config.snat:
+            return frozenset()
+        found = {service.vip.packed for service in self.config.service}
+        found |= {a.address.packed for a in self.config.own_addresses()}
+        for a in self.snapshot.addresses:
+            network = a.address.network
+            found.add(a.address.ip.packed)
+            if network.prefixlen < network.max_prefixlen - 1:
+                found.add((network[0] if network.version == 6 else network[-1]).packed)
+        return frozenset(found)
 
     # -- neighbours ------------------------------------------------------------------------------------------
 
@@ -172,6 +189,18 @@ class Reach:
         rest = [r for r in routes if (r.prefix, r.plen) not in covered and r.plen != 0]
         return (useful + rest)[:ROUTES_MAX]
 
+    def gateways(self) -> NextHops:
+        """Where SNAT's packets go that are for nobody on a link: gateways of routes to what rules name, the shortest prefixes
+        first. What is on a link is resolved when it is asked for."""
+        spans = {af: Spans(r for rule in self.config.snat if rule.af == af for r in rule.destinations()) for af in (4, 6)}
+        found: dict[tuple[int, Address4or6], None] = {}
+        for route in sorted(self.snapshot.routes, key=lambda r: r.prefix.prefixlen):
+            if route.gateway is None or route.gateway.version != route.af or route.ifindex not in self.places:
+                continue
+            if spans[route.af].meet(int(route.prefix[0]), int(route.prefix[-1])):
+                found[route.ifindex, route.gateway] = None
+        return set(list(found)[:GATEWAYS_MAX])
+
     # -- next hops -------------------------------------------------------------------------------------------
 
     def next_hops(self, destinations: Iterable[Address4or6]) -> NextHops:
@@ -199,6 +228,25 @@ def tags_within(link: Link, outer: int) -> int | None:
     if outer:
         tpid |= 0 if outer >> 32 & shm.TPID_AD else shm.TPID_OUTER_Q
     return tpid << 32 | (outer & 0xFFFF) << 16 | link.vlan
+
+
+class Spans:
+    """Ranges of addresses of one family."""
+
+    def __init__(self, ranges: Iterable[AddressRange]) -> None:
+        self._first: list[int] = []
+        self._last: list[int] = []
+        for some in sorted(ranges, key=lambda r: int(r.first)):
+            if self._last and int(some.first) <= self._last[-1]:
+                self._last[-1] = max(self._last[-1], int(some.last))
+            else:
+                self._first.append(int(some.first))
+                self._last.append(int(some.last))
+
+    def meet(self, first: int, last: int) -> bool:
+        """Is an address of these in one of them?"""
+        n = bisect_right(self._first, last)
+        return n > 0 and self._last[n - 1] >= first
 
 
 class RouteIndex:

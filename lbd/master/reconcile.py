@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from lbd.master import encode
 from lbd.master.arena import Arena
-from lbd.master.desired import Desired, DestKey, LipKey, Service, ServiceKey
+from lbd.master.desired import Desired, DestKey, LipKey, Service, ServiceKey, SnatRule
 from lbd.master.encode import Key, Kind
 from lbd.master.numbers import Numbers, never_busy
 from lbd.sched import FULL, Flag, Scheduler, Server, flags_of, scheduler
@@ -47,9 +47,9 @@ class Records:
 
 @dataclass(slots=True)
 class Placed:
-    """A service as it was sent."""
+    """A service, or an SNAT rule, as it was sent."""
 
-    service: Service
+    service: Service | SnatRule
     number: int
     dests: dict[DestKey, int]
     records: dict[Key, bytes]
@@ -86,6 +86,11 @@ class Reconciler:
         services = {p.number: p.service.name for p in self.placed.values()}
         dests = {n: (p.service.name, key) for p in self.placed.values() for key, n in p.dests.items()}
         return services, dests
+
+    def rule_number(self, name: str) -> int | None:
+        """Of an SNAT rule, if workers know it."""
+        found = (p.number for p in self.placed.values() if isinstance(p.service, SnatRule) and p.service.name == name)
+        return next(found, None)
 
     # -- after a restart of the master -----------------------------------------------------------------------
 
@@ -216,14 +221,15 @@ class Plan:
         self._part(Kind.ROUTE, d.routes, lambda: encode.routes(d.routes))
         self._part(Kind.LIP, d.local_addresses, self._local_addresses)
         known = self.now._known
-        others = [service for service in d.services if id(service) not in known]
-        kept = len(d.services) - len(others)
+        all_of_them: tuple[Service | SnatRule, ...] = (*d.services, *d.snat)
+        others = [service for service in all_of_them if id(service) not in known]
+        kept = len(all_of_them) - len(others)
         for service in others:
             old = self.now.placed.get(service.key)
             kept += old is not None
             self._renew(service, old)
         if kept < len(self.now.placed):
-            keys = {service.key for service in d.services}
+            keys = {service.key for service in all_of_them}
             self.removed = [key for key in self.now.placed if key not in keys]
             for key in self.removed:
                 old = self.now.placed[key]
@@ -262,11 +268,11 @@ class Plan:
         self.lips_gone = [lip for lip in self.now.lips if lip not in wanted]
         return records
 
-    def _renew(self, service: Service, old: Placed | None) -> None:
+    def _renew(self, service: Service | SnatRule, old: Placed | None) -> None:
         if old is not None and old.service == service:
             self.placed.append(replace(old, service=service))
             return
-        new = self._place(service, old)
+        new = self._place(service, old) if isinstance(service, Service) else self._place_rule(service, old)
         self.placed.append(new)
         self.gone += self._compare(new.records, old.records if old is not None else {})
         if old is not None:
@@ -316,6 +322,23 @@ class Plan:
             number, service, method.KIND, flags, at, len(table), sorry
         )
         return Placed(service, number, dests, records, made_of, table, at)
+
+    def _place_rule(self, rule: SnatRule, old: Placed | None) -> Placed:
+        number = self._number(self.now.services, Kind.SVC, rule.key)
+        key = (rule.key, bytes(len(rule.pool[0])), 0)
+        dest = self._number(self.now.dests, Kind.DEST, key)
+        lips = [n for address in rule.pool if (n := self.now.lips.number(address)) is not None]
+        table: Sequence[int] = encode.snat_table(dest, lips, rule)
+        made_of: MadeOf = ("snat", Flag.NONE, [])
+        if old is not None and old.table == table:
+            table, at = old.table, old.table_at
+        else:
+            at = self._table(table)
+        records = {
+            Key(Kind.DEST, (dest,)): encode.snat_dest(dest, rule, number),
+            Key(Kind.SVC, (number,)): encode.snat(number, rule, at),
+        }
+        return Placed(rule, number, {key: dest}, records, made_of, table, at)
 
     def _table(self, table: Sequence[int]) -> int:
         at = self.now.arena.place(table)

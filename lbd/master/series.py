@@ -131,7 +131,7 @@ def connections(page: Exposition, daemon: Daemon) -> None:
             exhausted[number] += missed
     lips = [
         (str(lip.address), lip.ports.hi - lip.ports.lo + 1, daemon.reconciler.lips.number(lip.address.packed))
-        for lip in daemon.config.local_address
+        for lip in daemon.config.own_addresses()
     ]
     page.rows("lbd_local_ports_in_use", (((name,), used[n]) for name, _, n in lips))
     page.rows("lbd_local_ports_capacity", (((name,), ports) for name, ports, _ in lips))

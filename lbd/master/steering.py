@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which packets the XDP program takes away from the kernel: its maps follow what workers know.
 
-Scope: services and local addresses. (Interfaces and sockets are put there once, by `startup.py`, and by the supervisor
-when a socket is opened anew.) Reads the maps back, so that a new master finds what its predecessor steered.
+Scope: services and local addresses; for SNAT rules see snat_steering.py. (Interfaces and sockets are put there once, by
+`startup.py`, and by the supervisor when a socket is opened anew.) Reads the maps back, so that a new master finds what its
+predecessor steered.
 
     service         not steered ──every worker has applied it──► steered ──not wanted any more──► not steered
     local address   not steered ──wanted──► steered ──not wanted, and no connection holds a port of it──► not steered
@@ -23,6 +24,7 @@ from typing import Any
 
 from lbd.master.desired import Desired
 from lbd.master.encode import family
+from lbd.master.snat_steering import SnatSteering
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ class Steering:
         self._services: set[ServiceAt] = set(program.services())
         self._lips: dict[LipAt, Ports] = dict(program.lips())
         self._sources: set[ServiceAt] = set(program.sources())
+        self._pools: set[LipAt] = set()  # of the local addresses those that are known to be SNAT's
+        self._snat = SnatSteering(program)
         self._wanted: tuple[Mapping[ServiceAt, int], Mapping[LipAt, Ports]] = ({}, {})
         self._seen: Desired | None = None  # what that follows from; None: something failed on the way
         self._due = False  # something is wanted, and not steered yet
@@ -54,15 +58,18 @@ class Steering:
         self._wanted = wanted(desired)
         services, lips = self._wanted
         self._answers(sources(desired))
+        self._snat.prepare(desired)
+        pools = {(family(a.address), a.address) for a in desired.local_addresses if a.snat}
         for at in self._services - services.keys():
             self._program.del_service(*at)
             self._services.discard(at)
         for lip, (lo, hi) in lips.items():
             now = self._lips.get(lip, (lo, hi))
             ports = (min(lo, now[0]), max(hi, now[1]))
-            if self._lips.get(lip) != ports:
-                self._program.set_lip(*lip, *ports)
+            if self._lips.get(lip) != ports or (lip in pools) != (lip in self._pools):
+                self._program.set_lip(*lip, *ports, snat=lip in pools)
                 self._lips[lip] = ports
+        self._pools = pools
         self.tend()
         self._seen = desired
 
@@ -81,6 +88,7 @@ class Steering:
             if service not in self._services:
                 self._program.set_service(*service, number)
                 self._services.add(service)
+        self._snat.extend()
         self._due = False
 
     def tend(self) -> None:
@@ -97,6 +105,7 @@ class Steering:
 
     def stop(self) -> None:
         """Nothing is taken away from the kernel any more."""
+        self._snat.stop()
         for at in tuple(self._services):
             self._program.del_service(*at)
             self._services.discard(at)
@@ -111,6 +120,8 @@ class Steering:
 def same(one: Desired, other: Desired) -> bool:
     """Nothing of it would be steered otherwise: as it is with all changes of real servers, which are most."""
     if one.local_addresses is not other.local_addresses or len(one.services) != len(other.services):
+        return False
+    if one.snat is not other.snat or (one.snat and (one.own is not other.own or one.interfaces is not other.interfaces)):
         return False
     pairs = zip(one.services, other.services, strict=True)
     return all(a is b or (a.key == b.key and "nat" not in (a.mode, b.mode)) for a, b in pairs)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lbd import __version__
 from lbd.config.address import Endpoint
 from lbd.config.service import PROTOCOL_NAMES, RealServer, Service
+from lbd.config.snat import Snat
 from lbd.datapath.reason import REASONS
 from lbd.master.compose import in_force, state_in_force
 from lbd.master.condition import notes, problems
@@ -267,13 +268,15 @@ def _queue(daemon: Daemon, n: int, port: Port) -> Json:
 def lips(daemon: Daemon) -> Json:
     counts = add_up(row for segment in daemon.segments.values() for row in segment.lip_stats_all())
     rows = []
-    for lip in daemon.config.local_address:
+    pools = {a.address for rule in daemon.config.snat for a in rule.pool}
+    for lip in daemon.config.own_addresses():
         number = daemon.reconciler.lips.number(lip.address.packed)
         connections, exhausted, in_use = counts.get(-1 if number is None else number, (0, 0, 0))
         rows.append(
             {
                 "address": str(lip.address),
                 "interface": lip.interface,
+                "used_by": "snat" if lip.address in pools else "fullnat",
                 "ports": str(lip.ports),
                 "manage": lip.manage,
                 "number": number,
@@ -284,6 +287,23 @@ def lips(daemon: Daemon) -> Json:
             }
         )
     return {"lips": rows}
+
+
+def snat(daemon: Daemon) -> Json:
+    return {"snat": [_snat_rule(daemon, rule) for rule in daemon.config.snat]}
+
+
+def _snat_rule(daemon: Daemon, rule: Snat) -> Json:
+    number = daemon.reconciler.rule_number(rule.name)
+    plain = rule.model_dump(mode="json")
+    return {
+        "name": rule.name,
+        "number": number,
+        **{key: plain[key] for key in ("source", "destination", "protocol", "in_interface", "out_interface")},
+        "pool": [str(a.address) for a in rule.pool],
+        "tcp_established": rule.tcp_established,
+        **service_traffic(daemon, number),
+    }
 
 
 def drops(daemon: Daemon) -> Json:
@@ -406,7 +426,8 @@ def _conn(c: Json, worker: int, names: dict[int, str]) -> Json:
 
     return {
         "worker": worker,
-        "protocol": PROTOCOL_NAMES[c["proto"]],
+        "protocol": PROTOCOL_NAMES.get(c["proto"], "icmp"),
+        "mode": c["mode"],
         "state": c["state"].lower(),
         "service": names.get(c["svc"], "") if c["svc"] is not None else "",
         "real_server": end("real_server"),

@@ -27,6 +27,13 @@ MODE_FULLNAT: int
 MODE_NAT: int
 MODE_DR: int
 MODE_TUNNEL: int
+MODE_SNAT: int
+SNAT_TCP: int
+SNAT_UDP: int
+SNAT_ICMP: int
+SNAT_ANY: int
+SNAT_MAX: int
+LIP_SNAT: int
 DEST_USED: int
 DEST_UP: int
 DEST_SORRY: int
@@ -75,6 +82,7 @@ CMD_SWEEP: int
 CMD_OWNER: int
 CMD_CAPTURE: int
 CMD_STOP: int
+CMD_SNAT_SET: int
 CMD_FRESH: int
 SWEEP_SVC: int
 SWEEP_DEST: int
@@ -154,6 +162,23 @@ def svc_set(
     mode: int = 0,
     fresh: bool = False,
 ) -> bytes: ...
+def snat_set(
+    id: int,
+    gen: int,
+    *,
+    digest: bytes,
+    af: int,
+    protocols: int,
+    order: int,
+    pool: int,
+    sources: int,
+    dests: int = 0,
+    ifin: int = ...,
+    ifout: int = ...,
+    table_off: int,
+    timeout_established: int = 0,
+    fresh: bool = False,
+) -> bytes: ...
 def svc_del(id: int, gen: int) -> bytes: ...
 def dest_set(
     id: int,
@@ -170,7 +195,7 @@ def dest_set(
 ) -> bytes: ...
 def dest_del(id: int, gen: int) -> bytes: ...
 def lip_set(
-    id: int, gen: int, *, af: int, addr: bytes, port_lo: int, port_hi: int, fresh: bool = False
+    id: int, gen: int, *, af: int, addr: bytes, port_lo: int, port_hi: int, snat: bool = False, fresh: bool = False
 ) -> bytes: ...
 def lip_del(id: int, gen: int) -> bytes: ...
 def iface_set(

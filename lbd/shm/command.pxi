@@ -90,6 +90,30 @@ def svc_set(id, gen, *, af, addr, port, proto, sched, flags=0, table_off=0, tabl
     return finish(c_cmd.CMD_SVC_SET, number16(id), gen, c_cmd.CMD_FRESH if fresh else 0, &b, sizeof(b))
 
 
+def snat_set(id, gen, *, digest, af, protocols, order, pool, sources, dests=0, ifin=c_svc.SNAT_ANY, ifout=c_svc.SNAT_ANY, table_off,
+             timeout_established=0, fresh=False):
+    """pool, sources, dests: how many of each its part of the arena, at table_off, has (snat.pxd)."""
+    cdef c_cmd.CmdSnat b
+    memset(&b, 0, sizeof(b))
+    put_bytes(b.digest, "digest", digest, 16)
+    if af != 4 and af != 6:
+        raise ValueError(f"af must be 4 or 6, not {af!r}")
+    b.af = af
+    b.protocols = bounded("protocols", protocols, 1, c_svc.SNAT_TCP | c_svc.SNAT_UDP | c_svc.SNAT_ICMP)
+    for name, iface in (("ifin", ifin), ("ifout", ifout)):
+        if iface != c_svc.SNAT_ANY:
+            bounded(name, iface, 0, c_pkt.IFACE_MAX - 1)
+    b.ifin = ifin
+    b.ifout = ifout
+    b.order = bounded("order", order, 0, 0xffff)
+    b.pool = bounded("pool", pool, 1, 0xffff)
+    b.sources = bounded("sources", sources, 1, 0xffff)
+    b.dests = bounded("dests", dests, 0, 0xffff)
+    b.table_off = bounded("table_off", table_off, 0, 0xffffffff)
+    b.timeout_established = bounded("timeout_established", timeout_established, 0, 0xffffffff)
+    return finish(c_cmd.CMD_SNAT_SET, number16(id), gen, c_cmd.CMD_FRESH if fresh else 0, &b, sizeof(b))
+
+
 def svc_del(id, gen):
     return finish(c_cmd.CMD_SVC_DEL, number16(id), gen, 0, NULL, 0)
 
@@ -100,7 +124,7 @@ def dest_set(id, gen, *, af, addr, port, svc, weight=1, up=True, flags=0, fresh=
     memset(&b, 0, sizeof(b))
     put_addr(b.addr, af, addr)
     b.af = af
-    b.port = htons(bounded("port", port, 1, 65535))
+    b.port = htons(bounded("port", port, 0, 65535))
     b.flags = bounded("flags", flags, 0, 0xff)
     if b.flags & ~(c_svc.DEST_SORRY | c_svc.DEST_END | c_svc.DEST_RESET):
         raise ValueError(f"flags {flags:#x}: only DEST_SORRY, DEST_END and DEST_RESET may be set")
@@ -115,11 +139,13 @@ def dest_del(id, gen):
     return finish(c_cmd.CMD_DEST_DEL, number16(id), gen, 0, NULL, 0)
 
 
-def lip_set(id, gen, *, af, addr, port_lo, port_hi, fresh=False):
+def lip_set(id, gen, *, af, addr, port_lo, port_hi, snat=False, fresh=False):
+    """snat: of SNAT pools."""
     cdef c_cmd.CmdLip b
     memset(&b, 0, sizeof(b))
     put_addr(b.addr, af, addr)
     b.af = af
+    b.flags = c_svc.LIP_SNAT if snat else 0
     b.port_lo = bounded("port_lo", port_lo, 1, 65535)
     b.port_hi = bounded("port_hi", port_hi, port_lo, 65535)
     return finish(c_cmd.CMD_LIP_SET, number16(id), gen, c_cmd.CMD_FRESH if fresh else 0, &b, sizeof(b))

@@ -13,7 +13,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from lbd.datapath.fib cimport Route
 from lbd.datapath.link cimport adj_tags, tag_word
 from lbd.datapath.neigh cimport Adj, Iface
-from lbd.datapath.svc cimport Dest, Lip, LipStat, Svc, SvcStat
+from lbd.datapath.snat cimport snat_slots
+from lbd.datapath.svc cimport Dest, Lip, LipStat, MODE_SNAT, Svc, SvcStat
 from lbd.shm.layout cimport CaptureHead, Evt
 
 
@@ -45,10 +46,12 @@ cdef inline bytes mac_bytes(const uint8_t *mac):
 
 
 cdef inline dict svc_dict(const Svc *s):
-    return {"addr": addr_bytes(s.af, s.vaddr), "port": ntohs(s.vport), "af": s.af, "proto": s.proto,
+    """Of an SNAT rule the address is the digest of its name, and the table all that it has in the arena."""
+    rule = s.mode == MODE_SNAT
+    return {"addr": addr_bytes(6 if rule else s.af, s.vaddr), "port": ntohs(s.vport), "af": s.af, "proto": s.proto,
             "sched": s.sched, "mode": s.mode, "flags": s.flags, "gen": s.gen, "table_off": s.table_off,
-            "table_len": s.table_len, "timeout_established": s.timeout_established, "timeout_fin": s.timeout_fin,
-            "timeout_udp": s.timeout_udp, "sorry": s.sorry - 1 if s.sorry else None}
+            "table_len": snat_slots(s) if rule else s.table_len, "timeout_established": s.timeout_established,
+            "timeout_fin": s.timeout_fin, "timeout_udp": s.timeout_udp, "sorry": s.sorry - 1 if s.sorry else None}
 
 
 cdef inline tuple svc_stat_tuple(uint32_t number, const SvcStat *at):

@@ -7,6 +7,26 @@ cdef int put_addr(uint32_t *to, int af, bytes addr) except -1:
     return 0
 
 
+cdef int prefix_key(steer_prefix *key, int af, bytes addr, int length) except -1:
+    """IPv4 as ::ffff:a.b.c.d."""
+    memset(key, 0, sizeof(steer_prefix))
+    if af == 4:
+        key.addr[2] = <uint32_t>htons(0xffff) << 16
+        put_addr(key.addr + 3, af, addr)
+        key.len = 96 + length
+    else:
+        put_addr(key.addr, af, addr)
+        key.len = length
+    return 0
+
+
+cdef tuple prefix_of(bytes addr, int length):
+    """(af, address, length) of such a key."""
+    if addr[:12] == MAPPED:
+        return 4, addr[12:], length - 96
+    return 6, addr, length
+
+
 cdef int port_key(steer_port6 *key, int af, bytes addr, uint16_t port, uint8_t proto) except -1:
     """A key of vips6, or, in its beginning, of vips4."""
     cdef uint64_t vip

@@ -1,6 +1,8 @@
 # The steering program: load, attach, its maps. Part of _xsk.pyx.
 
-cdef tuple MAPS = ("xsks", "vips4", "vips6", "vip_addrs", "lips4", "lips6", "sources4", "sources6", "counters", "settings")
+cdef tuple MAPS = ("xsks", "vips4", "vips6", "vip_addrs", "lips4", "lips6", "sources4", "sources6", "locals",
+                   "snat_src", "snat_dst", "counters", "settings")
+cdef bytes MAPPED = bytes(10) + b"\xff\xff"       # IPv4 in 16 bytes
 
 
 cdef class Program:
@@ -288,15 +290,16 @@ cdef class Program:
             code = bpf_map_get_next_key(fd, key, following)
         return found
 
-    def set_lip(self, int af, bytes addr not None, uint16_t lo, uint16_t hi):
-        """Packets to these ports of a LIP are lbd's from now on; its other ports stay the kernel's."""
+    def set_lip(self, int af, bytes addr not None, uint16_t lo, uint16_t hi, bint snat=False):
+        """Packets to these ports of a LIP are lbd's from now on; its other ports stay the kernel's. snat: of an SNAT pool,
+        identifiers of ICMP echo too."""
         cdef uint32_t key[4]
         cdef steer_ports ports
         if not 0 < lo <= hi:
             raise ValueError(f"{lo}-{hi} is no range of ports")
         put_addr(key, af, addr)
         self.widen(lo, hi)
-        ports.lo, ports.hi = lo, hi
+        ports.lo, ports.hi, ports.snat, ports.zero = lo, hi, snat, 0
         self.update("lips4" if af == 4 else "lips6", key, &ports)
         self.note_lip(af, addr, lo, hi)
 
@@ -336,6 +339,67 @@ cdef class Program:
                 memcpy(&ports, <const char *>value, sizeof(ports))
                 found[af, addr] = (ports.lo, ports.hi)
         return found
+
+    # ---- SNAT ----------------------------------------------------------------------------------------------
+
+    def set_mac(self, uint32_t iface, bytes mac not None):
+        """Of an interface, by lbd's number: SNAT is for packets sent to it."""
+        if iface >= steer.STEER_IFACES or len(mac) != 6:
+            raise ValueError(f"interface {iface}, MAC {mac!r}")
+        self.settings().mac[iface] = int.from_bytes(mac, "little")
+
+    def set_local(self, int af, bytes addr not None):
+        """The host's own: SNAT is not for packets to it."""
+        cdef steer_prefix key
+        cdef uint32_t one = 1
+        prefix_key(&key, af, addr, 0)
+        self.update("locals", key.addr, &one)
+
+    def del_local(self, int af, bytes addr not None):
+        cdef steer_prefix key
+        prefix_key(&key, af, addr, 0)
+        self.delete("locals", key.addr)
+
+    def locals(self):
+        """{(af, address)}, as the map has it."""
+        return {prefix_of(key, 128)[:2] for key in self.entries("locals", 16, 4)}
+
+    def set_prefix(self, str name not None, int af, bytes addr not None, int length, uint64_t rules):
+        """name: snat_src or snat_dst. rules: a bit for each that covers the prefix."""
+        cdef steer_prefix key
+        prefix_key(&key, af, addr, length)
+        self.update(name, &key, &rules)
+
+    def del_prefix(self, str name not None, int af, bytes addr not None, int length):
+        cdef steer_prefix key
+        prefix_key(&key, af, addr, length)
+        self.delete(name, &key)
+
+    def prefixes(self, str name not None):
+        """{(af, address, length): rules}, as the map has it."""
+        return {prefix_of(key[4:], int.from_bytes(key[:4], sys.byteorder)): int.from_bytes(value, sys.byteorder)
+                for key, value in self.entries(name, sizeof(steer_prefix), 8).items()}
+
+    def set_snat(self, uint64_t rules, uint64_t everywhere, tuple protocols not None, tuple ifaces not None):
+        """Bits of the rules in force; of those for every destination; by protocol (TCP, UDP, ICMP); by interface number.
+        Bits are said what they mean before they are in force, and are out of force before that changes."""
+        cdef steer_settings *s = self.settings()
+        cdef int i
+        if len(protocols) != steer.STEER_PROTOS or len(ifaces) != steer.STEER_IFACES:
+            raise ValueError(f"{len(protocols)} protocols, {len(ifaces)} interfaces")
+        s.snat &= rules
+        s.snat_all = everywhere
+        for i in range(steer.STEER_PROTOS):
+            s.snat_proto[i] = protocols[i]
+        for i in range(steer.STEER_IFACES):
+            s.snat_iface[i] = ifaces[i]
+        s.snat = rules
+
+    def snat(self):
+        """What set_snat was told last."""
+        cdef steer_settings *s = self.settings()
+        return (s.snat, s.snat_all, tuple([s.snat_proto[i] for i in range(steer.STEER_PROTOS)]),
+                tuple([s.snat_iface[i] for i in range(steer.STEER_IFACES)]))
 
     def counters(self):
         """{interface number: {action: packets}} since the program was loaded, for those in `ifaces`."""

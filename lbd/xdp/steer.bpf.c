@@ -8,7 +8,10 @@
  *     and BGP from or to the same address use other ports and stay the kernel's;
  *   - TCP, UDP and SCTP from address and port of a real server of mode nat;
  *   - later fragments, which show no port, to an address that carries a service of that protocol, or a LIP;
- *   - ICMP and ICMPv6 errors that quote a packet of one of these, told by its source.
+ *   - ICMP and ICMPv6 errors that quote a packet of one of these, told by its source;
+ *   - what an SNAT rule is for: TCP, UDP and ICMP echo requests from its sources to its destinations, sent to this
+ *     interface's own MAC, unless the destination is the host's; errors that quote an answer to such; to an address of
+ *     its pool, echo answers whose identifier is within lbd's ports, and errors that quote an echo request from it.
  * Everything else passes, damaged and truncated packets too: the kernel drops those, and says so.
  * What is lbd's is never passed: the kernel owns the address and would answer RST. No socket, no packet.
  *
@@ -59,6 +62,8 @@ struct ext_hdr { /* what the IPv6 extension headers have in common; RFC 8200 */
 	__be16 frag_off; /* Fragment header alone */
 };
 
+enum { ECHO_NONE = 0, ECHO_REQUEST = 1, ECHO_ANSWER = 2 };
+
 struct flow {                   /* of the packet, or of the one that an ICMP error quotes */
 	struct steer_addr addr; /* destination; of a quoted packet the source */
 	__u32 far[4];           /* the other one */
@@ -67,6 +72,9 @@ struct flow {                   /* of the packet, or of the one that an ICMP err
 	__u8 fragment;
 	__u8 later;             /* a fragment that is not the first: no ports */
 	__u8 quoted;
+	__u8 echo;              /* ICMP echo: ECHO_REQUEST, ECHO_ANSWER */
+	__u16 id;               /* its identifier, network order */
+	__u32 iface;
 };
 
 /*
@@ -171,6 +179,67 @@ static __always_inline bool may_be_ours(struct flow *f)
 				 bpf_map_lookup_elem(&lips6, f->addr.addr) != NULL;
 }
 
+/* ICMP echo that can be an SNAT rule's flow: sets f->echo. Of a later fragment nothing is known. */
+static __always_inline bool is_echo(struct xdp_md *ctx, struct flow *f)
+{
+	const bool four = f->addr.af == 4;
+	struct icmp_hdr *icmp;
+
+	if (f->proto != (four ? IPPROTO_ICMP : IPPROTO_ICMPV6))
+		return false;
+	f->echo = ECHO_REQUEST;
+	if (f->later)
+		return true;
+	icmp = bytes(ctx, f->at, sizeof(*icmp));
+	if (!icmp || icmp->code)
+		return false;
+	f->id = (__u16)icmp->rest;
+	if (icmp->type == (four ? 0 : 129))
+		f->echo = ECHO_ANSWER;
+	else if (icmp->type != (four ? 8 : 128))
+		return false;
+	return true;
+}
+
+/* An echo answer to an address of an SNAT pool, or what quotes a request from it. */
+static __always_inline bool is_pool_echo(struct flow *f)
+{
+	struct steer_ports *lip;
+
+	if (f->later || f->echo != (f->quoted ? ECHO_REQUEST : ECHO_ANSWER))
+		return false;
+	lip = f->addr.af == 4 ? bpf_map_lookup_elem(&lips4, f->addr.addr) : bpf_map_lookup_elem(&lips6, f->addr.addr);
+	return lip && lip->snat && within(lip->lo, lip->hi, f->id);
+}
+
+/* What neither ports nor addresses of lbd's show. A quoted packet is an answer to what the rule is for. */
+__noinline int is_outbound(struct xdp_md *ctx, struct flow *f)
+{
+	struct snat_ends e = {};
+
+	if (!f)
+		return false;
+	if (f->proto != IPPROTO_TCP && f->proto != IPPROTO_UDP) {
+		if (!is_echo(ctx, f))
+			return false;
+		if (is_pool_echo(f))
+			return true;
+		if (f->echo != (f->quoted ? ECHO_ANSWER : ECHO_REQUEST))
+			return false;
+	}
+	e.proto = snat_proto(f->proto);
+	e.iface = f->iface;
+	if (f->addr.af == 4) {
+		e.src[2] = e.dst[2] = bpf_htonl(0xffff);
+		e.src[3] = f->far[0];
+		e.dst[3] = f->addr.addr[0];
+	} else {
+		__builtin_memcpy(e.src, f->far, 16);
+		__builtin_memcpy(e.dst, f->addr.addr, 16);
+	}
+	return snat_wants(ctx, &e);
+}
+
 __noinline int is_ours(struct xdp_md *ctx, struct flow *f)
 {
 	__be16 *ports;
@@ -210,9 +279,9 @@ static __always_inline bool is_icmp_error(struct xdp_md *ctx, struct flow *f)
 }
 
 /* The long way, for all packets. `at`: of the IP header. */
-__noinline int unusual(struct xdp_md *ctx, __u32 at, __u32 af)
+__noinline int unusual(struct xdp_md *ctx, __u32 at, __u32 af, __u32 iface)
 {
-	struct flow f = { .at = at };
+	struct flow f = { .at = at, .iface = iface };
 
 	if (!parse_ip(ctx, &f, af))
 		return false;
@@ -222,7 +291,7 @@ __noinline int unusual(struct xdp_md *ctx, __u32 at, __u32 af)
 		if (!parse_ip(ctx, &f, af))
 			return false;
 	}
-	return is_ours(ctx, &f);
+	return is_ours(ctx, &f) || (settings.snat && is_outbound(ctx, &f));
 }
 
 /* What most packets begin with, behind their tags: header and ports, in one test of the frame's length. */
@@ -236,7 +305,7 @@ struct plain6 {
 	__be16 sport, dport;
 };
 
-static __always_inline bool wants(struct xdp_md *ctx)
+static __always_inline bool wants(struct xdp_md *ctx, __u32 iface)
 {
 	void *p = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end, *start = p;
 	__be16 proto;
@@ -262,8 +331,9 @@ static __always_inline bool wants(struct xdp_md *ctx)
 		if (p + sizeof(*h) <= end && *(__u8 *)p == 0x45 && !(h->ip.frag_off & bpf_htons(0x1fff)) &&
 		    (h->ip.protocol == IPPROTO_TCP || h->ip.protocol == IPPROTO_UDP))
 			return is_ours4(h->ip.daddr, h->dport, h->ip.protocol) ||
-			       is_source4(h->ip.saddr, h->sport, h->ip.protocol);
-		return unusual(ctx, p - start, 4);
+			       is_source4(h->ip.saddr, h->sport, h->ip.protocol) ||
+			       (settings.snat && is_snat4(ctx, iface, h->ip.saddr, h->ip.daddr, h->ip.protocol));
+		return unusual(ctx, p - start, 4, iface);
 	}
 	if (proto == bpf_htons(ETH_P_IPV6)) {
 		struct plain6 *h = p;
@@ -271,8 +341,10 @@ static __always_inline bool wants(struct xdp_md *ctx)
 		if (p + sizeof(*h) <= end && h->ip.version == 6 &&
 		    (h->ip.nexthdr == IPPROTO_TCP || h->ip.nexthdr == IPPROTO_UDP))
 			return is_ours6(h->ip.daddr.in6_u.u6_addr32, h->dport, h->ip.nexthdr) ||
-			       is_source6(h->ip.saddr.in6_u.u6_addr32, h->sport, h->ip.nexthdr);
-		return unusual(ctx, p - start, 6);
+			       is_source6(h->ip.saddr.in6_u.u6_addr32, h->sport, h->ip.nexthdr) ||
+			       (settings.snat && is_snat6(ctx, iface, h->ip.saddr.in6_u.u6_addr32,
+							  h->ip.daddr.in6_u.u6_addr32, h->ip.nexthdr));
+		return unusual(ctx, p - start, 6, iface);
 	}
 	return false;
 }
@@ -291,7 +363,7 @@ int steer(struct xdp_md *ctx)
 	n = bpf_map_lookup_elem(&counters, &iface);
 	if (!n) /* never */
 		return XDP_PASS;
-	if (!wants(ctx)) {
+	if (!wants(ctx, iface)) {
 		n->pass++;
 		return XDP_PASS;
 	}

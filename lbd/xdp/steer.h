@@ -14,17 +14,23 @@
 #include <linux/types.h>
 
 enum {
-	STEER_VERSION = 3,
+	STEER_VERSION = 4,
 	STEER_IFACES = 16,       /* interfaces at most; lbd's interface numbers are below it */
 	STEER_QUEUES = 64,       /* of an interface, at most: xsks[interface number * STEER_QUEUES + queue] */
 	STEER_XSKS = 1024,       /* STEER_IFACES * STEER_QUEUES */
 	STEER_VIPS = 4096,       /* defaults, set before load to what the configuration asks for */
 	STEER_LIPS = 1024,
 	STEER_SOURCES = 16384,
+	STEER_PREFIXES = 65536,  /* of sources, of destinations of SNAT rules; they take memory as they come */
+	STEER_LOCALS = 131072,   /* the host's own addresses, the same */
 	STEER_NEAR_BITS = 14,    /* slots of near_vips4, near_lips4: 2 to the power of it */
 	STEER_NEAR = 1 << STEER_NEAR_BITS,
 	STEER_EXT_MAX = 6,       /* IPv6 extension headers walked at most */
 	STEER_VLAN_MAX = 2,
+	STEER_PROTOS = 3,        /* of SNAT rules: */
+	STEER_TCP = 0,
+	STEER_UDP = 1,
+	STEER_ICMP = 2,          /* echo */
 };
 
 /*
@@ -39,6 +45,11 @@ struct steer_settings {
 	__u32 ifindex[STEER_IFACES]; /* by interface number; 0: none */
 	__u32 sources;               /* entries of sources4 and sources6 together: 0 saves looking there */
 	__u32 zero;
+	__u64 snat;                  /* a bit for each SNAT rule that is in force; 0 saves all the rest of it */
+	__u64 snat_all;              /* of those rules whose destination is everywhere */
+	__u64 snat_proto[STEER_PROTOS]; /* of those that know the protocol */
+	__u64 snat_iface[STEER_IFACES]; /* of those that know the interface */
+	__u64 mac[STEER_IFACES];     /* by interface number, as STEER_MAC reads it; 0: not known, nothing is for it */
 	__u64 near_vips4[STEER_NEAR]; /* key of vips4 */
 	__u64 near_lips4[STEER_NEAR]; /* STEER_LIP4(address, lo, hi) */
 };
@@ -71,6 +82,20 @@ struct steer_port6 {             /* key of vips6; the value is the service's num
 struct steer_ports {             /* value of lips4, lips6: lbd's own ports of the address; host order, inclusive */
 	__u16 lo;
 	__u16 hi;
+	__u16 snat;              /* 1: of an SNAT pool: identifiers of ICMP echo, too */
+	__u16 zero;
+};
+
+/* The first six bytes of a frame, its receiver, of a little-endian word. */
+#define STEER_MAC(word) ((word) & 0xffffffffffffULL)
+
+/*
+ * Key of snat_src and snat_dst, tries of the prefixes that rules name; the value has the bit of each rule that covers the
+ * prefix, shorter ones included. IPv4 as ::ffff:a.b.c.d. Without the length, the key of `locals`.
+ */
+struct steer_prefix {
+	__u32 len;
+	__u32 addr[4];
 };
 
 struct steer_addr {              /* key of vip_addrs: STEER_BIT of each protocol with a service there */

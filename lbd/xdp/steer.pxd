@@ -7,6 +7,7 @@ cdef extern from "steer.h" nogil:
         STEER_IFACES
         STEER_QUEUES
         STEER_NEAR
+        STEER_PROTOS
 
     struct steer_settings:
         uint32_t version
@@ -14,6 +15,11 @@ cdef extern from "steer.h" nogil:
         uint16_t lip_hi
         uint32_t ifindex[16]
         uint32_t sources
+        uint64_t snat
+        uint64_t snat_all
+        uint64_t snat_proto[3]
+        uint64_t snat_iface[16]
+        uint64_t mac[16]
         uint64_t near_vips4[1]
         uint64_t near_lips4[1]
 
@@ -26,6 +32,10 @@ cdef extern from "steer.h" nogil:
         uint32_t addr[4]
         uint32_t port
 
+    struct steer_prefix:
+        uint32_t len
+        uint32_t addr[4]
+
     struct steer_addr:
         uint32_t addr[4]
         uint32_t af
@@ -33,6 +43,8 @@ cdef extern from "steer.h" nogil:
     struct steer_ports:
         uint16_t lo
         uint16_t hi
+        uint16_t snat
+        uint16_t zero
 
     uint32_t STEER_BIT(uint8_t proto)
     uint32_t STEER_PORT(uint16_t port, uint8_t proto)

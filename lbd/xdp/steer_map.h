@@ -3,7 +3,8 @@
  * Maps of steer.bpf.c, and what it looks up there: is an end of a packet (address, port, protocol) lbd's?
  *
  * The end is the destination, or the source of what an ICMP error quotes; for is_source4, is_source6 the other one: real
- * servers of mode nat answer to clients' own addresses. Ports are in network order, as the keys have them. Keys and values: steer.h. Included by steer.bpf.c alone, after libbpf's headers.
+ * servers of mode nat answer to clients' own addresses. What SNAT rules are for goes by both (is_snat). Ports are in
+ * network order, as the keys have them. Keys and values: steer.h. Included by steer.bpf.c alone, after libbpf's headers.
  */
 #ifndef LBD_STEER_MAP_H
 #define LBD_STEER_MAP_H
@@ -24,6 +25,19 @@ MAP(lips4, BPF_MAP_TYPE_HASH, STEER_LIPS, __u32, struct steer_ports);
 MAP(lips6, BPF_MAP_TYPE_HASH, STEER_LIPS, struct in6_addr, struct steer_ports);
 MAP(sources4, BPF_MAP_TYPE_HASH, STEER_SOURCES, __u64, __u32);
 MAP(sources6, BPF_MAP_TYPE_HASH, STEER_SOURCES, struct steer_port6, __u32);
+/* filled where there are SNAT rules alone: memory as needed */
+#define MAP_GROWING(name, kind, size, key_type, value_type) \
+	struct {                                            \
+		__uint(type, kind);                         \
+		__uint(max_entries, size);                  \
+		__type(key, key_type);                      \
+		__type(value, value_type);                  \
+		__uint(map_flags, BPF_F_NO_PREALLOC);       \
+	} name SEC(".maps")
+
+MAP_GROWING(locals, BPF_MAP_TYPE_HASH, STEER_LOCALS, struct in6_addr, __u32);
+MAP_GROWING(snat_src, BPF_MAP_TYPE_LPM_TRIE, STEER_PREFIXES, struct steer_prefix, __u64);
+MAP_GROWING(snat_dst, BPF_MAP_TYPE_LPM_TRIE, STEER_PREFIXES, struct steer_prefix, __u64);
 MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, STEER_IFACES, __u32, struct steer_counts);
 
 volatile struct steer_settings settings; /* volatile: written by the master */
@@ -101,6 +115,88 @@ static __always_inline bool is_source6(const __u32 *addr, __u16 port, __u8 proto
 	};
 
 	return settings.sources && bpf_map_lookup_elem(&sources6, &end);
+}
+
+struct snat_ends {               /* of a packet, or of the one that would answer a quoted one; IPv4 as ::ffff:a.b.c.d */
+	__u32 src[4];
+	__u32 dst[4];
+	__u32 proto;             /* STEER_TCP … */
+	__u32 iface;
+};
+
+/* Can it be somebody's beyond a router? As snat_leaves of snat.pxd. */
+static __always_inline bool leaves(const __u32 *dst)
+{
+	__u8 first = bpf_ntohl(dst[3]) >> 24;
+
+	if (!dst[0] && !dst[1])
+		return dst[2] == bpf_htonl(0xffff) && first && first != 127 && first < 224;
+	return (dst[0] & bpf_htonl(0xff000000)) != bpf_htonl(0xff000000) &&
+	       (dst[0] & bpf_htonl(0xffc00000)) != bpf_htonl(0xfe800000);
+}
+
+/* Is an SNAT rule for it? All that a rule asks for is asked here, but for the interface of the way out. */
+static __always_inline bool snat_wants(struct xdp_md *ctx, const struct snat_ends *e)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	__u64 rules = settings.snat, *some;
+	struct steer_prefix key = { .len = 128 };
+
+	if (!rules || e->proto >= STEER_PROTOS || e->iface >= STEER_IFACES || data + 14 > end)
+		return false;
+	rules &= settings.snat_proto[e->proto] & settings.snat_iface[e->iface];
+	if (!rules || STEER_MAC(*(__u64 *)data) != settings.mac[e->iface])
+		return false;
+	__builtin_memcpy(key.addr, e->src, 16);
+	some = bpf_map_lookup_elem(&snat_src, &key);
+	if (!some || !(rules & *some) || !leaves(e->dst))
+		return false;
+	rules &= *some;
+	__builtin_memcpy(key.addr, e->dst, 16);
+	if (!(rules & settings.snat_all)) {
+		some = bpf_map_lookup_elem(&snat_dst, &key);
+		if (!some || !(rules & *some))
+			return false;
+	}
+	return !bpf_map_lookup_elem(&locals, key.addr);
+}
+
+__noinline int is_snat(struct xdp_md *ctx, struct snat_ends *e)
+{
+	return e && snat_wants(ctx, e);
+}
+
+static __always_inline __u32 snat_proto(__u8 proto)
+{
+	if (proto == IPPROTO_TCP)
+		return STEER_TCP;
+	if (proto == IPPROTO_UDP)
+		return STEER_UDP;
+	return proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6 ? STEER_ICMP : STEER_PROTOS;
+}
+
+static __always_inline bool is_snat4(struct xdp_md *ctx, __u32 iface, __u32 src, __u32 dst, __u8 proto)
+{
+	struct snat_ends e = {
+		.src = { 0, 0, bpf_htonl(0xffff), src },
+		.dst = { 0, 0, bpf_htonl(0xffff), dst },
+		.proto = snat_proto(proto),
+		.iface = iface,
+	};
+
+	return is_snat(ctx, &e);
+}
+
+static __always_inline bool is_snat6(struct xdp_md *ctx, __u32 iface, const __u32 *src, const __u32 *dst, __u8 proto)
+{
+	struct snat_ends e = {
+		.src = { src[0], src[1], src[2], src[3] },
+		.dst = { dst[0], dst[1], dst[2], dst[3] },
+		.proto = snat_proto(proto),
+		.iface = iface,
+	};
+
+	return is_snat(ctx, &e);
 }
 
 #endif

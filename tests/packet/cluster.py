@@ -65,7 +65,7 @@ class Cluster(Balancer):
         key, udp_ports = self.rss
         ip = frame[14:]
         addresses, at, proto = (ip[12:20], 20, ip[9]) if ip[0] >> 4 == 4 else (ip[8:40], 40, ip[6])
-        data = addresses + (ip[at : at + 4] if proto == 6 or udp_ports else b"")
+        data = addresses + (ip[at : at + 4] if proto == 6 or (proto == 17 and udp_ports) else b"")
         return self.table[_engine.toeplitz(key, data) % BUCKETS]
 
     def send(self, packet: bytes, iface: int = 0, **more: int) -> Result:

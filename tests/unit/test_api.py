@@ -132,7 +132,7 @@ class FakeDaemon:
             return []
         ends = {"client": (bytes([198, 51, 100, 7]), 40000), "virtual": (bytes([192, 0, 2, 10]), 80),
                 "local": (bytes([10, 0, 0, 10]), 12345), "real_server": (bytes([10, 0, 1, 1]), 8080)}  # fmt: skip
-        return [{**ends, "proto": 6, "state": "ESTABLISHED", "expires_ms": 1500, "svc": 0, "dest": 0}]
+        return [{**ends, "proto": 6, "mode": "fullnat", "state": "ESTABLISHED", "expires_ms": 1500, "svc": 0, "dest": 0}]
 
     def change(self, where: tuple[str, str], values: dict[str, Any]) -> None:
         self.runtime.change(where, **values)
@@ -201,7 +201,7 @@ def assert_shape(got: Any, want: Any, at: str = "") -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/status", "/v1/services", "/v1/real-servers", "/v1/conns", "/v1/workers", "/v1/lips", "/v1/drops"]
+    "path", ["/v1/status", "/v1/services", "/v1/real-servers", "/v1/conns", "/v1/workers", "/v1/lips", "/v1/drops", "/v1/snat"]
 )
 async def test_answers_are_as_documented(api: Api, path: str) -> None:
     status, got = await api("GET", path)
@@ -227,7 +227,7 @@ async def test_values(api: Api) -> None:
     _, got = await api("GET", "/v1/conns?limit=1&service=web")
     assert got["conns"] == [
         {"worker": 0, "protocol": "tcp", "state": "established", "service": "web", "real_server": "10.0.1.1:8080",
-         "client": "198.51.100.7:40000", "virtual": "192.0.2.10:80", "local": "10.0.0.10:12345", "expires": 1.5}
+         "client": "198.51.100.7:40000", "virtual": "192.0.2.10:80", "local": "10.0.0.10:12345", "expires": 1.5, "mode": "fullnat"}
     ]  # fmt: skip
     assert got["truncated"]
     _, got = await api("GET", "/v1/drops")

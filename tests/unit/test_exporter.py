@@ -44,6 +44,8 @@ def config(services: int = 1, real_servers: int = 2, workers: int = 2) -> Config
         'address = "10.0.0.10"',
         "manage = false",
     ]
+    lines += ["[[snat]]", 'name = "out"', 'source = ["10.9.0.0/16"]']
+    lines += ["[[snat.pool]]", 'address = "198.51.100.1"', "manage = false"]
     for s in range(services):
         lines += ["[[service]]", f'name = "web{s}"', f'address = "192.0.2.{s // 250}:{s % 250 + 1}"']
         for r in range(real_servers):
@@ -100,7 +102,7 @@ class Daemon:
         )
         self.health = SimpleNamespace(states=lambda: self.statuses)
         self.runtime = SimpleNamespace(get=lambda *where: self.overrides.get(where, PLAIN))
-        self.reconciler = SimpleNamespace(lips=SimpleNamespace(number=lambda address: 0))
+        self.reconciler = SimpleNamespace(lips=SimpleNamespace(number=lambda address: 0), rule_number=lambda name: 63)
         self._placed: dict[str, Any] = {}
         self.place()
         self.exporter = Exporter(self)

@@ -317,13 +317,29 @@ class FakeProgram:
         self.log.append(f"-{port}")
         del self.vips[af, addr, port, proto]
 
-    def set_lip(self, af: int, addr: bytes, lo: int, hi: int) -> None:
-        self.log.append(f"+lip {addr[-1]} {lo}-{hi}")
+    def set_lip(self, af: int, addr: bytes, lo: int, hi: int, snat: bool = False) -> None:
+        self.log.append(f"+{'pool' if snat else 'lip'} {addr[-1]} {lo}-{hi}")
         self.lip[af, addr] = (lo, hi)
 
     def del_lip(self, af: int, addr: bytes) -> None:
         self.log.append(f"-lip {addr[-1]}")
         del self.lip[af, addr]
+
+    # of SNAT rules: tests/unit/test_steer_snat.py, on the program itself
+    def locals(self) -> set[tuple[int, bytes]]:
+        return set()
+
+    def prefixes(self, name: str) -> dict[tuple[int, bytes, int], int]:
+        return {}
+
+    def snat(self) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
+        return 0, 0, (0,) * 3, (0,) * 16
+
+    def set_snat(self, *rules: object) -> None:
+        pass
+
+    def set_mac(self, iface: int, mac: bytes) -> None:
+        pass
 
 
 def desired(ports: list[int], *lips: tuple[int, int, int]) -> Desired:

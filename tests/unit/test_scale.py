@@ -132,6 +132,18 @@ class Program:
     def sources(self) -> set[Any]:
         return set()
 
+    def locals(self) -> set[Any]:
+        return set()
+
+    def prefixes(self, name: str) -> dict[Any, int]:
+        return {}
+
+    def snat(self) -> tuple[Any, ...]:
+        return 0, 0, (0,) * 3, (0,) * 16
+
+    def set_mac(self, *_: Any) -> None:
+        pass
+
     def set_service(self, *key: Any) -> None:
         self.asked += 1
         self.there[key[:-1]] = key[-1]
@@ -140,7 +152,7 @@ class Program:
         self.asked += 1
         del self.there[key]
 
-    def set_lip(self, *_: Any) -> None:
+    def set_lip(self, *_: Any, snat: bool = False) -> None:
         self.asked += 1
 
 
