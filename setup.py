@@ -44,7 +44,7 @@ TEST_EXTENSIONS = {
 }
 BPF_PROGRAM = "lbd/xdp/steer.bpf.c"
 BPF_SECTIONS = ("xdp", "xdp.frags")  # one of them
-BPF_MAPS = ("xsks", "vips4", "vips6", "vip_addrs", "lips4", "lips6", "sources4", "sources6", "locals", "snat_src",
+BPF_MAPS = ("xsks", "vips4", "vips6", "vip_addrs", "lips4", "lips6", "sources4", "sources6", "tunnels", "locals", "snat_src",
             "snat_dst", "counters")
 
 CYTHON_DIRECTIVES = {

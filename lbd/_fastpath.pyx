@@ -21,6 +21,7 @@ from lbd.datapath.hdr cimport PROTO_SCTP
 from lbd.datapath.lifetime cimport engine_expire
 from lbd.datapath.count cimport Counters
 from lbd.datapath.fib cimport FIB_MAX, ROUTE_USED, Route
+from lbd.datapath.hdr cimport VLAN_HLEN, GueHdr, Ip6Hdr, UdpHdr
 from lbd.datapath.neigh cimport Adj, Iface
 from lbd.datapath.pipeline cimport engine_burst
 from lbd.datapath.pkt cimport BURST_MAX, FRAME_SLACK, IFACE_MAX, Pkt
@@ -71,6 +72,9 @@ cdef inline void layout_promises() noexcept nogil:
     lbd_static_assert(sizeof(Cmd) == 128)
     lbd_static_assert(sizeof(Evt) == 64)
     lbd_static_assert(sizeof(Hand) == 16)
+    lbd_static_assert(sizeof(Dest) == 64)
+    # the most that a packet grows by: two tags, and IPv6 and GUE around it
+    lbd_static_assert(2 * VLAN_HLEN + sizeof(Ip6Hdr) + sizeof(UdpHdr) + sizeof(GueHdr) <= FRAME_SLACK)
     lbd_static_assert(sizeof(ConnExt) == 2 * EXT_SHARE)
     lbd_static_assert((sizeof(Conn4) + sizeof(ConnCold) + sizeof(uint32_t) + 2) * BUCKET_FILL_X100 * BUCKET_SPARE
                       + 2 * sizeof(Bucket) * 100 * (BUCKET_SPARE + 1) <= 128 * BUCKET_FILL_X100 * BUCKET_SPARE)

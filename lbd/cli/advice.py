@@ -86,4 +86,7 @@ ADVICE = {
         "Between an IPv6 client and an IPv4 real server some things have no equal: source routes, routing headers, some ICMP "
         "errors. A few are usual; many: look which they are with `lbd capture`."
     ),
+    "icmp_short": "A router on the way to a real server of mode `tunnel` quotes only the 8 bytes of RFC 792, so that its errors "
+    "can't be told to the client: lower the MTU of lbd's interface to what that way takes, and packets too large are answered "
+    "before.",
 }

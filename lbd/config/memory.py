@@ -6,7 +6,7 @@
     connections  125 bytes × connections_ipv4 + 189 bytes × connections_ipv6:
                  records and index, in a file of run_dir
     tables       3.3 MiB of neighbours, routes and rings to and from the master;
-                 200 bytes × services + 112 bytes × real_servers
+                 200 bytes × services + 128 bytes × real_servers
     frames       2049 bytes × frames: the packet, and a byte that says who holds it
     sockets      48 bytes × ring for each interface: the four rings of an AF_XDP socket
     process      8 MiB: interpreter, stacks

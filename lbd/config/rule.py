@@ -16,6 +16,7 @@ from lbd.config.model import Config
 from lbd.config.problem import Loc
 from lbd.config.service import RealServer, Service
 from lbd.config.snat import PoolAddress
+from lbd.config.tunnel import Encapsulation, ServerEncapsulation
 from lbd.config.value import duration_text, shown
 from lbd.sched import scheduler
 
@@ -160,6 +161,29 @@ def _modes(view: View) -> Iterator[Finding]:
                 yield (*loc, "address"), f"{wrong}: mode {service.mode} changes no port; or use nat or fullnat"
 
 
+def _encapsulations(view: View) -> Iterator[Finding]:
+    """What a table `tunnel` says must have an effect."""
+    for outer, service in view.services():
+        own = service.tunnel or Encapsulation()
+        tables: list[tuple[Loc, Encapsulation | ServerEncapsulation | None]] = [((*outer, "tunnel"), service.tunnel)]
+        tables += [((*loc, "tunnel"), r.tunnel) for loc, r in view.real_servers(outer, service)]
+        for loc, table in tables:
+            if table is None:
+                continue
+            if service.mode != "tunnel" and view.good(outer, "mode"):
+                yield loc, f'has no effect in mode {service.mode}; remove it, or write mode = "tunnel"'
+            kind = table.type or own.type
+            if not view.good(loc, "type") or not view.good((*outer, "tunnel"), "type"):
+                continue
+            if kind != "gue" and "port" in table.model_fields_set and view.good(loc, "port"):
+                yield (*loc, "port"), f'is GUE\'s, and the type is {kind}; remove it, or write type = "gue"'
+            if kind == "ipip" and table.checksum == "full":
+                yield (*loc, "checksum"), 'ipip has none; remove it, or write type = "gre" or type = "gue"'
+        families = {r.af for r in service.real_server}
+        if own.source is not None and families and own.source.version not in families and view.whole(*outer, "real_server"):
+            yield (*outer, "tunnel", "source"), f"no real server is of IPv{own.source.version}; use an address of their family"
+
+
 def _managed(view: View) -> Iterator[Finding]:
     for loc, lip in view.own_addresses():
         if lip.manage and lip.interface is None and view.good(loc, "manage", "interface"):
@@ -274,6 +298,7 @@ RULES: tuple[Rule, ...] = (
     _sorry_servers,
     _families,
     _modes,
+    _encapsulations,
     _managed,
     _interfaces,
     _static,

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from lbd.config.address import Endpoint, EndpointValue, IPAddress
 from lbd.config.section import Section
+from lbd.config.tunnel import Encapsulation, ServerEncapsulation
 from lbd.config.value import Bool, Duration, Int, InterfaceName, Name, RequestPath
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
@@ -61,6 +62,7 @@ class RealServer(Section):
     slow_start: Duration | None = Field(
         None, ge=0, le=86400, description='Overrides the service\'s `slow_start`; "0s": none.', examples=["2m"]
     )
+    tunnel: ServerEncapsulation | None = Field(None, description="Its own way in mode `tunnel`.")
 
     @property
     def af(self) -> int:
@@ -100,7 +102,7 @@ class Service(Section):
     mode: Mode = Field(
         "fullnat",
         description="How packets get to real servers: `fullnat` rewrites both addresses and both ports, `nat` the "
-        "destination alone (ipvsadm's `-m`), `dr` the link layer alone (`-g`), `tunnel` packs them in IP (`-i`). `fullnat` of "
+        "destination alone (ipvsadm's `-m`), `dr` the link layer alone (`-g`), `tunnel` wraps them in IP (`-i`). `fullnat` of "
         "an IPv6 address also has IPv4 real servers: [NAT64](modes/nat64.md). What real servers need: [nat](modes/nat.md), "
         "[dr](modes/dr.md), [tunnel](modes/tunnel.md).",
     )
@@ -146,6 +148,7 @@ class Service(Section):
         description="End connections whose real server has weight 0 or is drained, in the same way (DPVS's "
         "`--expire-quiescent`).",
     )
+    tunnel: Encapsulation | None = Field(None, description="How mode `tunnel` wraps packets; without it `ipip`.")
     health: Health | None = Field(
         None, description="How real servers are checked. Without it they count as up."
     )

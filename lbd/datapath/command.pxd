@@ -68,6 +68,8 @@ cdef struct CmdSvc:
     uint32_t timeout_fin
     uint32_t timeout_udp
     uint16_t sorry          # number + 1, 0 = none
+    uint8_t source4[4]      # of tunnels' outer headers, 0 = lbd's choice
+    uint8_t source6[16]
 
 cdef struct CmdSnat:        # fields as those of Svc
     uint8_t digest[16]      # of the rule's name
@@ -89,6 +91,8 @@ cdef struct CmdDest:
     uint8_t flags           # DestFlag without DEST_USED
     uint16_t svc
     uint16_t weight
+    uint16_t tunnel_port    # network order
+    uint8_t tunnel          # TunnelWay
 
 cdef struct CmdLip:
     uint8_t addr[16]

@@ -6,7 +6,7 @@ from lbd.datapath.engine cimport Engine
 from lbd.datapath.command cimport *
 from lbd.datapath.svc cimport (LIP_MAX, Svc, SvcStat, Dest, Lip, LipStat, SVC_NONE, DEST_NONE, SVC_USED, DEST_USED, DEST_UP,
                                DEST_END, SVC_EXPIRE_NODEST, SVC_EXPIRE_QUIESCENT, MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_SNAT,
-                               MODE_TUNNEL, LIP_SNAT, LIP_USED, SCHED_FIRST, SNAT_ANY)
+                               MODE_TUNNEL, LIP_SNAT, LIP_USED, SCHED_FIRST, SNAT_ANY, TUNNEL_CSUM, TUNNEL_GUE, TUNNEL_KIND)
 from lbd.datapath.link cimport adj_tags, link_of, tag_word
 from lbd.datapath.neigh cimport (Iface, adj_refresh, Adj, ADJ_NONE, ADJ_MAX, ADJ_USED, ADJ_VALID, ADJ_LEARNED, BOND_L34,
                                  IFACE_PARTIAL, IFACE_USED, LINK_MAX, MEMBER_MAX)
@@ -83,6 +83,8 @@ cdef inline bint svc_set(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogi
     s.table_off = b.table_off
     s.table_len = b.table_len
     s.sorry = b.sorry
+    memcpy(s.source4, b.source4, 4)
+    memcpy(s.source6, b.source6, 16)
     s.gen = c.gen
     if c.flags & CMD_FRESH:
         memset(e.svc_stat + c.id, 0, sizeof(SvcStat))
@@ -172,6 +174,11 @@ cdef inline void ending_begin(Engine *e) noexcept nogil:
     e.ending_side = 0
 
 
+cdef inline void gue_note(Engine *e, const Dest *d) noexcept nogil:
+    if d.tunnel & TUNNEL_KIND == TUNNEL_GUE:
+        e.gue[d.tunnel_port >> 3] |= <uint8_t> (1 << (d.tunnel_port & 7))
+
+
 cdef inline void nat_refresh(Engine *e) noexcept nogil:
     """What is private to the process, from tables that were there before it."""
     cdef uint32_t i
@@ -179,6 +186,7 @@ cdef inline void nat_refresh(Engine *e) noexcept nogil:
     for i in range(e.max_dest - 1, -1, -1):
         if e.dest[i].flags & DEST_USED:
             dest_hash_in(e, i)
+            gue_note(e, e.dest + i)
         if e.dest[i].flags & DEST_END:
             ending_begin(e)
     snat_refresh(e)
@@ -197,6 +205,8 @@ cdef inline bint dest_set(Engine *e, const Cmd *c, const CmdDest *b) noexcept no
     cdef bint stood, ended
     if c.id >= e.max_dest or b.svc >= e.max_svc or (b.af != 4 and b.af != 6):
         return False
+    if b.tunnel & TUNNEL_KIND > TUNNEL_GUE or b.tunnel & ~(TUNNEL_KIND | TUNNEL_CSUM):
+        return False
     d = e.dest + c.id
     stood = dest_stands(d)
     ended = d.flags & DEST_END
@@ -204,15 +214,19 @@ cdef inline bint dest_set(Engine *e, const Cmd *c, const CmdDest *b) noexcept no
         dest_unhash(e, c.id)
     if c.flags & CMD_FRESH:
         memset(e.dest_stat + c.id, 0, sizeof(SvcStat))
+        d.pmtu = 0
     memcpy(d.addr, b.addr, 16)
     d.port = b.port
     d.af = b.af
     d.svc = b.svc
     d.weight = b.weight
+    d.tunnel = b.tunnel
+    d.tunnel_port = b.tunnel_port
     d.gen = c.gen
     d.adj = ADJ_NONE
     d.fib_gen = e.fib_gen[0] - 1
     d.flags = b.flags | DEST_USED
+    gue_note(e, d)
     dest_hash_in(e, c.id)
     if stood and not dest_stands(d):
         dest_left(e, d.svc)

@@ -63,7 +63,7 @@ cdef struct ConnCommon:         # 24 bytes: what both families keep the same way
     uint16_t svc                # numbers of this run; SVC_NONE, DEST_NONE after both are gone
     uint16_t dest
     uint16_t lip
-    uint16_t l4_delta           # checksum delta client → real server: addresses and ports
+    uint16_t l4_delta           # checksum delta client → real server: addresses and ports; mode tunnel: GUE's port, network order
     uint8_t proto               # NB: proto, state, flags, live are read as one word by fast.pxd
     uint8_t state               # TcpState; UDP uses STATE_UDP
     uint8_t flags               # ConnFlag
@@ -83,7 +83,7 @@ cdef struct Conn4:              # 64 bytes
     uint16_t dport
     uint16_t lport
     ConnCommon c
-    uint16_t ip_delta[2]        # checksum delta of the IPv4 header by direction: addresses and TTL - 1
+    uint16_t ip_delta[2]        # checksum delta of the IPv4 header by direction: addresses and TTL - 1; mode tunnel: [1] TunnelWay
     uint32_t seq_client         # next sequence number expected from the client (highest seen), host order
     uint32_t seq_server         # the same from the real server
     uint32_t ext                # extension record, 0 = none
@@ -101,7 +101,7 @@ cdef struct Conn6:              # 128 bytes
     uint32_t seq_client
     uint32_t seq_server
     uint32_t ext
-    uint32_t spare[5]
+    uint32_t spare[5]           # [0]: mode tunnel: its TunnelWay
 
 cdef struct ConnCold:           # 32 bytes
     uint32_t next               # list the record is on (timer wheel slot, half-open), CONN_NIL = end

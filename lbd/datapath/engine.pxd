@@ -100,6 +100,7 @@ cdef struct Engine:
     uint16_t snat[32]           # service numbers of the SNAT rules, in their order (snat.pxd)
     uint32_t snat_n
     uint32_t snat_by_out        # a rule asks for the interface of the way out
+    uint8_t gue[8192]           # a bit for each UDP port (network order) that a real server's GUE tunnel has, or had
     uint32_t plen4[33]          # routes per prefix length
     uint32_t plen6[129]
     uint32_t adj_free           # search hint

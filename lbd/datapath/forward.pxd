@@ -22,7 +22,8 @@ from lbd.datapath.lookup cimport nexthop, adj_learn, conn_lip, dest_of, neigh_wa
 from lbd.datapath.lifetime cimport table_of, timer_of, conn_enter, conn_end, conn_schedule, stat_count, evict
 from lbd.datapath.nat cimport TTL_DELTA, hop, link_write, rewrite
 from lbd.datapath.seq cimport seq_translate
-from lbd.datapath.encap cimport encap, encap_bytes
+from lbd.datapath.encap cimport encap
+from lbd.datapath.tunnel cimport server_af, tunnel_room
 from lbd.datapath.nat64 cimport nat64_mtu, nat64_obstacle, nat64_packet
 from lbd.datapath.icmp64 cimport nat64_error
 from lbd.datapath.icmp_err cimport answer, quoted_l4, translate4, translate6
@@ -186,12 +187,12 @@ cdef inline bint tunnels(const ConnCommon *c) noexcept nogil:
     return c.flags & CONN_MODE == MODE_TUNNEL << CONN_MODE_SHIFT
 
 
-cdef inline uint32_t room(const Pkt *p, const ConnCommon *c, const Adj *a, uint32_t mtu) noexcept nogil:
+cdef inline uint32_t room(Engine *e, const Pkt *p, uint32_t i, const ConnCommon *c, uint32_t mtu, int af) noexcept nogil:
     """What the packet that came may measure to leave by an MTU, as its connection's mode changes it."""
     if lbd_likely(not c.flags & CONN_WRAPS):
         return mtu
     if tunnels(c):
-        return mtu - encap_bytes(a)
+        return tunnel_room(e, p, table_of(e, af), i, mtu, af)
     return nat64_mtu(p, mtu)
 
 
@@ -216,7 +217,7 @@ cdef inline bint way_out(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t 
     if lbd_unlikely(hops_left(p, af) <= 1):
         answer(e, p, REASON_TTL_EXPIRED, 0)
         return False
-    mtu = room(p, c, a, e.iface[a.link].mtu)
+    mtu = room(e, p, i, c, e.iface[a.link].mtu, af)
     if lbd_unlikely(p.l3_len > mtu):
         answer(e, p, REASON_MTU_EXCEEDED, mtu)
         return False
@@ -227,10 +228,8 @@ cdef inline bint way_out(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t 
 cdef inline bint send_out(Engine *e, Pkt *p, uint32_t i, const ConnCommon *c, uint32_t direction, int af) noexcept nogil:
     """The rewritten packet into its tunnel, if it goes by one, and onto its link. False: dropped."""
     cdef const Adj *a = e.adj + (c.adj_fwd if direction == 0 else c.adj_rev)
-    cdef uint8_t server[16]
     if lbd_unlikely(tunnels(c)):
-        conn_server(table_of(e, af), i, server, af)
-        if not encap(e, p, a, server):
+        if not encap(e, p, table_of(e, af), i, a, af, server_af(c, af)):
             return drop(p, REASON_NO_ROUTE)
     link_write(p, a)
     return True
@@ -341,20 +340,19 @@ cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept
         conn_end(e, i, EXPIRE_RESET, af)
 
 
-cdef inline bint quote_is_right(Engine *e, Pkt *p, uint32_t i, const ConnCommon *c, uint32_t direction, int af) noexcept nogil:
-    """Quoted is what the other end sent; a blind sender doesn't know its sequence numbers (RFC 5927) or verification tag. One way
-    lbd doesn't either: the real server judges. Where lbd moves sequence numbers, the quoted one is moved back."""
-    cdef uint8_t *l4
+cdef inline bint quote_fits(Engine *e, const Pkt *p, uint32_t i, const ConnCommon *c, uint32_t sender, int af) noexcept nogil:
+    """A blind sender lacks the sequence numbers (RFC 5927) or verification tag of what `sender` (a direction) sent. Where lbd
+    moves sequence numbers, the quoted one is moved back."""
+    cdef uint8_t *l4 = p.data + quoted_l4(p)
     cdef uint32_t seq
-    if c.flags & CONN_ONE_WAY or (c.proto != PROTO_TCP and c.proto != PROTO_SCTP):
-        return True
-    l4 = p.data + quoted_l4(p)
     if c.proto == PROTO_SCTP:
-        return sctp_quote_is_right(l4, <uint32_t> (p.data + p.l3 + p.l3_len - l4), c, seq_edge(e, i, 0, af), 1 - direction)
+        return sctp_quote_is_right(l4, <uint32_t> (p.data + p.l3 + p.l3_len - l4), c, seq_edge(e, i, 0, af), sender)
+    if c.proto != PROTO_TCP:
+        return True
     seq = lbd_bswap32(lbd_ld32(l4 + 4))
     if c.flags & CONN_EXTENDED:
-        seq -= conn_ext(e, table_of(e, af), i, af).delta[1 - direction]
-    if not tcp_in_window(seq, seq_edge(e, i, 1 - direction, af)[0]):
+        seq -= conn_ext(e, table_of(e, af), i, af).delta[sender]
+    if not tcp_in_window(seq, seq_edge(e, i, sender, af)[0]):
         return False
     lbd_st32(l4 + 4, lbd_bswap32(seq))
     return True
@@ -380,6 +378,17 @@ cdef inline bint icmp_rewrite(Engine *e, Pkt *p, uint32_t i, const ConnCommon *c
     return True
 
 
+cdef inline bint usable(Engine *e, Pkt *p, uint32_t n) noexcept nogil:
+    """Does anything leave by this adjacency? For ICMP errors: a connection's packets ask more (way_out)."""
+    if n == ADJ_NONE:
+        return drop(p, REASON_NO_ROUTE)
+    if not e.iface[e.adj[n].link].flags & IFACE_UP:
+        return drop(p, REASON_LINK_DOWN)
+    if not e.adj[n].flags & ADJ_VALID:
+        return drop(p, REASON_NO_NEIGHBOR)
+    return True
+
+
 cdef inline void forward_icmp(Engine *e, Pkt *p, uint32_t ref, uint8_t proto, int af) noexcept nogil:
     """An ICMP error about a packet of this connection goes to the other side, translated. It changes no state and no timer."""
     cdef uint32_t i = ref >> 1
@@ -389,26 +398,20 @@ cdef inline void forward_icmp(Engine *e, Pkt *p, uint32_t ref, uint8_t proto, in
     cdef Adj *a
     p.svc = c.svc
     p.dest = c.dest
-    if not quote_is_right(e, p, i, c, direction, af):
+    # one way lbd does not know what the real server sends: it judges itself
+    if not c.flags & CONN_ONE_WAY and not quote_fits(e, p, i, c, 1 - direction, af):
         drop(p, REASON_ICMP_UNMATCHED)
         return
     if c.fib_gen != e.fib_gen[0]:
         adj_resolve(e, i, c, af)
     n = c.adj_fwd if direction == 0 else c.adj_rev
-    if n == ADJ_NONE:
-        drop(p, REASON_NO_ROUTE)
+    if not usable(e, p, n):
         return
     a = e.adj + n
-    if not e.iface[a.link].flags & IFACE_UP:
-        drop(p, REASON_LINK_DOWN)
-        return
-    if not a.flags & ADJ_VALID:
-        drop(p, REASON_NO_NEIGHBOR)
-        return
     if hops_left(p, af) <= 1:                           # an error about an error is never sent
         drop(p, REASON_TTL_EXPIRED)
         return
-    if not icmp_rewrite(e, p, i, c, direction, proto, room(p, c, a, e.iface[a.link].mtu), af):
+    if not icmp_rewrite(e, p, i, c, direction, proto, room(e, p, i, c, e.iface[a.link].mtu, af), af):
         return
     p.ifout = a.iface
     if not send_out(e, p, i, c, direction, af):

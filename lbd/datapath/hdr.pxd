@@ -63,6 +63,15 @@ cdef packed struct IcmpHdr:     # RFC 792, RFC 4443: the same head
     be16 rest_hi
     be16 rest_lo                # ICMP type 3 code 4: next-hop MTU; ICMPv6 type 2: low half of the 32-bit MTU
 
+cdef packed struct GreHdr:      # RFC 2784
+    be16 flags                  # GRE_CSUM: a checksum and 16 bits of zero follow; lowest 3 bits: version
+    be16 proto                  # Ethernet's number for what is inside
+
+cdef packed struct GueHdr:      # draft-ietf-intarea-gue, version 0
+    uint8_t ver_len             # version, control bit, length of what follows in words: all 0
+    uint8_t proto               # IP protocol of what is inside
+    be16 flags
+
 cdef enum:
     ETH_HLEN = 14
     VLAN_HLEN = 4
@@ -72,7 +81,10 @@ cdef enum:
     ETH_P_8021AD = 0x88a8
     PROTO_ICMP = 1
     PROTO_TCP = 6
+    PROTO_IPIP = 4
     PROTO_UDP = 17
+    PROTO_IPV6 = 41
+    PROTO_GRE = 47
     PROTO_ICMPV6 = 58
     PROTO_SCTP = 132
     TCP_FIN = 1
@@ -82,6 +94,7 @@ cdef enum:
     IP_DF = 0x4000
     IP_MF = 0x2000
     IP_OFFMASK = 0x1fff
+    GRE_CSUM = 0x8000
 
 
 cdef inline bint is_transport(uint8_t proto) noexcept nogil:

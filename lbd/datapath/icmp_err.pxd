@@ -44,13 +44,14 @@ cdef inline void mac_swap(uint8_t *to, const uint8_t *from_) noexcept nogil:
     memcpy(to, mac, 12)
 
 
-cdef inline void answer4(Engine *e, Pkt *p, uint8_t type, uint8_t code, uint32_t mtu) noexcept nogil:
+cdef inline void answer4(Engine *e, Pkt *p, uint8_t type, uint8_t code, uint32_t mtu, uint32_t link) noexcept nogil:
+    """In place of the packet at p.l3; link: of the interface whose address it comes from."""
     cdef uint32_t quote = p.l3_len if p.l3_len < ICMP4_QUOTE else ICMP4_QUOTE
     cdef uint32_t src, dst = (<IpHdr *> (p.data + p.l3)).saddr
     cdef uint8_t *d = p.data - 28
     cdef IpHdr *ip
     cdef IcmpHdr *ic
-    src = lbd_ld32(e.iface[link_of(e, p.ifin, pkt_tags(p))].addr4)
+    src = lbd_ld32(e.iface[link].addr4)
     if src == 0:
         src = (<IpHdr *> (p.data + p.l3)).daddr          # no address of its own: the one that was asked
     memmove(d, p.data, p.l3)
@@ -73,7 +74,7 @@ cdef inline void answer4(Engine *e, Pkt *p, uint8_t type, uint8_t code, uint32_t
     p.len = p.l3 + 28 + quote
 
 
-cdef inline void answer6(Engine *e, Pkt *p, uint8_t type, uint8_t code, uint32_t mtu) noexcept nogil:
+cdef inline void answer6(Engine *e, Pkt *p, uint8_t type, uint8_t code, uint32_t mtu, uint32_t link) noexcept nogil:
     cdef uint32_t quote = p.l3_len if p.l3_len < ICMP6_QUOTE else ICMP6_QUOTE
     cdef uint8_t *d = p.data - 48
     cdef uint8_t dst[16]
@@ -82,7 +83,7 @@ cdef inline void answer6(Engine *e, Pkt *p, uint8_t type, uint8_t code, uint32_t
     cdef IcmpHdr *ic
     cdef uint32_t i, set = 0
     memcpy(dst, p.data + p.l3 + 8, 16)
-    memcpy(src, e.iface[link_of(e, p.ifin, pkt_tags(p))].addr6, 16)
+    memcpy(src, e.iface[link].addr6, 16)
     for i in range(16):
         set |= src[i]
     if set == 0:
@@ -110,19 +111,21 @@ cdef inline void answer6(Engine *e, Pkt *p, uint8_t type, uint8_t code, uint32_t
 cdef inline void answer(Engine *e, Pkt *p, uint32_t reason, uint32_t mtu) noexcept nogil:
     """Answers a packet that can't go on with an ICMP error (verdict CONSUME), or drops it when the rate is used up, it is itself
     an ICMP error or was sent to many (RFC 1122 §3.2.2). The packet must be as it came."""
+    cdef uint32_t link
     if p.flags & PKT_ICMP_ERROR or p.data[0] & 1 or not token_take(&e.icmp_bucket, e.now_ns):
         p.verdict = VERDICT_DROP
         p.reason = reason
         return
+    link = link_of(e, p.ifin, pkt_tags(p))
     if p.af == 4:
         if reason == REASON_TTL_EXPIRED:
-            answer4(e, p, 11, 0, 0)
+            answer4(e, p, 11, 0, 0, link)
         else:
-            answer4(e, p, 3, 4, mtu)
+            answer4(e, p, 3, 4, mtu, link)
     elif reason == REASON_TTL_EXPIRED:
-        answer6(e, p, 3, 0, 0)
+        answer6(e, p, 3, 0, 0, link)
     else:
-        answer6(e, p, 2, 0, mtu)
+        answer6(e, p, 2, 0, mtu, link)
     e.count.icmp_sent += 1
     p.verdict = VERDICT_CONSUME
     p.reason = reason
@@ -197,7 +200,7 @@ cdef inline void translate4(Pkt *p, const Conn4 *c, uint32_t direction) noexcept
     ic.check = <uint16_t> ~csum_fold(csum_partial(p.data + p.l4, end - p.l4, 0))
 
 
-cdef inline uint32_t quoted6_l4(Pkt *p) noexcept nogil:
+cdef inline uint32_t quoted6_l4(const Pkt *p) noexcept nogil:
     """Offset of the quoted transport header (parse walked it before: the chain is sound)."""
     cdef uint32_t off = p.inner + 40
     cdef uint8_t proto = p.data[p.inner + 6]
@@ -239,6 +242,6 @@ cdef inline void translate6(Pkt *p, const Conn6 *c, uint32_t direction, uint8_t 
                                                   csum_pseudo(ip.saddr, ip.daddr, 16, PROTO_ICMPV6, end - p.l4)))
 
 
-cdef inline uint32_t quoted_l4(Pkt *p) noexcept nogil:
+cdef inline uint32_t quoted_l4(const Pkt *p) noexcept nogil:
     """Offset of the quoted transport header; 8 bytes of it are always there."""
     return p.inner + (p.data[p.inner] & 15) * 4 if p.af == 4 else quoted6_l4(p)

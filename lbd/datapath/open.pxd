@@ -7,24 +7,25 @@ from libc.string cimport memcpy, memset
 from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_compiler_barrier, lbd_ld32, lbd_prefetchw, lbd_unlikely
 from lbd.datapath.engine cimport ConnExt, Engine, Plan
 from lbd.datapath.ext cimport ext_give, ext_take
-from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_NEW
+from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_ICMP_ERROR, PKT_NEW
 from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.hdr cimport PROTO_SCTP, PROTO_TCP, TcpHdr, TCP_ACK, TCP_RST, TCP_SYN
 from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
-from lbd.datapath.svc cimport (DEST_NONE, DEST_UP, DEST_USED, LIP_NONE, MODE_FULLNAT, MODE_NAT, MODE_NAT64, MODE_SNAT, SVC_NONE)
+from lbd.datapath.svc cimport (DEST_NONE, DEST_UP, DEST_USED, LIP_NONE, MODE_FULLNAT, MODE_NAT, MODE_NAT64, MODE_SNAT, MODE_TUNNEL,
+                               SVC_NONE)
 from lbd.datapath.echo cimport is_icmp
 from lbd.datapath.neigh cimport ADJ_NONE
 from lbd.datapath.lookup cimport dest_bucket, lip_lookup, nat_dest, svc_of
 from lbd.datapath.lifetime cimport conn_end, conn_schedule, evict, stat_count, table_of
 from lbd.datapath.laddr cimport FIT_REUSED, laddr_guess, laddr_pick, port_fit, port_prefetch, server_edge
 from lbd.datapath.owner cimport flow_owner
-from lbd.datapath.parse cimport KIND_ICMP
 from lbd.datapath.sctp cimport CHUNK_ABORT, CHUNK_INIT
 from lbd.datapath.sched cimport schedule, schedule_prefetch
 from lbd.datapath.nat cimport delta_set
 from lbd.datapath.nat64 cimport addr_map, tuple_map
+from lbd.datapath.tunnel cimport tunnel_keep
 from lbd.datapath.forward cimport drop, forward_known
 from lbd.datapath.count cimport EXPIRE_ADMIN, EXPIRE_CLOSED, EXPIRE_REUSED
 
@@ -112,7 +113,7 @@ cdef inline bint hand_over(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil
         e.count.misplaced += 1
     if owner == e.worker:
         # a SYN opens a connection: no need to ask where it lived before
-        if not e.owner_prev_valid or p.hops > 1 or (asks(p) and e.kind[i] != KIND_ICMP):
+        if not e.owner_prev_valid or p.hops > 1 or (asks(p) and not p.flags & PKT_ICMP_ERROR):
             return False
         owner = flow_owner(e, &e.tuple[i], e.hash[i], af, 1)
         if owner == e.worker:
@@ -135,7 +136,7 @@ cdef inline bint may_open(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     if hand_over(e, p, i, af):
         return False
     p.svc = svc_of(e, t, p.ifin, af)
-    if e.kind[i] == KIND_ICMP:
+    if p.flags & PKT_ICMP_ERROR:
         drop(p, REASON_ICMP_UNMATCHED)
         if p.svc == SVC_NONE and not lip_port(e, t, af):
             p.verdict = VERDICT_KERNEL
@@ -155,7 +156,7 @@ cdef inline bint may_open(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
 cdef inline bint looks_new(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     """Will it open a connection (of service p.svc) if it has none? Then the scheduler's slot is on its way."""
     cdef const Tuple *t = &e.tuple[i]
-    if e.kind[i] == KIND_ICMP or not opens(p):
+    if p.flags & PKT_ICMP_ERROR or not opens(p):
         return False
     p.svc = svc_of(e, t, p.ifin, af)
     if p.svc == SVC_NONE:
@@ -273,6 +274,8 @@ cdef inline void conn_fill(Engine *e, uint32_t i, const Tuple *t, uint32_t svc, 
     tab.cold[i].created = e.now_ms
     tab.cold[i].timeout = 0
     delta_set(tab, i, af)
+    if e.svc[svc].mode == MODE_TUNNEL:
+        tunnel_keep(e, tab, i, plan.dest, af)
 
 
 cdef inline uint32_t conn_room(Engine *e, int af) noexcept nogil:
@@ -460,6 +463,8 @@ cdef inline void start_anew(Engine *e, Pkt *p, const Tuple *k, uint64_t h, uint3
         return
     mode = mode_of(e, svc, dest)
     if dest == c.dest and may_reopen(e, c, mode):
+        if mode == MODE_TUNNEL:
+            tunnel_keep(e, t, ref >> 1, dest, af)
         scheduled(e, svc, dest)
         forward_known(e, p, ref, af)
         return

@@ -14,6 +14,7 @@ from lbd.datapath.crc32c cimport sctp_checksum
 from lbd.datapath.neigh cimport IFACE_PARTIAL, TPID_AD, TPID_OUTER_Q
 from lbd.datapath.conn cimport addr6_is
 from lbd.datapath.echo cimport echo_ports, is_icmp
+from lbd.datapath.inner cimport INNER_FOUND, INNER_OTHER, INNER_SHORT, inner_at, is_wrapped
 from lbd.datapath.lookup cimport lip_lookup, svc_of
 from lbd.datapath.svc cimport SVC_NONE, SVC_USED, LIP_NONE
 from libc.string cimport memcmp
@@ -23,6 +24,7 @@ cdef enum Kind:
     KIND_FLOW = 1               # tuple is the packet's
     KIND_FAST = 3               # a flow, parsed by the fast lane: it may go on there
     KIND_ICMP = 2               # tuple is the quoted packet's, reversed: that of an answer to it
+    KIND_OUTER = 4              # ICMP error about a tunnel's outer header: tuple is the quoted inner packet's, and so is Pkt.af
 
 cdef enum:
     EXTHDR_MAX = 8              # IPv6 extension headers walked
@@ -200,6 +202,61 @@ cdef inline bint leaves_masked(Engine *e, const Pkt *p, Tuple *t, int af) noexce
     return svc_of(e, t, p.ifin, af) != SVC_NONE
 
 
+cdef inline uint32_t quoted_inner(const uint8_t *d, uint32_t at, uint32_t end, uint8_t inner, Tuple *t) noexcept nogil:
+    """The tuple of a packet whose IP header is at `at`, of which a quote may have the beginning alone; inner: PROTO_IPIP or
+    PROTO_IPV6. Returns an Inner of inner.pxd."""
+    cdef uint32_t l4
+    cdef uint8_t proto
+    cdef int walked = 0
+    t.af = 4 if inner == PROTO_IPIP else 6
+    l4 = at + (sizeof(IpHdr) if t.af == 4 else sizeof(Ip6Hdr))
+    if l4 > end:
+        return INNER_SHORT
+    if d[at] >> 4 != t.af:
+        return INNER_OTHER
+    if t.af == 4:
+        l4 = at + (d[at] & 15) * 4
+        proto = d[at + 9]
+        if l4 < at + sizeof(IpHdr) or lbd_ld16(d + at + 6) & lbd_bswap16(IP_OFFMASK):
+            return INNER_OTHER
+        memset(t.saddr, 0, 32)
+        lbd_st32(t.saddr, lbd_ld32(d + at + 12))
+        lbd_st32(t.daddr, lbd_ld32(d + at + 16))
+    else:
+        proto = d[at + 6]
+        walked = exthdr_walk(d, &l4, end, &proto)
+        lbd_copy16(t.saddr, d + at + 8)
+        lbd_copy16(t.daddr, d + at + 24)
+    if (walked == 0 and not is_transport(proto)) or walked > 0 or walked < -1:
+        return INNER_OTHER
+    if walked == -1 or l4 + 8 > end:
+        return INNER_SHORT
+    lbd_st32(&t.sport, lbd_ld32(d + l4))
+    t.proto = proto
+    return INNER_FOUND
+
+
+cdef inline uint32_t quoted_outer(Pkt *p, Tuple *t, uint32_t at, uint32_t end, uint8_t proto) noexcept nogil:
+    """ICMP error about a packet that lbd, or the host, has wrapped; `at`: what follows the quoted outer header, whose protocol is
+    `proto`."""
+    cdef uint64_t sum = 0
+    cdef uint32_t got = inner_at(p.data, &at, end, &proto)
+    if p.af == 6:
+        sum = csum_pseudo(p.data + p.l3 + 8, p.data + p.l3 + 24, 16, PROTO_ICMPV6, end - p.l4)
+    if csum_fold(csum_partial(p.data + p.l4, end - p.l4, sum)) != 0xffff:
+        return settle(p, VERDICT_DROP, REASON_BAD_CHECKSUM)
+    if got == INNER_FOUND:
+        got = quoted_inner(p.data, at, end, proto, t)
+    if got == INNER_SHORT:
+        return settle(p, VERDICT_DROP, REASON_ICMP_SHORT)
+    if got != INNER_FOUND:
+        return settle(p, VERDICT_KERNEL, REASON_ICMP_UNMATCHED)
+    p.inner = at
+    p.af = t.af
+    p.flags |= PKT_ICMP_ERROR
+    return KIND_OUTER
+
+
 cdef inline uint32_t quoted4(Engine *e, Pkt *p, Tuple *t, uint32_t end) noexcept nogil:
     """ICMP error (RFC 792): the quoted IPv4 header and 8 bytes more; fills the reversed tuple."""
     cdef IpHdr *q
@@ -210,6 +267,9 @@ cdef inline uint32_t quoted4(Engine *e, Pkt *p, Tuple *t, uint32_t end) noexcept
     n = (q.ver_ihl & 15) * 4
     if q.ver_ihl >> 4 != 4 or n < sizeof(IpHdr) or off + n + 8 > end:
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
+    if (q.saddr == lbd_ld32(t.daddr) and not q.frag_off & lbd_bswap16(IP_OFFMASK)
+            and is_wrapped(e, q.protocol, p.data + off + n)):
+        return quoted_outer(p, t, off + n, end, q.protocol)
     if not quotes_flow(e, p.data + off + n, q.protocol, t, 4) or q.frag_off & lbd_bswap16(IP_OFFMASK):
         return settle(p, VERDICT_KERNEL, REASON_ICMP_UNMATCHED)
     if q.saddr != lbd_ld32(t.daddr):                # about a packet of somebody else than whom it is sent to
@@ -302,6 +362,8 @@ cdef inline uint32_t quoted6(Engine *e, Pkt *p, Tuple *t, uint32_t end) noexcept
     walked = exthdr_walk(p.data, &l4, end, &proto)
     if p.data[off] >> 4 != 6 or walked == -1:
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
+    if walked == 0 and l4 + 8 <= end and addr6_is(q.saddr, t.daddr) and is_wrapped(e, proto, p.data + l4):
+        return quoted_outer(p, t, l4, end, proto)
     if walked != 0 or not flow_proto(e, proto) or not addr6_is(q.saddr, t.daddr):
         return settle(p, VERDICT_KERNEL, REASON_ICMP_UNMATCHED)
     if l4 + 8 > end:

@@ -9,13 +9,14 @@ from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_ICMP_ERROR, BURST_MAX
 from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.reason cimport *
 from lbd.datapath.fast cimport fast_parse, fast_forward
-from lbd.datapath.parse cimport parse, KIND_DONE, KIND_FAST, KIND_ICMP
+from lbd.datapath.parse cimport parse, KIND_DONE, KIND_FAST, KIND_ICMP, KIND_OUTER
 from lbd.datapath.conn cimport (ConnTable, Bucket, REF_NONE, conn_bucket, conn_tag, conn_lookup, conn_is, conn4, conn6,
                                 lbd_tag_match)
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.forward cimport forward_known, forward_icmp
 from lbd.datapath.nat64 cimport far_prefetch, tuple_map
 from lbd.datapath.orphan cimport orphan_settle, orphaned
+from lbd.datapath.relay cimport relay
 from lbd.datapath.open cimport (STEP_AGAIN, STEP_DONE, STEP_OPEN, looks_new, may_open, met_before, open_planned, plan_open,
                                 resets, start_anew, starts_anew)
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE
@@ -102,6 +103,8 @@ cdef inline bint settle_known(Engine *e, Pkt *p, uint32_t i, const Tuple *k, uin
         return False
     if lbd_unlikely(e.kind[i] == KIND_ICMP):
         forward_icmp(e, p, ref, k.proto, af)
+    elif lbd_unlikely(e.kind[i] == KIND_OUTER):
+        relay(e, p, ref, af)
     elif lbd_unlikely(starts_anew(e, p, ref, af)):
         start_anew(e, p, k, h, ref, af)
     elif lbd_unlikely(orphaned(e, ref, af)):

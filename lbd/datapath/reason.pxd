@@ -40,4 +40,5 @@ cdef enum Reason:
     REASON_TUPLE_IN_USE
     REASON_SERVER_GONE
     REASON_UNTRANSLATABLE
+    REASON_ICMP_SHORT
     REASON_COUNT            # how many; never a reason

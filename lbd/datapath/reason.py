@@ -38,6 +38,7 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("server_gone", "its real server is gone and its connection with it (expire_nodest, expire_quiescent, a drain's deadline); "
      "a client's TCP is answered with a RST"),
     ("untranslatable", "nat64: a packet or ICMP error that the other address family has no equal of (RFC 7915)"),
+    ("icmp_short", "an ICMP error about a tunnel's outer header that quotes too little of the packet inside to know its client"),
 )
 
 NAMES: tuple[str, ...] = tuple(name for name, _ in REASONS)

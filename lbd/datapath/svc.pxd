@@ -39,7 +39,7 @@ cdef enum SvcMode:          # forwarding mode; a connection keeps that of its fi
     MODE_DR = 2             # direct routing: link layer alone; answers go past lbd
     MODE_NAT64 = 4          # of connections alone: a FULLNAT service of IPv6 to an IPv4 real server
     MODE_SNAT = 5           # of rules alone (snat.pxd): their connections are FULLNAT's
-    MODE_TUNNEL = 6         # IP in IP; answers go past lbd
+    MODE_TUNNEL = 6         # behind another IP header; answers go past lbd
     MODE_BITS = 7           # all of them
     # what the numbers' bits say
     MODE_ONE_WAY = 2        # lbd sees the client's packets alone
@@ -68,7 +68,9 @@ cdef struct Svc:            # 128 bytes; what established packets and plain serv
     uint64_t homes          # mask of slots
     uint32_t homes_table    # table_off that the mask is of
     uint32_t homes_changed  # when the mask last changed, ms
-    uint8_t reserved[36]
+    uint8_t source4[4]      # outer source addresses of its tunnels; 0 = lbd's choice
+    uint8_t source6[16]
+    uint8_t reserved[16]
     uint32_t timeout_fin    # ms, of states after a FIN; 0 = the worker's defaults
     uint32_t timeout_udp    # ms; 0 = the worker's default
     uint16_t sorry          # its sorry server: number + 1, 0 = none
@@ -93,6 +95,13 @@ cdef struct SvcStat:        # 64 bytes
     uint32_t inactive       # connections in any other state
     uint64_t reserved[2]
 
+cdef enum TunnelWay:        # Dest.tunnel, and what a connection keeps of it
+    TUNNEL_IPIP = 0
+    TUNNEL_GRE = 1
+    TUNNEL_GUE = 2
+    TUNNEL_KIND = 3         # mask
+    TUNNEL_CSUM = 4         # GRE, GUE: with a checksum
+
 cdef enum DestFlag:
     DEST_USED = 1
     DEST_UP = 2             # health says it answers (and no administrator says otherwise): may take new connections if weight > 0
@@ -100,7 +109,7 @@ cdef enum DestFlag:
     DEST_END = 8            # its connections are to be ended now (ending.pxd)
     DEST_RESET = 16         # with a RST to both ends, where they are TCP
 
-cdef struct Dest:           # 48 bytes
+cdef struct Dest:           # 64 bytes
     uint8_t addr[16]        # network order, IPv4 in the first 4 bytes
     uint16_t port           # network order
     uint8_t af
@@ -109,10 +118,13 @@ cdef struct Dest:           # 48 bytes
     uint16_t weight         # 0 = drain
     uint32_t gen
     uint16_t adj            # cached adjacency (worker), valid while fib_gen matches
-    uint16_t reserved0
+    uint16_t tunnel_port    # GUE's, network order
     uint32_t fib_gen        # (worker)
     uint32_t next           # chain of real servers by address and port: number + 1, 0 = end (worker)
-    uint8_t reserved[8]
+    uint32_t pmtu_seen      # when `pmtu` was learned, ms (worker)
+    uint16_t pmtu           # of the way to it, by ICMP errors about its tunnel; 0 = not known (worker)
+    uint8_t tunnel          # TunnelWay
+    uint8_t reserved[17]
 
 cdef enum LipFlag:
     LIP_USED = 1

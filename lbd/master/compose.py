@@ -13,7 +13,9 @@ from lbd.config import Config
 from lbd.config.service import RealServer as ConfiguredServer
 from lbd.config.service import Service as ConfiguredService
 from lbd.config.snat import AddressRange, Snat
-from lbd.master.desired import Desired, LocalAddress, Range, RealServer, Service, SnatRule
+from lbd.config.tunnel import Encapsulation as ConfiguredEncapsulation
+from lbd.config.tunnel import ServerEncapsulation, effective
+from lbd.master.desired import IPIP, Desired, Encapsulation, LocalAddress, Range, RealServer, Service, SnatRule
 from lbd.master.reach import NextHops, Reach
 from lbd.master.record import Address4or6
 from lbd.master.runtime import PLAIN, Override
@@ -171,7 +173,7 @@ class Composer:
             port=s.port,
             protocol=s.proto,
             scheduler=s.scheduler,
-            real_servers=tuple(self._real_server(s.name, r) for r in s.real_server),
+            real_servers=tuple(self._real_server(s, r) for r in s.real_server),
             timeout_established=milliseconds(s.tcp_established) if s.tcp_established is not None else 0,
             scheduler_flags=s.scheduler_flags,
             mode=s.mode,
@@ -179,14 +181,23 @@ class Composer:
             timeout_udp=milliseconds(s.udp_timeout) if s.udp_timeout is not None else 0,
             expire=("nodest",) * s.expire_nodest + ("quiescent",) * s.expire_quiescent,
             sorry=(s.sorry_server.addr.packed, s.sorry_server.port) if s.sorry_server is not None else None,
+            sources=(s.tunnel.source.packed,) if s.tunnel is not None and s.tunnel.source is not None else (),
+            sorry_tunnel=encapsulation(s, None, s.sorry_server.af) if s.sorry_server is not None else IPIP,
         )
 
-    def _real_server(self, service: str, r: ConfiguredServer) -> RealServer:
+    def _real_server(self, s: ConfiguredService, r: ConfiguredServer) -> RealServer:
         name = str(r.address)
-        override = self.override(service, name)
-        weight, up = in_force(r.weight, override, self.healthy(service, name))
+        override = self.override(s.name, name)
+        weight, up = in_force(r.weight, override, self.healthy(s.name, name))
         rest = 0 if weight else override.weight or r.weight
-        return RealServer(r.address.addr.packed, r.address.port, weight, up, rest)
+        return RealServer(r.address.addr.packed, r.address.port, weight, up, rest, tunnel=encapsulation(s, r.tunnel, r.af))
+
+
+def encapsulation(s: ConfiguredService, own: ServerEncapsulation | None, af: int) -> Encapsulation:
+    if s.mode != "tunnel":
+        return IPIP
+    kind, port, checksum = effective(s.tunnel or ConfiguredEncapsulation(), own, af)
+    return Encapsulation(kind, port, checksum == "full")
 
 
 def in_force(configured: int, override: Override, healthy: bool) -> tuple[int, bool]:

@@ -25,6 +25,18 @@ IFACE_ZERO_COPY = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Encapsulation:
+    """How packets get to a real server in mode tunnel."""
+
+    kind: str = "ipip"  # gre, gue
+    port: int = 0  # GUE's
+    checksum: bool = False
+
+
+IPIP = Encapsulation()
+
+
+@dataclass(frozen=True, slots=True)
 class RealServer:
     address: bytes
     port: int
@@ -33,6 +45,7 @@ class RealServer:
     rest: int = 0  # while weight is 0: the one that it had; hashes keep its place by it
     share: int = 100  # percent of its weight that counts for now: slow start, a drain in stages
     end: str = ""  # its connections are to be ended: "expire", or "reset", with a RST to both ends
+    tunnel: Encapsulation = IPIP
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +63,8 @@ class Service:
     timeout_udp: int = 0
     expire: tuple[str, ...] = ()  # connections whose real server is "nodest", "quiescent"
     sorry: tuple[bytes, int] | None = None  # address and port
+    sources: tuple[bytes, ...] = ()  # of outer headers, at most one of each family
+    sorry_tunnel: Encapsulation = IPIP
 
     @property
     def key(self) -> ServiceKey:

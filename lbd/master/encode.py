@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
-from lbd.master.desired import Interface, LocalAddress, Neighbour, Range, RealServer, Route, Service, SnatRule
+from lbd.master.desired import Encapsulation, Interface, LocalAddress, Neighbour, Range, RealServer, Route, Service, SnatRule
 from lbd.shm import _shm as shm
 
 HEAD = struct.Struct("=HHII")  # Cmd: op, flags, id, gen
@@ -20,6 +20,9 @@ HEAD = struct.Struct("=HHII")  # Cmd: op, flags, id, gen
 EXPIRE = {"nodest": shm.SVC_EXPIRE_NODEST, "quiescent": shm.SVC_EXPIRE_QUIESCENT}
 END = {"": 0, "expire": shm.DEST_END, "reset": shm.DEST_END | shm.DEST_RESET}
 MODES = {"fullnat": shm.MODE_FULLNAT, "nat": shm.MODE_NAT, "dr": shm.MODE_DR, "tunnel": shm.MODE_TUNNEL}
+
+
+KINDS = {"ipip": shm.TUNNEL_IPIP, "gre": shm.TUNNEL_GRE, "gue": shm.TUNNEL_GUE}
 
 
 class Kind(IntEnum):
@@ -98,16 +101,23 @@ def local_address(number: int, lip: LocalAddress) -> bytes:
     )
 
 
+def way(tunnel: Encapsulation) -> int:
+    return KINDS[tunnel.kind] | (shm.TUNNEL_CSUM if tunnel.checksum else 0)
+
+
 def dest(number: int, real: RealServer, svc: int, weight: int) -> bytes:
     """`weight`: its own, in the measure of its service at the moment."""
     return shm.dest_set(
         number, 0, af=family(real.address), addr=real.address, port=real.port, svc=svc, weight=weight, up=real.up,
-        flags=END[real.end],
+        flags=END[real.end], tunnel=way(real.tunnel), tunnel_port=real.tunnel.port,
     )  # fmt: skip
 
 
-def sorry(number: int, address: bytes, port: int, svc: int) -> bytes:
-    return shm.dest_set(number, 0, af=family(address), addr=address, port=port, svc=svc, flags=shm.DEST_SORRY)
+def sorry(number: int, address: bytes, port: int, svc: int, tunnel: Encapsulation) -> bytes:
+    return shm.dest_set(
+        number, 0, af=family(address), addr=address, port=port, svc=svc, flags=shm.DEST_SORRY, tunnel=way(tunnel),
+        tunnel_port=tunnel.port,
+    )  # fmt: skip
 
 
 def service(number: int, s: Service, kind: int, flags: int, table_at: int, table_len: int, sorry: int | None) -> bytes:
@@ -118,6 +128,8 @@ def service(number: int, s: Service, kind: int, flags: int, table_at: int, table
         number, 0, af=family(s.address), addr=s.address, port=s.port, proto=s.protocol, sched=kind,
         flags=flags, mode=MODES[s.mode], table_off=table_at, table_len=table_len, timeout_established=s.timeout_established,
         timeout_fin=s.timeout_fin, timeout_udp=s.timeout_udp, sorry=sorry,
+        source4=next((a for a in s.sources if len(a) == 4), bytes(4)),
+        source6=next((a for a in s.sources if len(a) == 16), bytes(16)),
     )  # fmt: skip
 
 

@@ -310,7 +310,7 @@ class Plan:
         if service.sorry is not None:
             key = (own, *service.sorry)
             sorry = dests[key] = self._number(self.now.dests, Kind.DEST, key)
-            records[Key(Kind.DEST, (sorry,))] = encode.sorry(sorry, *service.sorry, number)
+            records[Key(Kind.DEST, (sorry,))] = encode.sorry(sorry, *service.sorry, number, service.sorry_tunnel)
         flags = flags_of(method, service.scheduler_flags)
         made_of = (service.scheduler, flags, servers)
         table = old.table if old is not None and old.made_of == made_of else method.table(servers, flags)

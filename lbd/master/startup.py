@@ -27,6 +27,7 @@ from pathlib import Path
 from lbd._fastpath import conn_bytes
 from lbd.config import Config
 from lbd.config.host import disk_under
+from lbd.config.tunnel import TUNNEL_MAX
 from lbd.master.record import Channels, Link, Snapshot
 from lbd.master.refusal import Refusal
 from lbd.master.resources import Resources
@@ -125,7 +126,9 @@ def create(config: Config, snapshot: Snapshot, links: Mapping[str, Link]) -> Res
             stack.callback(os.close, fd)
         ports = Opener(config, area, links, queues).open()
         stack.callback(close_ports, ports)
-        program = _xsk.Program.load(services=sizes["services"], lips=sizes["lips"], sources=sizes["dests"])
+        program = _xsk.Program.load(
+            services=sizes["services"], lips=sizes["lips"], sources=sizes["dests"], tunnels=sizes["dests"] + 2 * TUNNEL_MAX
+        )
         stack.callback(program.close)
         attach(program, config, links)
         for port in ports:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which packets the XDP program takes away from the kernel: its maps follow what workers know.
 
-Scope: services and local addresses; for SNAT rules see snat_steering.py. (Interfaces and sockets are put there once, by
-`startup.py`, and by the supervisor when a socket is opened anew.) Reads the maps back, so that a new master finds what its
-predecessor steered.
+Scope: services, local addresses, real servers whose answers, or whose tunnels' ICMP errors, are lbd's; for SNAT rules see
+snat_steering.py. (Interfaces and sockets are put there once, by `startup.py`, and by the supervisor when a socket is opened
+anew.) Reads the maps back, so that a new master finds what its predecessor steered.
 
     service         not steered ──every worker has applied it──► steered ──not wanted any more──► not steered
     local address   not steered ──wanted──► steered ──not wanted, and no connection holds a port of it──► not steered
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 ServiceAt = tuple[int, bytes, int, int]  # af, address, port, protocol
 LipAt = tuple[int, bytes]  # af, address
 Ports = tuple[int, int]
+TunnelAt = tuple[int, bytes, bytes, int, int]  # af, local address, remote address, protocol, port; as Program.set_tunnel
+TUNNEL_PROTOCOLS = {"ipip": 4, "gre": 47, "gue": 17}
 
 
 class Steering:
@@ -44,6 +46,7 @@ class Steering:
         self._sources: set[ServiceAt] = set(program.sources())
         self._pools: set[LipAt] = set()  # of the local addresses those that are known to be SNAT's
         self._snat = SnatSteering(program)
+        self._tunnels: set[TunnelAt] = set(program.tunnels())
         self._wanted: tuple[Mapping[ServiceAt, int], Mapping[LipAt, Ports]] = ({}, {})
         self._seen: Desired | None = None  # what that follows from; None: something failed on the way
         self._due = False  # something is wanted, and not steered yet
@@ -58,6 +61,7 @@ class Steering:
         self._wanted = wanted(desired)
         services, lips = self._wanted
         self._answers(sources(desired))
+        self._wrapped(wrapped(desired))
         self._snat.prepare(desired)
         pools = {(family(a.address), a.address) for a in desired.local_addresses if a.snat}
         for at in self._services - services.keys():
@@ -79,6 +83,15 @@ class Steering:
         for at in wanted - self._sources:
             self._program.set_source(*at)
             self._sources.add(at)
+
+    def _wrapped(self, wanted: set[TunnelAt]) -> None:
+        """Errors about tunnels that are no more go to the kernel, which passes over them."""
+        for at in wanted - self._tunnels:
+            self._program.set_tunnel(*at)
+            self._tunnels.add(at)
+        for at in self._tunnels - wanted:
+            self._program.del_tunnel(*at)
+            self._tunnels.discard(at)
 
     def extend(self) -> None:
         """After every worker has applied what `prepare` was given last."""
@@ -112,6 +125,7 @@ class Steering:
         for at in tuple(self._sources):
             self._program.del_source(*at)
             self._sources.discard(at)
+        self._wrapped(set())
         for lip in tuple(self._lips):
             self._program.del_lip(*lip)
             del self._lips[lip]
@@ -124,7 +138,7 @@ def same(one: Desired, other: Desired) -> bool:
     if one.snat is not other.snat or (one.snat and (one.own is not other.own or one.interfaces is not other.interfaces)):
         return False
     pairs = zip(one.services, other.services, strict=True)
-    return all(a is b or (a.key == b.key and "nat" not in (a.mode, b.mode)) for a, b in pairs)
+    return all(a is b or (a.key == b.key and not {"nat", "tunnel"} & {a.mode, b.mode}) for a, b in pairs)
 
 
 def sources(desired: Desired) -> set[ServiceAt]:
@@ -134,6 +148,19 @@ def sources(desired: Desired) -> set[ServiceAt]:
         for s in desired.services
         if s.mode == "nat"
         for address, port in (*((r.address, r.port) for r in s.real_servers), *([s.sorry] if s.sorry else []))
+    }
+
+
+def wrapped(desired: Desired) -> set[TunnelAt]:
+    """Real servers that packets are wrapped for, and how."""
+    return {
+        (family(address), b"", address, TUNNEL_PROTOCOLS[tunnel.kind], tunnel.port)
+        for s in desired.services
+        if s.mode == "tunnel"
+        for address, tunnel in (
+            *((r.address, r.tunnel) for r in s.real_servers),
+            *([(s.sorry[0], s.sorry_tunnel)] if s.sorry else []),
+        )
     }
 
 

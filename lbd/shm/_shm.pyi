@@ -34,6 +34,10 @@ SNAT_ICMP: int
 SNAT_ANY: int
 SNAT_MAX: int
 LIP_SNAT: int
+TUNNEL_IPIP: int
+TUNNEL_GRE: int
+TUNNEL_GUE: int
+TUNNEL_CSUM: int
 DEST_USED: int
 DEST_UP: int
 DEST_SORRY: int
@@ -160,6 +164,8 @@ def svc_set(
     timeout_udp: int = 0,
     sorry: int | None = None,
     mode: int = 0,
+    source4: bytes = ...,
+    source6: bytes = ...,
     fresh: bool = False,
 ) -> bytes: ...
 def snat_set(
@@ -191,6 +197,8 @@ def dest_set(
     weight: int = 1,
     up: bool = True,
     flags: int = 0,
+    tunnel: int = 0,
+    tunnel_port: int = 0,
     fresh: bool = False,
 ) -> bytes: ...
 def dest_del(id: int, gen: int) -> bytes: ...

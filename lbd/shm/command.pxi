@@ -64,7 +64,9 @@ def nop(gen):
 
 
 def svc_set(id, gen, *, af, addr, port, proto, sched, flags=0, table_off=0, table_len=0,
-            timeout_established=0, timeout_fin=0, timeout_udp=0, sorry=None, mode=c_svc.MODE_FULLNAT, fresh=False):
+            timeout_established=0, timeout_fin=0, timeout_udp=0, sorry=None, mode=c_svc.MODE_FULLNAT, source4=bytes(4),
+            source6=bytes(16), fresh=False):
+    """source4, source6: outer source addresses of its tunnels; zeros: lbd's choice."""
     cdef c_cmd.CmdSvc b
     memset(&b, 0, sizeof(b))
     put_addr(b.vaddr, af, addr)
@@ -87,6 +89,8 @@ def svc_set(id, gen, *, af, addr, port, proto, sched, flags=0, table_off=0, tabl
     b.timeout_fin = bounded("timeout_fin", timeout_fin, 0, 0xffffffff)
     b.timeout_udp = bounded("timeout_udp", timeout_udp, 0, 0xffffffff)
     b.sorry = 0 if sorry is None else bounded("sorry", sorry, 0, 0xfffe) + 1
+    put_bytes(b.source4, "source4", source4, 4)
+    put_bytes(b.source6, "source6", source6, 16)
     return finish(c_cmd.CMD_SVC_SET, number16(id), gen, c_cmd.CMD_FRESH if fresh else 0, &b, sizeof(b))
 
 
@@ -118,8 +122,9 @@ def svc_del(id, gen):
     return finish(c_cmd.CMD_SVC_DEL, number16(id), gen, 0, NULL, 0)
 
 
-def dest_set(id, gen, *, af, addr, port, svc, weight=1, up=True, flags=0, fresh=False):
-    """flags: DEST_SORRY, DEST_END, DEST_RESET"""
+def dest_set(id, gen, *, af, addr, port, svc, weight=1, up=True, flags=0, tunnel=c_svc.TUNNEL_IPIP, tunnel_port=0, fresh=False):
+    """flags: DEST_SORRY, DEST_END, DEST_RESET; tunnel: a kind (TUNNEL_IPIP, TUNNEL_GRE, TUNNEL_GUE), TUNNEL_CSUM with it for the
+    latter two; tunnel_port: GUE's."""
     cdef c_cmd.CmdDest b
     memset(&b, 0, sizeof(b))
     put_addr(b.addr, af, addr)
@@ -132,6 +137,10 @@ def dest_set(id, gen, *, af, addr, port, svc, weight=1, up=True, flags=0, fresh=
         b.flags |= c_svc.DEST_UP
     b.svc = bounded("svc", svc, 0, 0xfffe)
     b.weight = bounded("weight", weight, 0, 0xffff)
+    b.tunnel = bounded("tunnel", tunnel, 0, c_svc.TUNNEL_GUE | c_svc.TUNNEL_CSUM)
+    if b.tunnel & c_svc.TUNNEL_KIND > c_svc.TUNNEL_GUE or b.tunnel == c_svc.TUNNEL_CSUM:
+        raise ValueError(f"tunnel {tunnel!r} is none of TUNNEL_IPIP, TUNNEL_GRE and TUNNEL_GUE, the latter two with TUNNEL_CSUM")
+    b.tunnel_port = htons(bounded("tunnel_port", tunnel_port, 1 if b.tunnel & c_svc.TUNNEL_KIND == c_svc.TUNNEL_GUE else 0, 65535))
     return finish(c_cmd.CMD_DEST_SET, number16(id), gen, c_cmd.CMD_FRESH if fresh else 0, &b, sizeof(b))
 
 

@@ -63,7 +63,7 @@ cdef inline tuple svc_stat_tuple(uint32_t number, const SvcStat *at):
 
 cdef inline dict dest_dict(const Dest *d):
     return {"addr": addr_bytes(d.af, d.addr), "port": ntohs(d.port), "af": d.af, "flags": d.flags,
-            "svc": d.svc, "weight": d.weight, "gen": d.gen}
+            "svc": d.svc, "weight": d.weight, "gen": d.gen, "tunnel": d.tunnel, "tunnel_port": ntohs(d.tunnel_port)}
 
 
 cdef inline dict lip_dict(const Lip *p):

@@ -35,7 +35,7 @@ from lbd.xdp.libxdp cimport (
 from lbd.xdp.port cimport (
     MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, SOL_SOCKET, SOL_XDP, getsockopt, mmap, munmap,
 )
-from lbd.xdp.steer cimport steer_addr, steer_counts, steer_port6, steer_ports, steer_prefix, steer_settings
+from lbd.xdp.steer cimport steer_addr, steer_counts, steer_port6, steer_ports, steer_prefix, steer_settings, steer_tunnel
 
 import errno as E
 import importlib.resources

@@ -39,6 +39,18 @@ cdef int port_key(steer_port6 *key, int af, bytes addr, uint16_t port, uint8_t p
     return 0
 
 
+cdef int tunnel_key(steer_tunnel *key, int af, bytes near, bytes far, uint8_t proto, uint16_t port) except -1:
+    """near empty: a real server's, `far`; far empty: from anywhere."""
+    memset(key, 0, sizeof(steer_tunnel))
+    key.what = steer.STEER_TUNNEL(af, proto, htons(port))
+    if near:
+        put_addr(key.near_, af, near)
+        key.what |= steer.STEER_ENDS_HERE
+    if far or not near:
+        put_addr(key.far_, af, far)
+    return 0
+
+
 cdef void keep_near(uint64_t *slot, dict entries, key, entry):
     """One of the entries of this slot's hash, `entry` being that of `key` (0: none any more), is in the slot."""
     if entry:

@@ -1,6 +1,6 @@
 # The steering program: load, attach, its maps. Part of _xsk.pyx.
 
-cdef tuple MAPS = ("xsks", "vips4", "vips6", "vip_addrs", "lips4", "lips6", "sources4", "sources6", "locals",
+cdef tuple MAPS = ("xsks", "vips4", "vips6", "vip_addrs", "lips4", "lips6", "sources4", "sources6", "tunnels", "locals",
                    "snat_src", "snat_dst", "counters", "settings")
 cdef bytes MAPPED = bytes(10) + b"\xff\xff"       # IPv4 in 16 bytes
 
@@ -14,12 +14,13 @@ cdef class Program:
     cdef dict _fds              # "prog", "map:NAME", "link:IFINDEX" -> descriptor
     cdef dict _served           # (af, addr) -> {(port, proto)}: what is in vips4 and vips6, so that vip_addrs follows
     cdef set _sources           # what is in sources4 and sources6, for its number
+    cdef set _tunnels           # what is in tunnels, for its number
     cdef steer_settings *_settings          # the program's own, mapped
     cdef object _near_vips4, _near_lips4    # slot -> {key: entry}, what has its hash: keep_near
 
     @staticmethod
-    def load(*, uint32_t services=4096, uint32_t lips=1024, uint32_t sources=16384):
-        """Load the program that travels in the package, with room for so many services, LIPs and NAT real servers."""
+    def load(*, uint32_t services=4096, uint32_t lips=1024, uint32_t sources=16384, uint32_t tunnels=16384):
+        """Load the program that travels in the package, with room for so many services, LIPs, NAT real servers, tunnels."""
         cdef Program self = Program.__new__(Program)
         cdef bytes elf = (importlib.resources.files("lbd.xdp") / "steer.bpf.o").read_bytes()
         cdef bpf_object *obj = bpf_object__open_mem(<const char *>elf, len(elf), NULL)
@@ -29,7 +30,7 @@ cdef class Program:
             libbpf_failed(errno, "reading the XDP program")
         try:
             for name, size in (("vips4", services), ("vips6", services), ("vip_addrs", services), ("lips4", lips),
-                               ("lips6", lips), ("sources4", sources), ("sources6", sources)):
+                               ("lips6", lips), ("sources4", sources), ("sources6", sources), ("tunnels", tunnels)):
                 bpf_map__set_max_entries(bpf_object__find_map_by_name(obj, name.encode()), max(size, 1))
             code = bpf_object__load(obj)
             if code != 0:
@@ -68,6 +69,7 @@ cdef class Program:
             for (af, addr), (lo, hi) in self.lips().items():
                 self.note_lip(af, addr, lo, hi)
             self._sources = self.sources()
+            self._tunnels = self.tunnels()
         except BaseException:
             self._fds.clear()
             self.close()
@@ -83,7 +85,7 @@ cdef class Program:
             raise XdpError(errno, "mapping the XDP program's settings")
         self._settings = <steer_settings *>at
         self._served, self._near_vips4, self._near_lips4 = {}, defaultdict(dict), defaultdict(dict)
-        self._sources = set()
+        self._sources, self._tunnels = set(), set()
         return 0
 
     @property
@@ -263,6 +265,35 @@ cdef class Program:
         """{(af, addr, port, proto)}, as the maps have it."""
         return set(self.ends("sources"))
 
+    def set_tunnel(self, int af, bytes near not None, bytes far not None, uint8_t proto, uint16_t port=0):
+        """near empty: ICMP errors about what lbd wraps for the real server `far` are lbd's from now on. Else: what comes in the
+        tunnel from `far` (empty: from anywhere) to `near`, if something of lbd's is inside. proto: 4 (and 41), 47, 17."""
+        cdef steer_tunnel key
+        cdef uint32_t one = 1
+        tunnel_key(&key, af, near, far, proto, port)
+        self.update("tunnels", &key, &one)
+        self._tunnels.add((af, near, far, proto, port))
+        self.settings().tunnels = len(self._tunnels)
+
+    def del_tunnel(self, int af, bytes near not None, bytes far not None, uint8_t proto, uint16_t port=0):
+        cdef steer_tunnel key
+        tunnel_key(&key, af, near, far, proto, port)
+        self.delete("tunnels", &key)
+        self._tunnels.discard((af, near, far, proto, port))
+        self.settings().tunnels = len(self._tunnels)
+
+    def tunnels(self):
+        """{(af, near, far, proto, port)}, as the map has it."""
+        found = set()
+        for key in self.entries("tunnels", sizeof(steer_tunnel), 4):
+            what = int.from_bytes(key[32:], sys.byteorder)
+            af = what >> 24 & 0x7f
+            width = 4 if af == 4 else 16
+            near = key[:width] if what & steer.STEER_ENDS_HERE else b""
+            far = b"" if near and not any(key[16:32]) else key[16:16 + width]
+            found.add((af, near, far, what >> 16 & 0xff, ntohs(what & 0xffff)))
+        return found
+
     cdef dict ends(self, str name):
         """{(af, addr, port, proto): number} of a pair of maps."""
         found = {}
@@ -278,8 +309,8 @@ cdef class Program:
     cdef dict entries(self, str name, size_t key_bytes, size_t value_bytes):
         """{key: value} of a hash."""
         cdef int fd = self._fds["map:" + name]
-        cdef uint8_t key[32]
-        cdef uint8_t following[32]
+        cdef uint8_t key[64]
+        cdef uint8_t following[64]
         cdef uint8_t value[32]
         found = {}
         code = bpf_map_get_next_key(fd, NULL, following)

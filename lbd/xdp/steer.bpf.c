@@ -8,7 +8,9 @@
  *     and BGP from or to the same address use other ports and stay the kernel's;
  *   - TCP, UDP and SCTP from address and port of a real server of mode nat;
  *   - later fragments, which show no port, to an address that carries a service of that protocol, or a LIP;
- *   - ICMP and ICMPv6 errors that quote a packet of one of these, told by its source;
+ *   - ICMP and ICMPv6 errors that quote a packet of one of these, told by its source, or one that lbd has wrapped (IPIP, GRE,
+ *     GUE), told by the real server that it was for;
+ *   - IPIP and GRE to an address where a tunnel ends that lbd is to unpack, if any of these is inside;
  *   - what an SNAT rule is for: TCP, UDP and ICMP echo requests from its sources to its destinations, sent to this
  *     interface's own MAC, unless the destination is the host's; errors that quote an answer to such; to an address of
  *     its pool, echo answers whose identifier is within lbd's ports, and errors that quote an echo request from it.
@@ -278,6 +280,54 @@ static __always_inline bool is_icmp_error(struct xdp_md *ctx, struct flow *f)
 	       icmp->type >= ICMPV6_DEST_UNREACH && icmp->type <= ICMPV6_PARAMPROB;
 }
 
+/* Of a quoted packet: has lbd wrapped it for a real server? */
+__noinline int is_wrapped(struct xdp_md *ctx, struct flow *f)
+{
+	__be16 *ports, port = 0;
+	__u8 proto;
+
+	if (!f || !settings.tunnels || f->later)
+		return false;
+	proto = f->proto == IPPROTO_IPV6 ? IPPROTO_IPIP : f->proto;
+	if (proto == IPPROTO_UDP) {
+		ports = bytes(ctx, f->at, 4);
+		if (!ports)
+			return false;
+		port = ports[1];
+	} else if (!is_tunnel_proto(proto)) {
+		return false;
+	}
+	return is_wrapped_for(f->far, STEER_TUNNEL(f->addr.af, proto, port));
+}
+
+/* A packet in a tunnel: if that ends here, on to the inner IP header, whose family is returned. 0: the kernel's. */
+__noinline int unpack(struct xdp_md *ctx, struct flow *f)
+{
+	__be16 *gre;
+	__u32 at;
+	int af;
+
+	if (!f || !settings.tunnels || f->fragment)
+		return 0;
+	if (!ends_here(f->addr.addr, f->far, STEER_TUNNEL(f->addr.af, f->proto == IPPROTO_IPV6 ? IPPROTO_IPIP : f->proto, 0)))
+		return 0;
+	at = f->at;
+	af = f->proto == IPPROTO_IPIP ? 4 : 6;
+	if (f->proto == IPPROTO_GRE) {
+		gre = bytes(ctx, at, 4);
+		if (!gre || (gre[0] & ~bpf_htons(0x8000)))    /* a key or sequence numbers: another tunnel */
+			return 0;
+		if (gre[1] != bpf_htons(ETH_P_IP) && gre[1] != bpf_htons(ETH_P_IPV6))
+			return 0;
+		at += gre[0] ? 8 : 4;
+		af = gre[1] == bpf_htons(ETH_P_IP) ? 4 : 6;
+	}
+	__builtin_memset(f, 0, sizeof(*f));
+	f->at = at;
+	f->iface = STEER_IFACES;        /* no interface: what is inside is no SNAT rule's */
+	return af;
+}
+
 /* The long way, for all packets. `at`: of the IP header. */
 __noinline int unusual(struct xdp_md *ctx, __u32 at, __u32 af, __u32 iface)
 {
@@ -285,11 +335,18 @@ __noinline int unusual(struct xdp_md *ctx, __u32 at, __u32 af, __u32 iface)
 
 	if (!parse_ip(ctx, &f, af))
 		return false;
+	if (is_tunnel_proto(f.proto)) {
+		af = unpack(ctx, &f);
+		if (!af || !parse_ip(ctx, &f, af))
+			return false;
+	}
 	if (is_icmp_error(ctx, &f)) {
 		f.quoted = true;
 		f.at += sizeof(struct icmp_hdr);
 		if (!parse_ip(ctx, &f, af))
 			return false;
+		if (is_wrapped(ctx, &f))
+			return true;
 	}
 	return is_ours(ctx, &f) || (settings.snat && is_outbound(ctx, &f));
 }

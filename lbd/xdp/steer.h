@@ -23,6 +23,7 @@ enum {
 	STEER_SOURCES = 16384,
 	STEER_PREFIXES = 65536,  /* of sources, of destinations of SNAT rules; they take memory as they come */
 	STEER_LOCALS = 131072,   /* the host's own addresses, the same */
+	STEER_TUNNELS = 16384,
 	STEER_NEAR_BITS = 14,    /* slots of near_vips4, near_lips4: 2 to the power of it */
 	STEER_NEAR = 1 << STEER_NEAR_BITS,
 	STEER_EXT_MAX = 6,       /* IPv6 extension headers walked at most */
@@ -44,7 +45,7 @@ struct steer_settings {
 	__u16 lip_lo, lip_hi;        /* no LIP has ports of lbd's outside of these; host order, inclusive; hi 0: no LIP */
 	__u32 ifindex[STEER_IFACES]; /* by interface number; 0: none */
 	__u32 sources;               /* entries of sources4 and sources6 together: 0 saves looking there */
-	__u32 zero;
+	__u32 tunnels;               /* entries of tunnels: the same */
 	__u64 snat;                  /* a bit for each SNAT rule that is in force; 0 saves all the rest of it */
 	__u64 snat_all;              /* of those rules whose destination is everywhere */
 	__u64 snat_proto[STEER_PROTOS]; /* of those that know the protocol */
@@ -78,6 +79,20 @@ struct steer_port6 {             /* key of vips6; the value is the service's num
 #define STEER_SLOT(key) ((((key) ^ (key) >> 35) * 0x9e3779b97f4a7c15ULL) >> (64 - STEER_NEAR_BITS))
 
 /* lips4, lips6: keyed by the address alone; sources4, sources6: keys as those of vips4 and vips6 */
+
+/*
+ * Key of tunnels: either a tunnel that ends here, by local and remote address (all 0: from anywhere), or a real server that
+ * packets are wrapped for, by its address alone (far). IPv4 in the first word, the rest 0.
+ */
+struct steer_tunnel {
+	__u32 near[4];
+	__u32 far[4];
+	__u32 what;              /* STEER_TUNNEL(family, protocol, port), and STEER_ENDS_HERE or not */
+};
+
+/* protocol: of the outer header, 4 for 41 too; port: UDP's, network order, else 0 */
+#define STEER_TUNNEL(af, proto, port) ((__u32)(port) | (__u32)(proto) << 16 | (__u32)(af) << 24)
+#define STEER_ENDS_HERE 0x80000000
 
 struct steer_ports {             /* value of lips4, lips6: lbd's own ports of the address; host order, inclusive */
 	__u16 lo;

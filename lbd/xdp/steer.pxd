@@ -15,6 +15,7 @@ cdef extern from "steer.h" nogil:
         uint16_t lip_hi
         uint32_t ifindex[16]
         uint32_t sources
+        uint32_t tunnels
         uint64_t snat
         uint64_t snat_all
         uint64_t snat_proto[3]
@@ -40,6 +41,11 @@ cdef extern from "steer.h" nogil:
         uint32_t addr[4]
         uint32_t af
 
+    struct steer_tunnel:
+        uint32_t near_ "near"[4]
+        uint32_t far_ "far"[4]
+        uint32_t what
+
     struct steer_ports:
         uint16_t lo
         uint16_t hi
@@ -50,4 +56,6 @@ cdef extern from "steer.h" nogil:
     uint32_t STEER_PORT(uint16_t port, uint8_t proto)
     uint64_t STEER_VIP4(uint32_t addr, uint16_t port, uint8_t proto)
     uint64_t STEER_LIP4(uint32_t addr, uint16_t lo, uint16_t hi)
+    uint32_t STEER_TUNNEL(uint8_t af, uint8_t proto, uint16_t port)
+    uint32_t STEER_ENDS_HERE
     uint32_t STEER_SLOT(uint64_t key)

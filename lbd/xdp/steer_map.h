@@ -38,6 +38,7 @@ MAP(sources6, BPF_MAP_TYPE_HASH, STEER_SOURCES, struct steer_port6, __u32);
 MAP_GROWING(locals, BPF_MAP_TYPE_HASH, STEER_LOCALS, struct in6_addr, __u32);
 MAP_GROWING(snat_src, BPF_MAP_TYPE_LPM_TRIE, STEER_PREFIXES, struct steer_prefix, __u64);
 MAP_GROWING(snat_dst, BPF_MAP_TYPE_LPM_TRIE, STEER_PREFIXES, struct steer_prefix, __u64);
+MAP(tunnels, BPF_MAP_TYPE_HASH, STEER_TUNNELS, struct steer_tunnel, __u32);
 MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, STEER_IFACES, __u32, struct steer_counts);
 
 volatile struct steer_settings settings; /* volatile: written by the master */
@@ -197,6 +198,36 @@ static __always_inline bool is_snat6(struct xdp_md *ctx, __u32 iface, const __u3
 	};
 
 	return is_snat(ctx, &e);
+}
+
+static __always_inline bool is_tunnel_proto(__u8 proto)
+{
+	return proto == IPPROTO_IPIP || proto == IPPROTO_IPV6 || proto == IPPROTO_GRE;
+}
+
+/* Does lbd wrap packets for this address so? */
+static __always_inline bool is_wrapped_for(const __u32 *server, __u32 what)
+{
+	struct steer_tunnel key = {
+		.far = { server[0], server[1], server[2], server[3] },
+		.what = what,
+	};
+
+	return bpf_map_lookup_elem(&tunnels, &key);
+}
+
+static __always_inline bool ends_here(const __u32 *local, const __u32 *remote, __u32 what)
+{
+	struct steer_tunnel key = {
+		.near = { local[0], local[1], local[2], local[3] },
+		.far = { remote[0], remote[1], remote[2], remote[3] },
+		.what = what | STEER_ENDS_HERE,
+	};
+
+	if (bpf_map_lookup_elem(&tunnels, &key))
+		return true;
+	__builtin_memset(key.far, 0, sizeof(key.far));
+	return bpf_map_lookup_elem(&tunnels, &key);
 }
 
 #endif

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other end of an IP-in-IP tunnel, for a kernel without the device: raw sockets, and a TUN device for what was inside.
+"""The other end of an IPIP, GRE or GUE tunnel, for a kernel without the devices: raw sockets, UDP sockets, and a TUN device for
+what was inside. Packets whose tunnel headers are not as they must be are left out.
 
-    python decap.py NAME        makes the TUN device NAME, brings it up by `ip`, prints "ready", serves until it is killed
+    python decap.py NAME [PORT]     makes the TUN device NAME, brings it up by `ip`, prints "ready", serves until it is killed;
+                                    PORT: GUE's
 """
 
 import fcntl
@@ -12,26 +14,68 @@ import struct
 import subprocess
 import sys
 
-IPIP, IPV6 = 4, 41
+IPIP, IPV6, GRE = 4, 41, 47
+ETHERTYPES = {0x0800: 4, 0x86DD: 6}
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 1, 0x1000
+UDP_NO_CHECK6_RX = 102
 
 
-def main(name: str) -> None:
+def right(data: bytes) -> bool:
+    """The Internet checksum over it, RFC 1071."""
+    words = struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2))
+    total = sum(words)
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total == 0xFFFF
+
+
+def gre(data: bytes) -> bytes:
+    flags, ethertype = struct.unpack_from("!HH", data)
+    if flags not in (0, 0x8000) or (flags and not right(data)):
+        return b""
+    inner = data[8 if flags else 4 :]
+    return inner if ETHERTYPES.get(ethertype) == inner[0] >> 4 else b""
+
+
+def gue(data: bytes) -> bytes:
+    inner = data[4:]
+    return inner if data[:4] in (b"\0\4\0\0", b"\0\x29\0\0") and inner[0] >> 4 == (4 if data[1] == IPIP else 6) else b""
+
+
+def open_sockets(port: int) -> dict[socket.socket, tuple[int, int]]:
+    """With the family and the protocol of each."""
+    found = {}
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for protocol in (IPIP, IPV6, GRE):
+            found[socket.socket(family, socket.SOCK_RAW, protocol)] = (family, protocol)
+        if port:
+            s = socket.socket(family, socket.SOCK_DGRAM)
+            if family == socket.AF_INET6:
+                s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                s.setsockopt(socket.IPPROTO_UDP, UDP_NO_CHECK6_RX, 1)
+            s.bind(("", port))
+            found[s] = (family, socket.IPPROTO_UDP)
+    for s in found:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+    return found
+
+
+def main(name: str, port: int) -> None:
     tun = os.open("/dev/net/tun", os.O_RDWR)
     fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH14x", name.encode(), IFF_TUN | IFF_NO_PI))
     subprocess.run(["ip", "link", "set", name, "up"], check=True)
-    outer = {}
-    for family in (socket.AF_INET, socket.AF_INET6):
-        for protocol in (IPIP, IPV6):
-            s = socket.socket(family, socket.SOCK_RAW, protocol)
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
-            outer[s] = family
+    sockets = open_sockets(port)
     print("ready", flush=True)
     while True:
-        for s in select.select(list(outer), [], [])[0]:
+        for s in select.select(list(sockets), [], [])[0]:
+            family, protocol = sockets[s]
             packet = s.recv(65536)
-            os.write(tun, packet[(packet[0] & 15) * 4 :] if outer[s] == socket.AF_INET else packet)
+            if family == socket.AF_INET and protocol != socket.IPPROTO_UDP:  # raw IPv4 sockets show the header
+                packet = packet[(packet[0] & 15) * 4 :]
+            inner = gre(packet) if protocol == GRE else gue(packet) if protocol == socket.IPPROTO_UDP else packet
+            if inner:
+                os.write(tun, inner)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0)

@@ -5,6 +5,8 @@ The VIPs of DR and tunnel lie in a network of their own, which the client reache
 that its kernel routes what real servers answer (they have the VIPs, on lo, and answer past lbd).
 """
 
+import filecmp
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ families = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 
 FAR_VIP = {4: "198.51.100.10", 6: "2001:db8:51::10"}
 PORT = 8081
+GUE_PORT = 6080
 NGINX = """\
 worker_processes 1;
 daemon off;
@@ -39,10 +42,12 @@ http {
         listen [::]:%(port)d backlog=4096;
         location = / { return 200 "%(name)s $remote_addr\\n"; }
         location = /big { root %(dir)s/files; }
+        location = /put { root %(dir)s/files; dav_methods PUT; client_max_body_size 0; }
     }
 }
 """
 REQUESTS = 2_000
+UPLOAD = 8 << 20
 
 
 def far_servers(testbed: Testbed, decapsulate: bool) -> None:
@@ -56,13 +61,14 @@ def far_servers(testbed: Testbed, decapsulate: bool) -> None:
             net__ipv4__conf__default__rp_filter=0,
         )
         ns.ip("link set lo up", f"addr add {FAR_VIP[4]}/32 dev lo", f"addr add {FAR_VIP[6]}/128 dev lo")
+        (server.directory / "files").chmod(0o777)  # nginx's worker writes there what is put
         conf = server.directory / "far.conf"
         conf.write_text(NGINX % {"dir": server.directory, "port": PORT, "name": host.name})
         testbed.popen(ns, ["nginx", "-e", f"{server.directory}/far.log", "-p", str(server.directory), "-c", str(conf)])
         if decapsulate:
             said = server.directory / "decap.out"
             with open(said, "wb") as out:
-                testbed.popen(ns, [sys.executable, str(Path(__file__).with_name("decap.py")), "tun0"], stdout=out)
+                testbed.popen(ns, [sys.executable, str(Path(__file__).with_name("decap.py")), "tun0", str(GUE_PORT)], stdout=out)
             wait_until("the tunnel's end is there", lambda said=said: said.read_text() == "ready\n", 10)  # type: ignore[misc]
         answers = [f"http://{endpoint(a, PORT)}/" for a in (host.address4, host.address6)]
         for url in answers:
@@ -75,7 +81,7 @@ def far_routes(testbed: Testbed) -> None:
     testbed.balancer.sysctl(net__ipv4__conf__all__rp_filter=0, net__ipv4__conf__eth1__rp_filter=0)
 
 
-def far_config(testbed: Testbed, mode: str, *, cross: bool = False) -> str:
+def far_config(testbed: Testbed, mode: str, *, cross: bool = False, tunnel: dict[str, object] | None = None) -> str:
     settings = testbed.settings(services=())
     for family in (4, 6):
         servers = [s.host.address4 if (family == 4) != cross else s.host.address6 for s in testbed.servers]
@@ -83,6 +89,7 @@ def far_config(testbed: Testbed, mode: str, *, cross: bool = False) -> str:
             {
                 "name": f"web{family}", "address": endpoint(FAR_VIP[family], PORT), "mode": mode, "scheduler": "rr",
                 "manage": False, "real_server": [{"address": endpoint(a, PORT)} for a in servers],
+                **({"tunnel": tunnel} if tunnel else {}),
             }
         )  # fmt: skip
     return config_text(settings)
@@ -91,6 +98,18 @@ def far_config(testbed: Testbed, mode: str, *, cross: bool = False) -> str:
 def stats(daemon: Daemon, name: str) -> dict[str, int]:
     [row] = [s for s in daemon.get("/v1/services")["services"] if s["name"] == name]
     return dict(row)
+
+
+def put(testbed: Testbed, family: int) -> None:
+    """Large packets the way that lbd sees: the client learns what a tunnel leaves of the MTU, and the bytes arrive as they were."""
+    sent = testbed.directory / "sent"
+    sent.write_bytes(random.Random(family).randbytes(UPLOAD))
+    took = load.curl(testbed.client, load.url(FAR_VIP[family], PORT, "/put"), "-T", str(sent), timeout=60)
+    assert took.status in (201, 204), took
+    files = [s.directory / "files/put" for s in testbed.servers]
+    assert sum(f.exists() and filecmp.cmp(f, sent, shallow=False) for f in files) == 1
+    for f in files:
+        f.unlink(missing_ok=True)
 
 
 def drive(testbed: Testbed, vip: str, port: int) -> int:
@@ -146,13 +165,20 @@ def test_nat_leaves_the_rest_to_the_kernel(nat: tuple[Testbed, Daemon]) -> None:
     assert load.curl(testbed.balancer, f"http://{host.address4}:8080/").status == 200
 
 
-@pytest.fixture(scope="module", params=["dr", "tunnel", "tunnel of the other family"])
+WAYS = {
+    "dr": {}, "tunnel": {}, "tunnel of the other family": {}, "tunnel, GRE": {"type": "gre", "checksum": "full"},
+    "tunnel, GRE of the other family": {"type": "gre"}, "tunnel, GUE": {"type": "gue", "port": GUE_PORT},
+    "tunnel, GUE of the other family": {"type": "gue", "port": GUE_PORT, "checksum": "full"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=WAYS)
 def far(request: pytest.FixtureRequest, make_shared: Callable[..., Testbed]) -> tuple[str, Testbed, Daemon]:
-    mode = request.param.split()[0]
+    mode = request.param.split()[0].rstrip(",")
     testbed = make_shared(workers=2, routing=True).up()
     far_servers(testbed, mode == "tunnel")
     far_routes(testbed)
-    return mode, testbed, testbed.lbd(far_config(testbed, mode, cross=mode != request.param))
+    return mode, testbed, testbed.lbd(far_config(testbed, mode, cross="other" in request.param, tunnel=WAYS[request.param]))
 
 
 @families
@@ -163,8 +189,10 @@ def test_one_way(far: tuple[str, Testbed, Daemon], family: int) -> None:
     names = {load.curl(testbed.client, url).body.split()[0] for _ in range(12)}
     assert names == {s.name for s in testbed.servers}, "each of them"
     drive(testbed, FAR_VIP[family], PORT)
-    big = load.curl(testbed.client, load.url(FAR_VIP[family], PORT, "/big"), "-o", "/dev/null", timeout=20)
-    assert big.status == 200
+    got = testbed.directory / "big"
+    big = load.curl(testbed.client, load.url(FAR_VIP[family], PORT, "/big"), "-o", str(got), timeout=20)
+    assert big.status == 200 and filecmp.cmp(got, testbed.servers[0].directory / "files/big", shallow=False)
+    put(testbed, family)
     row = stats(daemon, f"web{family}")
     assert row["mode"] == mode and row["connections"] >= REQUESTS
     assert row["incoming_packets"] > row["connections"] * 3 and row["outgoing_packets"] == 0

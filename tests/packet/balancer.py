@@ -59,6 +59,9 @@ class Balancer:
     mode: int = shm.MODE_FULLNAT
     protocols: tuple[str, ...] = ("tcp", "udp")
     cross: bool = False  # real servers of the other family (tunnel; FULLNAT: the IPv6 services', which makes NAT64)
+    tunnel: int = shm.TUNNEL_IPIP
+    tunnel_port: int = 0
+    source: dict[int, str] = field(default_factory=dict)  # of tunnels, by family
     neighbours: bool = True
     start_ms: int = 1_000
     packets: int = field(default=0, init=False)  # given to the engine so far
@@ -81,11 +84,13 @@ class Balancer:
             for n in range(1, self.servers + 1):
                 if self.neighbours:
                     self.do(shm.neigh_set(1, iface=1, af=raf, addr=packed(server(raf, n)), mac=mac(server_mac(n))))
-                self.do(shm.dest_set(number, 1, af=raf, addr=packed(server(raf, n)), port=port, svc=svc, fresh=True))
+                self.do(shm.dest_set(number, 1, af=raf, addr=packed(server(raf, n)), port=port, svc=svc, fresh=True,
+                                     tunnel=self.tunnel, tunnel_port=self.tunnel_port))  # fmt: skip
                 number += 1
             self.engine.set_table(svc * 64, list(range(first, number)))
             self.do(shm.svc_set(svc, 1, af=af, addr=packed(VIP[af]), port=80, proto=PROTO[proto], sched=self.sched,
-                                table_off=svc * 64, table_len=self.servers, mode=self.mode, fresh=True))  # fmt: skip
+                                table_off=svc * 64, table_len=self.servers, mode=self.mode, fresh=True,
+                                **{f"source{f}": packed(a) for f, a in self.source.items()}))  # fmt: skip
         for lip, af in enumerate((4, 6)):
             self.do(shm.lip_set(lip, 1, af=af, addr=packed(LIP[af]), port_lo=self.ports[0], port_hi=self.ports[1], fresh=True))
 

@@ -42,7 +42,7 @@ REASON_VALUES = {
     "worker_restart": <int> REASON_WORKER_RESTART, "kernel_limited": <int> REASON_KERNEL_LIMITED,
     "too_big_frame": <int> REASON_TOO_BIG_FRAME, "multi_buffer": <int> REASON_MULTI_BUFFER,
     "tuple_in_use": <int> REASON_TUPLE_IN_USE, "server_gone": <int> REASON_SERVER_GONE,
-    "untranslatable": <int> REASON_UNTRANSLATABLE,
+    "untranslatable": <int> REASON_UNTRANSLATABLE, "icmp_short": <int> REASON_ICMP_SHORT,
 }
 
 

@@ -276,6 +276,14 @@ BROKEN = {
         "lblc takes at most 64 real servers, not 65; split the service, or use wlc",
     ),
     "service, protocol": ('[[service]]\nprotocol = "tpc"', 1, "service[1].protocol", 'did you mean "tcp"?'),
+    "tunnel, other mode": ('tunnel = { type = "gre" }', 0, "service[0].real_server[0].tunnel", 'no effect in mode fullnat'),
+    "tunnel, type": (
+        '[[service]]\nmode = "tunnel"\n[service.tunnel]\ntype = "grep"', 3, "service[1].tunnel.type", 'did you mean "gre"?'
+    ),
+    "tunnel, remcsum": (
+        '[[service]]\nmode = "tunnel"\n[service.tunnel]\ntype = "gue"\nchecksum = "remcsum"', 4, "service[1].tunnel.checksum",
+        'must be one of "none", "full"',
+    ),
     "service, mode": ('[[service]]\nmode = "nta"', 1, "service[1].mode", 'did you mean "nat"'),
     "service, no LIP": (
         '[[service]]\nname = "6"\naddress = "[2001:db8::1]:80"\n'
@@ -463,6 +471,34 @@ def test_what_is_said(case: str) -> None:
     added, line, field, words = BROKEN[case]
     found = refused(GOOD + added + "\n")
     assert any(at == AFTER + line and f == field and words in message for at, f, message in found), found
+
+
+FAR = GOOD.replace("[[service.real", 'mode = "tunnel"\n[[service.real').replace("10.0.1.1:8080", "10.0.1.1:80")
+TUNNELS = {
+    "port without GUE": ("tunnel = { port = 6080 }", "service[0].real_server[0].tunnel.port", "is GUE's, and the type is ipip"),
+    "checksum of nothing": ('tunnel = { checksum = "full" }', "service[0].real_server[0].tunnel.checksum", "ipip has none"),
+    "port 0": ('tunnel = { type = "gue", port = 0 }', "service[0].real_server[0].tunnel.port", "between 1 and 65535"),
+    "source of no family": (
+        '[service.tunnel]\nsource = "fd00::1"', "service[0].tunnel.source", "no real server is of IPv6",
+    ),
+    "source": ('[service.tunnel]\nsource = "eth0"', "service[0].tunnel.source", "IPv4 or IPv6 address"),
+    "unknown key": ('tunnel = { tun_port = 1 }', "service[0].real_server[0].tunnel.tun_port", "unknown key"),
+    "another port than the service's": (
+        '[[service.real_server]]\naddress = "10.0.1.2:81"', "service[0].real_server[1].address", "must have port 80",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TUNNELS)
+def test_tunnels(case: str) -> None:
+    added, field, words = TUNNELS[case]
+    [(_, at, message)] = refused(FAR + added + "\n")
+    assert at == field and words in message, message
+
+
+def test_good_tunnels() -> None:
+    for added in ('tunnel = { type = "gue", checksum = "none" }', '[service.tunnel]\ntype = "gre"\nsource = "10.0.0.10"'):
+        assert loads(FAR + added + "\n").service[0].mode == "tunnel"
 
 
 SYNTAX = {

@@ -10,7 +10,18 @@ import pytest
 
 from lbd.config import Config, loads
 from lbd.master.compose import Composer, settings
-from lbd.master.desired import IFACE_PARTIAL, IFACE_UP, IFACE_ZERO_COPY, Desired, LocalAddress, Neighbour, Route, Service
+from lbd.master.desired import (
+    IFACE_PARTIAL,
+    IFACE_UP,
+    IFACE_ZERO_COPY,
+    Desired,
+    Encapsulation,
+    LocalAddress,
+    Neighbour,
+    RealServer,
+    Route,
+    Service,
+)
 from lbd.master.difference import changes, restart_fields
 from lbd.master.offline import offline_commands
 from lbd.master.reach import ELSEWHERE, Reach, RouteIndex
@@ -90,6 +101,47 @@ def test_services_are_as_configured() -> None:
     assert web.timeout_established == 3_600_000 and dns.timeout_established == 0
     assert [(r.port, r.weight, r.up) for r in web.real_servers] == [(8080, 1, True), (8080, 3, True)]
     assert dns.protocol == 17 and len(dns.address) == 16
+
+
+TUNNEL = """
+[[interface]]
+name = "eth0"
+[[service]]
+name = "far"
+address = "192.0.2.10:80"
+mode = "tunnel"
+tunnel = { type = "gue", source = "10.0.0.7" }
+[[service.real_server]]
+address = "10.0.1.1:80"
+[[service.real_server]]
+address = "[fd00::1]:80"
+[[service.real_server]]
+address = "10.0.1.2:80"
+tunnel = { type = "gre", checksum = "full" }
+[[service.real_server]]
+address = "[fd00::2]:80"
+tunnel = { port = 7777, checksum = "none" }
+[[service.real_server]]
+address = "10.0.1.3:80"
+tunnel = { type = "ipip" }
+"""
+
+
+def test_each_real_server_has_its_tunnel() -> None:
+    """The service's, but for what its own table says; over IPv6 GUE has a checksum unless told otherwise."""
+    [far] = Composer(config(TUNNEL)).desired.services
+    assert far.sources == (bytes([10, 0, 0, 7]),)
+    assert [r.tunnel for r in far.real_servers] == [
+        Encapsulation("gue", 6080), Encapsulation("gue", 6080, True), Encapsulation("gre", 0, True), Encapsulation("gue", 7777),
+        Encapsulation(),
+    ]  # fmt: skip
+    commands, _, _ = offline_commands(config(TUNNEL))
+    dests = [c[16:] for c in commands if shm.command_head(c)[0] == shm.CMD_DEST_SET]
+    gre, gue, csum = shm.TUNNEL_GRE, shm.TUNNEL_GUE, shm.TUNNEL_CSUM
+    ways = [(d[26], int.from_bytes(d[24:26], "big")) for d in dests]
+    assert ways == [(gue, 6080), (gue | csum, 6080), (gre | csum, 0), (gue, 7777), (0, 0)]
+    [svc] = [c for c in commands if shm.command_head(c)[0] == shm.CMD_SVC_SET]
+    assert bytes([10, 0, 0, 7]) in svc
 
 
 def test_health_and_operators_have_their_say(tmp_path: Path) -> None:
@@ -291,6 +343,16 @@ class FakeProgram:
         self.vips: dict[tuple[int, bytes, int, int], int] = {}
         self.lip: dict[tuple[int, bytes], tuple[int, int]] = {}
         self.source: set[tuple[int, bytes, int, int]] = set()
+        self.tunnel: set[object] = set()
+
+    def tunnels(self) -> set[tuple[int, bytes, bytes, int, int]]:
+        return set(self.tunnel)
+
+    def set_tunnel(self, *at: object) -> None:
+        self.tunnel.add(at)
+
+    def del_tunnel(self, *at: object) -> None:
+        self.tunnel.discard(at)
 
     def sources(self) -> set[tuple[int, bytes, int, int]]:
         return set(self.source)
@@ -372,6 +434,26 @@ def test_steering_never_takes_ports_away() -> None:
     steering.prepare(desired([], (1, 2000, 3000)))
     steering.prepare(desired([], (1, 2500, 4000)))
     assert program.lip == {(4, bytes([10, 0, 0, 1])): (2000, 4000)}
+
+
+def test_steering_follows_how_real_servers_are_reached() -> None:
+    program = FakeProgram()
+    steering = Steering(program, lambda address: False)
+
+    def tunnelled(*servers: RealServer, mode: str = "tunnel") -> Desired:
+        return Desired((Service("s", bytes([192, 0, 2, 1]), 80, 6, "rr", servers, mode=mode),))
+
+    four, six = bytes([10, 0, 1, 1]), bytes.fromhex("fd000001000000000000000000000001")
+    plain = RealServer(four, 80, 1, True)
+    steering.prepare(tunnelled(plain, RealServer(six, 80, 1, True, tunnel=Encapsulation("gue", 6080, True))))
+    assert program.tunnel == {(4, b"", four, 4, 0), (6, b"", six, 17, 6080)}
+    steering.prepare(tunnelled(RealServer(four, 80, 1, True, tunnel=Encapsulation("gre"))))
+    assert program.tunnel == {(4, b"", four, 47, 0)}
+    steering.prepare(tunnelled(plain, mode="dr"))
+    assert program.tunnel == set()
+    steering.prepare(tunnelled(plain))
+    steering.stop()
+    assert program.tunnel == set()
 
 
 def test_new_master_finds_what_was_steered() -> None:

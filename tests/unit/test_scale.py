@@ -129,6 +129,9 @@ class Program:
     def lips(self) -> dict[Any, Any]:
         return {}
 
+    def tunnels(self) -> set[Any]:
+        return set()
+
     def sources(self) -> set[Any]:
         return set()
 

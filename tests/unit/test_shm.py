@@ -410,9 +410,9 @@ def test_services_dests_lips(segment, raw):
     assert segment.service_stats_all() == [(0, 1, 2, 3, 4, 5, 6, 7)] == [segment.service_stats(0)]
 
     six = bytes(range(16))
-    poke(raw, head["off_dest"] + 31 * 48, "16s2sBBHHI", six, bytes([0, 144]), 6, 3, 3, 10, 42)
+    poke(raw, head["off_dest"] + 31 * 64, "16s2sBBHHI", six, bytes([0, 144]), 6, 3, 3, 10, 42)
     assert segment.dests() == [
-        (31, {"addr": six, "port": 144, "af": 6, "flags": 3, "svc": 3, "weight": 10, "gen": 42})
+        (31, {"addr": six, "port": 144, "af": 6, "flags": 3, "svc": 3, "weight": 10, "gen": 42, "tunnel": 0, "tunnel_port": 0})
     ]
     poke(raw, head["off_dest_stat"] + 31 * 64, "Q", 9)
     assert segment.dest_stats_all() == [(31, 9, 0, 0, 0, 0, 0, 0)] == [segment.dest_stats(31)]
@@ -469,7 +469,7 @@ def test_all_statistics_are_read_quickly():
     ):
         at = segment.ctl()["off_dest"]
         for i in range(8192):
-            memory[at + 48 * i + 19] = shm.DEST_USED
+            memory[at + 64 * i + 19] = shm.DEST_USED
         best = 1.0
         for _ in range(5):
             start = time.perf_counter()

@@ -29,7 +29,7 @@ from scapy.layers.inet6 import (
     PadN,
 )
 from scapy.layers.ipsec import AH
-from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q, Ether
+from scapy.layers.l2 import ARP, GRE, LLC, Dot1AD, Dot1Q, Ether
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 from scapy.packet import Packet, Raw
 
@@ -45,6 +45,16 @@ MACS = bytes.fromhex("020000000002020000000001")
 CLIENT, VIP, LIP, SERVER = "198.51.100.7", "192.0.2.10", "10.0.0.10", "10.0.1.1"
 CLIENT6, VIP6, LIP6, SERVER6 = "2001:db8:c::7", "2001:db8::10", "fd00::10", "fd00:1::1"
 LO, HI = 10240, 60000
+
+
+WRAPPED, WRAPPED6, GUE = "10.0.1.7", "fd00:1::7", 6080  # a real server of mode tunnel
+END, END6, PEER, PEER6 = "10.0.0.1", "fd00::1", "203.0.113.9", "2001:db8:f::9"  # where tunnels end; from PEER alone: GRE
+TUNNELS = [
+    *((*packed(server)[:1], b"", packed(server)[1], proto, GUE if proto == 17 else 0)
+      for server in (WRAPPED, WRAPPED6) for proto in (4, 47, 17)),
+    (4, packed(END)[1], b"", 4, 0), (6, packed(END6)[1], b"", 4, 0),
+    (4, packed(END)[1], packed(PEER)[1], 47, 0), (6, packed(END6)[1], packed(PEER6)[1], 47, 0),
+]  # fmt: skip
 
 
 class Steer:
@@ -78,6 +88,8 @@ def steer() -> Iterator[Steer]:
     p.set_service(*packed("2001:db8::11"), 53, 17)
     for lip in (LIP, LIP6):
         p.set_lip(*packed(lip), LO, HI)
+    for at in TUNNELS:
+        p.set_tunnel(*at)
     yield steer
     p.close()
 
@@ -116,6 +128,85 @@ def later6(next_header: int, dst: str = VIP6) -> Packet:
     return IPv6(src=CLIENT6, dst=dst) / IPv6ExtHdrFragment(nh=next_header, offset=185, m=1) / Raw(b"x" * 64)
 
 
+IPIP4, IPIP6 = IP(src=CLIENT, dst=END), IPv6(src=CLIENT6, dst=END6)
+GRE4, GRE6 = IP(src=PEER, dst=END, proto=47), IPv6(src=PEER6, dst=END6, nh=47)
+INSIDE4, INSIDE6 = IP(src=CLIENT, dst=VIP), IPv6(src=CLIENT6, dst=VIP6)
+
+
+def gue(inner: Packet, port: int = GUE) -> Packet:
+    return UDP(sport=50000, dport=port) / Raw(bytes([0, 4 if isinstance(inner, IP) else 41, 0, 0]) + bytes(inner))
+
+
+def gre(inner: Packet, **fields: int) -> Packet:
+    return GRE(proto=0x0800 if isinstance(inner, IP) else 0x86DD, **fields) / inner
+
+
+def about4(*wrapped: Packet, dst: str = WRAPPED, **fields: object) -> Packet:
+    """What a router says of a packet that the host sent from a LIP."""
+    packet: Packet = IP(src=LIP, dst=dst, **fields)
+    for layer in wrapped:
+        packet /= layer
+    return IP(src="10.9.9.9", dst=LIP) / ICMP(type=3, code=4) / packet
+
+
+def about6(*wrapped: Packet, dst: str = WRAPPED6, **fields: object) -> Packet:
+    packet: Packet = IPv6(src=LIP6, dst=dst, **fields)
+    for layer in wrapped:
+        packet /= layer
+    return IPv6(src="fd00:9::9", dst=LIP6) / ICMPv6PacketTooBig() / packet
+
+
+TUNNELLED: list[tuple[str, Packet, str]] = [
+    ("too big, of what lbd wrapped: 4 in 4", about4(INSIDE4 / HTTP), OURS),
+    ("too big, of what lbd wrapped: 6 in 4", about4(INSIDE6 / HTTP), OURS),
+    ("too big, of what lbd wrapped: 4 in 6", about6(INSIDE4 / HTTP), OURS),
+    ("too big, of what lbd wrapped: 6 in 6", about6(INSIDE6 / HTTP), OURS),
+    ("too big, of what lbd wrapped: GRE", about4(gre(INSIDE4 / HTTP)), OURS),
+    ("too big, of what lbd wrapped: GRE in IPv6", about6(gre(INSIDE4 / HTTP)), OURS),
+    ("too big, of what lbd wrapped: GUE", about4(gue(INSIDE4 / HTTP)), OURS),
+    ("too big, of what lbd wrapped: GUE in IPv6", about6(gue(INSIDE6 / HTTP)), OURS),
+    ("too big, of UDP to another port", about4(UDP(sport=60001, dport=6081) / Raw(b"x" * 64)), PASS),
+    ("too big, of the host's own UDP", about4(UDP(sport=GUE, dport=53)), PASS),
+    ("too big, of a tunnel to another host", about4(INSIDE4 / HTTP, dst=SERVER), PASS),
+    ("too big, of a tunnel to another host, IPv6", about6(INSIDE6 / HTTP, dst=SERVER6), PASS),
+    ("too big, of a later fragment of a tunnel's", about4(Raw(b"x" * 64), proto=4, frag=100), PASS),
+    ("too big, of ESP to a real server", about4(Raw(b"x" * 64), proto=50), PASS),
+    ("a real server's tunnel back", IP(src=WRAPPED, dst=LIP) / INSIDE4 / HTTP, PASS),
+    ("IPIP for a service: 4 in 4", IPIP4 / INSIDE4 / HTTP, OURS),
+    ("IPIP for a service: 6 in 4", IPIP4 / INSIDE6 / HTTP, OURS),
+    ("IPIP for a service: 4 in 6", IPIP6 / INSIDE4 / HTTP, OURS),
+    ("IPIP for a service: 6 in 6", IPIP6 / INSIDE6 / HTTP, OURS),
+    ("IPIP behind options", IP(src=CLIENT, dst=END, options=[IPOption_NOP()] * 4) / INSIDE4 / HTTP, OURS),
+    ("IPIP behind an encapsulation limit", IPv6(src=CLIENT6, dst=END6) / OPT / INSIDE6 / HTTP, OURS),
+    ("IPIP, options inside", IPIP4 / IP(dst=VIP, options=[IPOption_NOP()] * 4) / HTTP, OURS),
+    ("IPIP, extension headers inside", IPIP6 / IPv6(dst=VIP6) / HOP / OPT / HTTP, OURS),
+    ("IPIP, another port inside", IPIP4 / INSIDE4 / TCP(dport=22), PASS),
+    ("IPIP, another address inside", IPIP6 / IPv6(dst="2001:db8::99") / HTTP, PASS),
+    ("IPIP, ping inside", IPIP4 / INSIDE4 / ICMP(), PASS),
+    ("IPIP, LIP's port inside", IPIP4 / IP(src=SERVER, dst=LIP) / TCP(dport=LO), OURS),
+    ("IPIP, fragment inside", IPIP4 / later4(17), OURS),
+    ("IPIP, fragment of an address that begins like the outer one", IPIP6 / later4(17, "253.0.0.0"), PASS),
+    ("IPIP, an error about a service's packet inside", IPIP4 / ROUTER4 / ICMP(type=3) / SENT4, OURS),
+    ("IPIP, an error about the host's packet inside", IPIP6 / ROUTER6 / ICMPv6PacketTooBig() / IPv6(src=VIP6) / TCP(sport=9), PASS),
+    ("IPIP, an error about what lbd wrapped inside", IPIP4 / about4(INSIDE4 / HTTP), OURS),
+    ("IPIP, a tunnel inside", IPIP4 / IPIP4 / INSIDE4 / HTTP, PASS),
+    ("IPIP in fragments", IP(src=CLIENT, dst=END, flags="MF", proto=4) / INSIDE4 / HTTP, PASS),
+    ("IPIP in a later fragment", IP(src=CLIENT, dst=END, frag=9, proto=4) / Raw(b"x" * 64), PASS),
+    ("IPIP to another address", IP(src=CLIENT, dst="10.0.0.2") / INSIDE4 / HTTP, PASS),
+    ("IPIP to a VIP", IP(src=CLIENT, dst=VIP) / INSIDE4 / HTTP, PASS),
+    ("IPIP from a real server of mode tunnel to nobody", IP(src=WRAPPED, dst="0.0.0.0") / INSIDE4 / HTTP, PASS),
+    ("GRE for a service", GRE4 / gre(INSIDE4 / HTTP), OURS),
+    ("GRE for a service: 6 in 4", GRE4 / gre(INSIDE6 / HTTP), OURS),
+    ("GRE for a service: 4 in 6", GRE6 / gre(INSIDE4 / HTTP), OURS),
+    ("GRE for a service: 6 in 6", GRE6 / gre(INSIDE6 / HTTP), OURS),
+    ("GRE with a checksum", GRE4 / gre(INSIDE4 / HTTP, chksum_present=1), OURS),
+    ("GRE with a key", GRE4 / gre(INSIDE4 / HTTP, key_present=1, key=5), PASS),
+    ("GRE with sequence numbers", GRE4 / gre(INSIDE4 / HTTP, seqnum_present=1, seqence_number=1), PASS),
+    ("GRE of version 1", GRE4 / gre(INSIDE4 / HTTP, version=1), PASS),
+    ("GRE with Ethernet inside", GRE4 / GRE(proto=0x6558) / ether() / INSIDE4 / HTTP, PASS),
+    ("GRE from another peer", IP(src=CLIENT, dst=END, proto=47) / gre(INSIDE4 / HTTP), PASS),
+    ("GRE from another peer, IPv6", IPv6(src=CLIENT6, dst=END6, nh=47) / gre(INSIDE6 / HTTP), PASS),
+]  # fmt: skip
 # what it is, layer 3 and above, what the program decides
 TABLE: list[tuple[str, Packet, str]] = [
     ("TCP to a service", to4() / HTTP, OURS),
@@ -225,6 +316,9 @@ def frames_of(packet: Packet) -> dict[str, bytes]:
     }
 
 
+TABLE += TUNNELLED
+
+
 @pytest.mark.parametrize(("packet", "decision"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
 def test_decision(steer: Steer, packet: Packet, decision: str) -> None:
     decided = {tags: steer.decide(frame) for tags, frame in frames_of(packet).items()}
@@ -258,8 +352,14 @@ def test_frames_that_are_never_ours(steer: Steer, frame: Packet) -> None:
         (later6(6), 40 + 4),  # the fragment header's first half tells
         (ROUTER4 / ICMP(type=3, code=4) / SENT4, 20 + 8 + 20 + 4),
         (ROUTER6 / ICMPv6PacketTooBig() / SENT6, 40 + 8 + 40 + 4),
+        (IPIP4 / INSIDE6 / HTTP, 20 + 40 + 4),
+        (GRE6 / gre(INSIDE4 / HTTP, chksum_present=1), 40 + 8 + 20 + 4),
+        (GRE4 / gre(ROUTER4 / ICMP(type=3) / SENT4), 20 + 4 + 20 + 8 + 20 + 4),
+        (about4(INSIDE4 / HTTP), 20 + 8 + 20),
+        (about6(gue(INSIDE4 / HTTP)), 40 + 8 + 40 + 4),
     ],
-    ids=["TCP", "TCP IPv6", "extension headers", "authentication header", "fragment", "ICMP", "ICMPv6"],
+    ids=["TCP", "TCP IPv6", "extension headers", "authentication header", "fragment", "ICMP", "ICMPv6", "IPIP", "GRE",
+         "ICMP in GRE", "ICMP about IPIP", "ICMPv6 about GUE"],
 )
 def test_truncated_at_every_byte(steer: Steer, packet: Packet, needed: int) -> None:
     """Ours as soon as the ports are there, the kernel's before; no error. (A test run takes no runts.)"""
@@ -343,11 +443,33 @@ def test_a_lip_comes_and_goes(empty: Steer) -> None:
     assert empty.program.lips() == {}
 
 
+def test_tunnels_come_and_go(empty: Steer) -> None:
+    p = empty.program
+    p.set_service(*packed(VIP), 80, 6)
+    told, inside = bytes(ether() / about4(gre(INSIDE4 / HTTP))), bytes(ether() / GRE4 / gre(INSIDE4 / HTTP))
+    server = (4, b"", packed(WRAPPED)[1], 47, 0)
+    ends = [(4, packed(END)[1], b"", 47, 0), (4, packed(END)[1], packed(PEER)[1], 47, 0)]
+    for at in (server, *ends):
+        p.set_tunnel(*at)
+    assert p.tunnels() == {server, *ends}
+    assert (empty.decide(told), empty.decide(inside)) == (OURS, OURS)
+    p.del_tunnel(*ends[0])
+    assert empty.decide(inside) == OURS
+    p.del_tunnel(*ends[1])
+    p.del_tunnel(*ends[1])  # again: harmless
+    assert (empty.decide(told), empty.decide(inside)) == (OURS, PASS)
+    p.del_tunnel(*server)
+    assert empty.decide(told) == PASS and p.tunnels() == set()
+    with pytest.raises(ValueError, match="no address"):
+        p.set_tunnel(4, b"", b"", 4)
+
+
 def test_a_successor_takes_the_program_over(empty: Steer) -> None:
     p = empty.program
     p.set_service(*packed(VIP), 53, 17, 4)
     p.set_service(*packed(VIP6), 80, 6, 5)
     p.set_lip(*packed(LIP6), LO, HI)
+    p.set_tunnel(6, b"", packed(WRAPPED6)[1], 17, GUE)
     fds = {name: os.dup(fd) for name, fd in p.fds.items()}
     p.close()
     q = Program.adopt(fds)
@@ -355,6 +477,7 @@ def test_a_successor_takes_the_program_over(empty: Steer) -> None:
         assert q.services() == {(*packed(VIP), 53, 17): 4, (*packed(VIP6), 80, 6): 5}
         assert q.lips() == {packed(LIP6): (LO, HI)}
         assert q.ifaces() == {LOOPBACK: 0}
+        assert q.tunnels() == {(6, b"", packed(WRAPPED6)[1], 17, GUE)}
         empty.program = q
         q.del_service(*packed(VIP), 53, 17)
         assert empty.decide(bytes(ether() / later4(17))) == PASS  # what the predecessor set is known to it
