@@ -23,10 +23,11 @@ from lbd.config import Config, ConfigError
 from lbd.master import startup, view
 from lbd.master.arena import ArenaFull
 from lbd.master.capture_hub import POINTS, Client
+from lbd.master.course import DEADLINE_MAX, STAGES_MAX
 from lbd.master.numbers import NumbersUsedUp
 from lbd.master.peer import Peer, peer_of
 from lbd.master.refusal import Refusal
-from lbd.master.runtime import STATES
+from lbd.master.runtime import STATES, Drain
 from lbd.shm import _shm as shm
 
 if TYPE_CHECKING:
@@ -303,7 +304,7 @@ class Control:
         if daemon.state != "running":
             raise Problem(503, "not_ready", f"lbd is {daemon.state}", "try again in a moment")
         try:
-            daemon.change((name, address), await changed_values(request))
+            daemon.change((name, address), await changed_values(request, daemon.course.clock()))
         except (NumbersUsedUp, ArenaFull) as error:
             raise Problem(409, "refused", str(error)) from None
         return answer(next(view.real_servers(daemon, name, address)))
@@ -368,17 +369,37 @@ def number(request: web.Request, name: str, default: int, low: int, high: int) -
     return int(text)
 
 
-async def changed_values(request: web.Request) -> dict[str, int | str | None]:
+async def changed_values(request: web.Request, now: float) -> dict[str, int | str | Drain | None]:
+    """`now`: when a drain begins."""
     try:
         body = await request.json()
     except ValueError:
         raise bad_request("the body is no JSON") from None
-    if not isinstance(body, dict) or not body or body.keys() - {"weight", "state"}:
-        raise bad_request('the body must be an object with "weight", "state", or both')
+    if not isinstance(body, dict) or not body or body.keys() - {"weight", "state", "deadline", "stages", "reset"}:
+        raise bad_request('the body must be an object with "weight", "state" or both, with state drain also "deadline"')
     if "weight" in body:
         weight = body["weight"]
         if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int) or not 0 <= weight <= 65535):
             raise bad_request("weight must be an integer from 0 to 65535, or null for the configured one")
     if "state" in body and body["state"] not in STATES:
         raise bad_request(f"state must be one of {', '.join(STATES)}")
-    return body
+    values: dict[str, int | str | Drain | None] = {key: body[key] for key in ("weight", "state") if key in body}
+    if drain := drain_of(body, now):
+        values["drain"] = drain
+    return values
+
+
+def drain_of(body: dict[str, Any], now: float) -> Drain | None:
+    given = body.keys() & {"deadline", "stages", "reset"}
+    if not given:
+        return None
+    if body.get("state") != "drain" or "deadline" not in given:
+        raise bad_request('deadline goes with "state": "drain", stages and reset with a deadline')
+    seconds, stages, reset = body["deadline"], body.get("stages", 1), body.get("reset", False)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 1 <= seconds <= DEADLINE_MAX:
+        raise bad_request(f"deadline must be a number of seconds from 1 to {DEADLINE_MAX:.0f}")
+    if isinstance(stages, bool) or not isinstance(stages, int) or not 1 <= stages <= STAGES_MAX:
+        raise bad_request(f"stages must be an integer from 1 to {STAGES_MAX}")
+    if not isinstance(reset, bool):
+        raise bad_request("reset must be true or false")
+    return Drain(now, now + seconds, stages, reset)

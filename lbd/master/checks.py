@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 
 class Checks:
-    """`on_transition(service)`: one of its real servers came or went."""
+    """`on_transition(where, up)`: this real server came or went."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        on_transition: Callable[[str], None],
+        on_transition: Callable[[Where, bool], None],
         on_result: Callable[[Where, Result, float], None],
     ) -> None:
         self._on_transition = on_transition
@@ -67,7 +67,7 @@ class Checks:
             log.info("service %s: real server %s is up", service, real_server)
         else:
             log.warning("service %s: real server %s is down: %s", service, real_server, reason)
-        self._on_transition(service)
+        self._on_transition((service, real_server), up)
 
 
 def checks_of(service: Service) -> dict[Hashable, Check]:

@@ -15,10 +15,12 @@ from lbd.config.service import Service as ConfiguredService
 from lbd.config.snat import AddressRange, Snat
 from lbd.config.tunnel import Encapsulation as ConfiguredEncapsulation
 from lbd.config.tunnel import ServerEncapsulation, effective
+from lbd.master.course import WHOLE, Standing
 from lbd.master.desired import IPIP, Desired, Encapsulation, LocalAddress, Range, RealServer, Service, SnatRule
 from lbd.master.reach import NextHops, Reach
 from lbd.master.record import Address4or6
 from lbd.master.runtime import PLAIN, Override
+from lbd.sched import FULL
 from lbd.shm import _shm as shm
 
 POLL_MODES = ("busy", "adaptive", "interrupt")
@@ -87,15 +89,21 @@ def no_override(service: str, real_server: str) -> Override:
     return PLAIN
 
 
+def no_course(service: str, real_server: str) -> Standing:
+    return WHOLE
+
+
 class Composer:
     def __init__(
         self,
         config: Config,
         healthy: Callable[[str, str], bool] = always_up,
         override: Callable[[str, str], Override] = no_override,
+        standing: Callable[[str, str], Standing] = no_course,
     ) -> None:
         self.healthy = healthy
         self.override = override
+        self.standing = standing
         self._services: dict[str, tuple[ConfiguredService, Service]] = {}
         self._destinations: frozenset[Address4or6] | None = None
         self._hops: tuple[object, NextHops] | None = None  # of what they were found from
@@ -188,9 +196,18 @@ class Composer:
     def _real_server(self, s: ConfiguredService, r: ConfiguredServer) -> RealServer:
         name = str(r.address)
         override = self.override(s.name, name)
-        weight, up = in_force(r.weight, override, self.healthy(s.name, name))
-        rest = 0 if weight else override.weight or r.weight
-        return RealServer(r.address.addr.packed, r.address.port, weight, up, rest, tunnel=encapsulation(s, r.tunnel, r.af))
+        standing = self.standing(s.name, name)
+        weight, up = in_force(r.weight, override, self.healthy(s.name, name), standing.share)
+        return RealServer(
+            r.address.addr.packed,
+            r.address.port,
+            weight,
+            up,
+            rest=0 if weight else override.weight or r.weight,
+            share=standing.share if weight else FULL,
+            end=standing.end,
+            tunnel=encapsulation(s, r.tunnel, r.af),
+        )
 
 
 def encapsulation(s: ConfiguredService, own: ServerEncapsulation | None, af: int) -> Encapsulation:
@@ -200,10 +217,10 @@ def encapsulation(s: ConfiguredService, own: ServerEncapsulation | None, af: int
     return Encapsulation(kind, port, checksum == "full")
 
 
-def in_force(configured: int, override: Override, healthy: bool) -> tuple[int, bool]:
-    """Weight and whether it may serve."""
+def in_force(configured: int, override: Override, healthy: bool, share: int | None = None) -> tuple[int, bool]:
+    """Weight and whether it may serve. `share`: what a drain in stages leaves of it, in percent; None: as it is now."""
     weight = configured if override.weight is None else override.weight
-    if override.state == "drain":
+    if override.state == "drain" and (override.drain is None or not (override.share() if share is None else share)):
         weight = 0
     return weight, healthy and override.state != "maint"
 
@@ -212,6 +229,8 @@ def state_in_force(weight: int, up: bool, override: Override) -> str:
     """up, down, drain or maint, of what in_force gave."""
     if override.state == "maint":
         return "maint"
+    if override.state == "drain" and up:
+        return "drain"  # in stages it has some of its weight still
     return "down" if not up else "up" if weight > 0 else "drain"
 
 

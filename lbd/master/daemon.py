@@ -37,6 +37,7 @@ from lbd.master.capture_hub import CaptureHub
 from lbd.master.checks import Checks
 from lbd.master.compose import Composer
 from lbd.master.condition import summary
+from lbd.master.course import Course
 from lbd.master.difference import changes, restart_fields
 from lbd.master.events import Events
 from lbd.master.exporter import Exporter
@@ -61,6 +62,7 @@ log = logging.getLogger(__name__)
 
 TICK = 0.05  # seconds between looks at the rings of packets for the kernel
 TICK_BUSY = 0.005
+MOVE = 0.1  # between looks at the course of real servers
 SETTLE_LIMIT = 0.2
 
 
@@ -95,6 +97,7 @@ class Daemon:
         self.resources: Resources
         self.network: Network
         self.runtime: Runtime
+        self.course: Course
         self.health: Checks
         self.composer: Composer
         self.applier: Applier
@@ -132,7 +135,7 @@ class Daemon:
 
     async def _serve(self) -> None:
         watchdog = watchdog_interval()
-        next_second = next_watchdog = time.monotonic()
+        next_second = next_watchdog = next_move = time.monotonic()
         while not self.stopping:
             busy = False
             try:
@@ -140,6 +143,9 @@ class Daemon:
                     await self.applier.settle(SETTLE_LIMIT)
                 busy = self.events.pump()
                 now = time.monotonic()
+                if now >= next_move:
+                    next_move = now + MOVE
+                    self._move()
                 if now >= next_second:
                     next_second = now + 1.0
                     await self._every_second()
@@ -159,6 +165,12 @@ class Daemon:
             self.exporter.lagged(max(0.0, time.monotonic() - began - seconds))
         self.wake.clear()
 
+    def _move(self) -> None:
+        """Time goes on for real servers that are drained, or begin slowly."""
+        if names := self.course.moved():
+            self.composer.touch(*names)
+            self.applier.apply_soon()
+
     async def _every_second(self) -> None:
         steering = self.applier.steering
         if steering.leaving:
@@ -176,8 +188,12 @@ class Daemon:
             self.applier.look(reach, kinds)
             self.applier.apply_soon()
 
-    def on_transition(self, service: str) -> None:
-        self.composer.touch(service)
+    def on_transition(self, where: Where, up: bool) -> None:
+        if up:
+            self.course.returned(where)
+        else:
+            self.course.left(where)
+        self.composer.touch(where[0])
         if self.state != "starting":
             self.applier.apply_soon()
 
@@ -185,9 +201,13 @@ class Daemon:
         self.exporter.checked(where[0], seconds)
 
     def change(self, where: Where, values: Mapping[str, Any]) -> None:
-        """A runtime change of a real server: `weight`, `state`."""
+        """A runtime change of a real server: `weight`, `state`, `drain`."""
         before = self.runtime.get(*where).state
         override = self.runtime.change(where, **values)
+        if "weight" in values or override.state == "maint":
+            self.course.left(where)
+        elif before == "maint":
+            self.course.returned(where)
         log.info("service %s: real server %s: %s", *where, describe(override))
         if "maint" in (before, override.state):
             self.health.configure(self.config, self.runtime)
@@ -262,6 +282,7 @@ class Daemon:
 
     def _configure(self, config: Config) -> None:
         self.config = self.network.config = config
+        self.course.configure(config)
         self.composer.configure(config)
         self.health.configure(config, self.runtime)
         self.applier.look(self.network.reach())
@@ -339,7 +360,12 @@ class Daemon:
 
 
 def describe(override: Override) -> str:
-    return override.state + ("" if override.weight is None else f", weight {override.weight}")
+    text = override.state + ("" if override.weight is None else f", weight {override.weight}")
+    if (drain := override.drain) is None:
+        return text
+    until = time.strftime("%H:%M:%S", time.localtime(drain.deadline))
+    stages = f" in {drain.stages} stages" if drain.stages > 1 else ""
+    return f"{text}{stages} until {until}, then connections are {'reset' if drain.reset else 'forgotten'}"
 
 
 def main(path: str) -> int:

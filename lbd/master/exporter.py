@@ -28,6 +28,7 @@ from lbd.health.target import Status
 from lbd.master import series
 from lbd.master.compose import in_force, state_in_force
 from lbd.master.desired import DestKey
+from lbd.master.desired import Service as Wanted
 from lbd.master.exposition import Exposition, label_text
 from lbd.master.metric import CHECK_BUCKETS, LAG_BUCKETS, METRICS, ONE, SERVICE
 from lbd.master.runtime import Override, Where
@@ -111,6 +112,7 @@ class Exporter:
         self._master(page)
         yield page.take()
         yield from self._services(page, self._layout)
+        yield from self._sorry_servers(page, self._layout)
         self._snat(page)
         yield page.take()
         yield from self._real_servers(page, self._layout)
@@ -156,6 +158,8 @@ class Exporter:
         rows: list[tuple[int, ...]] = []
         up: list[int] = []
         weights: list[int] = []
+        effective: dict[Where, float] = {}
+        shares = {where: d.course.standing(*where).share for where in d.course.moving()}
         counts: list[list[int]] = [[] for _ in STATES]
         statuses = d.health.states()
         for n, (service, keys) in enumerate(zip(layout.config.service, layout.keys, strict=True)):
@@ -164,8 +168,10 @@ class Exporter:
             count = dict.fromkeys(STATES, 0)
             for real, (where, key) in zip(service.real_server, keys, strict=True):
                 rows.append(total.get(dests.get(key, -1), NOTHING))
-                weight, state = state_of(real, d.runtime.get(*where), statuses.get(where))
+                weight, state = state_of(real, d.runtime.get(*where), statuses.get(where), shares.get(where))
                 weights.append(weight)
+                if where in shares:
+                    effective[where] = weight * shares[where] / 100
                 up.append(int(state == "up"))
                 count[state] += 1
             for column, number in zip(counts, count.values(), strict=True):
@@ -176,7 +182,36 @@ class Exporter:
         pairs = list(layout.pairs.values())
         yield from page.family("lbd_real_server_up", pairs, up)
         yield from page.family("lbd_real_server_weight", pairs, weights)
+        yield from self._course(page, layout, effective)
         yield from page.crossed("lbd_service_real_servers", layout.names_text, STATES, counts)
+
+    def _course(self, page: Exposition, layout: Layout, effective: dict[Where, float]) -> Iterator[str]:
+        """Of the few that are under way."""
+        course = self._daemon.course
+        now = course.clock()
+        drains = {w: drain.deadline for w, _ in self._daemon.runtime.items() if w in layout.pairs and (drain := course.drain(w))}
+        ramps = {w: ramp.left(now) for w in self._daemon.runtime.ramps if w in layout.pairs and (ramp := course.slow_start(w))}
+        families = (("effective_weight", effective), ("drain_deadline_timestamp_seconds", drains), ("slow_start_seconds", ramps))
+        for name, found in families:
+            yield from page.family(f"lbd_real_server_{name}", [layout.pairs[w] for w in found], list(found.values()))
+
+    def _sorry_servers(self, page: Exposition, layout: Layout) -> Iterator[str]:
+        d = self._daemon
+        services = [s for s in layout.config.service if s.sorry_server is not None]
+        if not services:
+            return
+        rows, active = [], []
+        for s in services:
+            assert s.sorry_server is not None
+            placed = d.placed(s)
+            known = placed.service.real_servers if placed and isinstance(placed.service, Wanted) else ()
+            active.append(int(not any(r.up and r.weight for r in known)))
+            key = ((s.vip.packed, s.port, s.proto), s.sorry_server.addr.packed, s.sorry_server.port)
+            number = placed.dests.get(key) if placed else None
+            each = [segment.dest_stats(number) for segment in d.segments.values()] if number is not None else []
+            rows.append(tuple(map(sum, zip(*each, strict=True))) or NOTHING)
+        yield from page.family("lbd_service_sorry_server_in_use", [label_text(SERVICE, (s.name,)) for s in services], active)
+        yield from self._traffic(page, "sorry_server", [layout.sorry[s.name] for s in services], rows)
 
     def _traffic(self, page: Exposition, what: str, labels: list[str], rows: list[tuple[int, ...]]) -> Iterator[str]:
         for place, name in enumerate(TRAFFIC, 1):
@@ -235,9 +270,9 @@ def totals(workers: Iterable[Sequence[tuple[int, ...]]]) -> Generator[str, None,
     return total
 
 
-def state_of(real: RealServer, override: Override, status: Status | None) -> tuple[int, str]:
+def state_of(real: RealServer, override: Override, status: Status | None, share: int | None) -> tuple[int, str]:
     """Weight in force, and up, down, drain or maint."""
-    weight, up = in_force(real.weight, override, status is None or status.up)
+    weight, up = in_force(real.weight, override, status is None or status.up, share)
     return weight, state_in_force(weight, up, override)
 
 
@@ -252,6 +287,7 @@ class Layout:
         self.services: list[str] = []
         self.real_servers: list[str] = []
         self.pairs: dict[Where, str] = {}
+        self.sorry: dict[str, str] = {}  # by service that has one
         self.keys: list[list[tuple[Where, DestKey]]] = []  # by service: each real server's name and key
 
     @classmethod
@@ -269,6 +305,8 @@ class Layout:
         text = label_text(METRICS["lbd_service_info"].labels, labels)
         self.services.append(text)
         self.info.append(label_text(METRICS["lbd_service_info"].labels, (*labels, s.mode, s.scheduler)))
+        if s.sorry_server is not None:
+            self.sorry[s.name] = f'{text},{label_text(("sorry_server",), (str(s.sorry_server),))}'
         service = (s.vip.packed, s.port, s.proto)
         keys: list[tuple[Where, DestKey]] = []
         for real in s.real_server:

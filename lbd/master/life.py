@@ -26,6 +26,7 @@ from lbd.master.applier import Applier
 from lbd.master.capture_hub import CaptureHub
 from lbd.master.checks import Checks
 from lbd.master.compose import Composer
+from lbd.master.course import Course
 from lbd.master.exporter import Exporter
 from lbd.master.network import Network, lips, vips
 from lbd.master.refusal import Refusal
@@ -94,7 +95,8 @@ class Life:
         d.runtime.load(d.config)
         d.health = Checks(loop, d.on_transition, d.on_check)
         stack.callback(d.health.stop)
-        d.composer = Composer(d.config, d.health.is_up, d.runtime.get)
+        d.course = Course(d.runtime, d.config)
+        d.composer = Composer(d.config, d.health.is_up, d.runtime.get, d.course.standing)
 
     async def _start_workers(self) -> None:
         d = self.daemon

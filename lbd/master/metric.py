@@ -94,6 +94,8 @@ SECTIONS = (
                 ("service", "state"),
                 "Real servers of the service by state: up, down, drain, maint.",
             ),
+            g("lbd_service_sorry_server_in_use", ("service",), "1: no real server can take a connection, this one gets them."),
+            *traffic("sorry_server", (*SERVICE, "sorry_server"), "of the sorry server"),
         ),
     ),
     Section(
@@ -109,6 +111,17 @@ SECTIONS = (
             *traffic("real_server", REAL_SERVER, "of the real server"),
             g("lbd_real_server_up", ONE, "1: it receives new connections."),
             g("lbd_real_server_weight", ONE, "Weight in force; 0 drains it."),
+            g(
+                "lbd_real_server_effective_weight",
+                ONE,
+                "What counts of that weight now; of those in a slow start, or drained with a deadline.",
+            ),
+            g(
+                "lbd_real_server_drain_deadline_timestamp_seconds",
+                ONE,
+                "When the connections left are ended, in seconds since 1970; of those drained with a deadline.",
+            ),
+            g("lbd_real_server_slow_start_seconds", ONE, "Until it has all of its weight; of those that begin slowly now."),
             c("lbd_real_server_transitions_total", (*ONE, "to"), "Changes of health: up, down."),
             g(
                 "lbd_real_server_last_transition_timestamp_seconds",

@@ -5,7 +5,7 @@ Kept in a file of the run directory, so that a crash of the master does not put 
 removes it. A change ends when the configuration's own weight of that real server changes, or the real server goes.
 
     ready   as configured, or with another weight
-    drain   keeps its connections, gets no new ones
+    drain   keeps its connections, gets no new ones; with a deadline: until that, then they are ended
     maint   taken out: no new connections, no health checks
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,13 +24,48 @@ from lbd.config import Config
 log = logging.getLogger(__name__)
 
 STATES = ("ready", "drain", "maint")
+FULL = 100  # percent
 Where = tuple[str, str]  # service name, real server's address and port
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Until a deadline; times are seconds since 1970."""
+
+    began: float
+    deadline: float
+    stages: int = 1  # the weight falls in so many equal steps, the first at once, the last half-way to the deadline
+    reset: bool = False  # the deadline ends TCP connections with a RST to both ends
+
+    def share(self, now: float) -> int:
+        """Percent of the weight."""
+        if self.stages == 1:
+            return 0
+        step = (self.deadline - self.began) / 2 / (self.stages - 1)
+        done = min(self.stages, 1 + max(0, int((now - self.began) / step)))
+        return FULL * (self.stages - done) // self.stages
+
+    def left(self, now: float) -> float:
+        return max(0.0, self.deadline - now)
 
 
 @dataclass(frozen=True, slots=True)
 class Override:
     weight: int | None = None  # None: the configured one
     state: str = "ready"
+    drain: Drain | None = None  # state drain: with a deadline
+
+    def share(self, now: float | None = None) -> int:
+        """Percent of the weight that the state leaves."""
+        if self.state != "drain":
+            return FULL
+        return 0 if self.drain is None else self.drain.share(time.time() if now is None else now)
+
+    def end(self, now: float) -> str:
+        """Are its connections to be ended: "", "expire" or "reset"."""
+        if self.state != "drain" or self.drain is None or now < self.drain.deadline:
+            return ""
+        return "reset" if self.drain.reset else "expire"
 
 
 PLAIN = Override()
@@ -39,6 +75,7 @@ class Runtime:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._all: dict[Where, Override] = {}
+        self.ramps: dict[Where, float] = {}  # when slow starts under way began
 
     def get(self, service: str, real_server: str) -> Override:
         return self._all.get((service, real_server), PLAIN)
@@ -49,8 +86,10 @@ class Runtime:
     def items(self) -> Iterator[tuple[Where, Override]]:
         return iter(self._all.items())
 
-    def change(self, where: Where, **values: int | str | None) -> Override:
-        """`weight` and `state`, those given; saved at once."""
+    def change(self, where: Where, **values: int | str | Drain | None) -> Override:
+        """`weight`, `state` and `drain`, those given; saved at once. A state comes without the deadline of the one before."""
+        if "state" in values:
+            values = {"drain": None, **values}
         after = replace(self.get(*where), **values)  # type: ignore[arg-type]
         if after == PLAIN:
             self._all.pop(where, None)
@@ -58,6 +97,16 @@ class Runtime:
             self._all[where] = after
         self.save()
         return after
+
+    def ramp(self, where: Where, began: float | None) -> None:
+        """A slow start has begun, or has ended; saved at once."""
+        if self.ramps.get(where) == began:
+            return
+        if began is None:
+            del self.ramps[where]
+        else:
+            self.ramps[where] = began
+        self.save()
 
     def follow(self, old: Config, new: Config) -> set[Where]:
         """After a reload: what the new configuration overrules is dropped. Which those were."""
@@ -80,15 +129,25 @@ class Runtime:
             for entry in saved:
                 where = (str(entry["service"]), str(entry["real_server"]))
                 weight, state = entry["weight"], entry["state"]
-                if where in known and state in STATES and (weight is None or 0 <= int(weight) <= 65535):
-                    self._all[where] = Override(weight, state)
+                drain = Drain(**given) if (given := entry.get("drain")) is not None else None
+                if where not in known or state not in STATES or not (weight is None or 0 <= int(weight) <= 65535):
+                    continue
+                if (override := Override(weight, state, drain)) != PLAIN:
+                    self._all[where] = override
+                if (began := entry.get("slow_start")) is not None:
+                    self.ramps[where] = float(began)
         except FileNotFoundError:
             return
         except (OSError, ValueError, TypeError, KeyError) as error:
             log.warning("%s can't be used, runtime changes from before are lost: %s", self.path, error)
 
     def save(self) -> None:
-        text = json.dumps([{"service": s, "real_server": r, **asdict(o)} for (s, r), o in self._all.items()])
+        text = json.dumps(
+            [
+                {"service": where[0], "real_server": where[1], **asdict(self.get(*where)), "slow_start": self.ramps.get(where)}
+                for where in {**self._all, **self.ramps}
+            ]
+        )
         fresh = self.path.with_suffix(".new")
         try:
             fresh.write_text(text)

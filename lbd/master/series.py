@@ -19,6 +19,7 @@ from lbd.shm import _shm as shm
 
 if TYPE_CHECKING:
     from lbd.master.checks import Checks
+    from lbd.master.course import Course
     from lbd.master.reconcile import Placed, Reconciler
     from lbd.master.resources import Port
     from lbd.master.runtime import Runtime
@@ -71,6 +72,8 @@ class Daemon(Protocol):
     def health(self) -> Checks: ...
     @property
     def runtime(self) -> Runtime: ...
+    @property
+    def course(self) -> Course: ...
     @property
     def reconciler(self) -> Reconciler: ...
     @property

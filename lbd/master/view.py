@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from lbd.master.condition import notes, problems
 from lbd.master.reach import ELSEWHERE
 from lbd.master.reconcile import Placed
 from lbd.master.resources import Port
+from lbd.master.runtime import Where
 from lbd.shm import _shm as shm
 
 if TYPE_CHECKING:
@@ -173,6 +175,8 @@ def real_servers(daemon: Daemon, service: str | None = None, real_server: str | 
 def _real_server(daemon: Daemon, s: Service, r: RealServer) -> Json:
     name = str(r.address)
     override = daemon.runtime.get(s.name, name)
+    share = daemon.course.standing(s.name, name).share
+    weight = in_force(r.weight, override, True, share)[0]
     placed = daemon.placed(s)
     number = placed.dests.get((placed.service.key, r.address.addr.packed, r.address.port)) if placed else None
     return {
@@ -180,13 +184,33 @@ def _real_server(daemon: Daemon, s: Service, r: RealServer) -> Json:
         "address": name,
         "number": number,
         "state": real_server_state(daemon, s, r),
-        "weight": in_force(r.weight, override, True)[0],
+        "weight": weight,
         "configured_weight": r.weight,
+        "effective_weight": weight * share / 100,
+        "drain": _drain(daemon, (s.name, name)),
+        "slow_start": _slow_start(daemon, (s.name, name)),
         "admin": override.state,
         "runtime": (s.name, name) in daemon.runtime,
         "health": _health(daemon, s, name),
         **dest_traffic(daemon, number),
     }
+
+
+def _drain(daemon: Daemon, where: Where) -> Json | None:
+    """One with a deadline."""
+    drain = daemon.course.drain(where)
+    if drain is None:
+        return None
+    left = drain.left(daemon.course.clock())
+    return {**asdict(drain), "left": left, "over": left == 0}
+
+
+def _slow_start(daemon: Daemon, where: Where) -> Json | None:
+    ramp = daemon.course.slow_start(where)
+    if ramp is None:
+        return None
+    now = daemon.course.clock()
+    return {"began": ramp.began, "seconds": ramp.seconds, "left": ramp.left(now), "share": ramp.share(now)}
 
 
 def _health(daemon: Daemon, s: Service, real_server: str) -> Json | None:
@@ -442,7 +466,13 @@ def configuration(daemon: Daemon) -> Json:
     return {
         "config": daemon.config.model_dump(mode="json"),
         "runtime": [
-            {"service": service, "real_server": real, "weight": o.weight, "state": o.state}
+            {
+                "service": service,
+                "real_server": real,
+                "weight": o.weight,
+                "state": o.state,
+                "drain": asdict(o.drain) if o.drain else None,
+            }
             for (service, real), o in daemon.runtime.items()
         ],
     }

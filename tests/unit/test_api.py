@@ -23,6 +23,7 @@ from lbd.master.applier import Applier
 from lbd.master.arena import Arena
 from lbd.master.capture_hub import HEAD, CaptureHub, Client
 from lbd.master.compose import Composer
+from lbd.master.course import Course
 from lbd.master.peer import Peer
 from lbd.master.reach import Reach
 from lbd.master.reconcile import Reconciler
@@ -84,7 +85,9 @@ class FakeDaemon:
         states: dict[tuple[str, str], Status] = {("web", "10.0.1.1:8080"): Status()}
         self.health = SimpleNamespace(states=lambda: states, is_up=lambda s, r: states.get((s, r), Status()).up, statuses=states)
         self.runtime = Runtime(run_dir / "runtime.json")
-        self.composer = Composer(self.config, self.health.is_up, self.runtime.get)
+        self.now = 1000.0
+        self.course = Course(self.runtime, self.config, lambda: self.now)
+        self.composer = Composer(self.config, self.health.is_up, self.runtime.get, self.course.standing)
         link = Link(2, "eth0", MAC, 1500, True, "veth", None, None)
         import ipaddress
 
@@ -273,14 +276,38 @@ async def test_change_of_a_real_server(api: Api) -> None:
     status, got = await api("PATCH", REAL, {"state": "maint"})
     assert got["state"] == "maint"
     assert (await api("GET", "/v1/config"))[1]["runtime"] == [
-        {"service": "web", "real_server": "10.0.1.2:8080", "weight": None, "state": "maint"}
+        {"service": "web", "real_server": "10.0.1.2:8080", "weight": None, "state": "maint", "drain": None}
     ]
+
+
+async def test_drain_with_a_deadline(api: Api) -> None:
+    status, got = await api("PATCH", REAL, {"state": "drain", "deadline": 60, "stages": 3, "reset": True})
+    assert status == 200 and (got["state"], got["admin"], got["weight"]) == ("drain", "drain", 3)
+    assert got["drain"] == {"began": 1000.0, "deadline": 1060.0, "stages": 3, "reset": True, "left": 60.0, "over": False}
+    assert got["effective_weight"] == pytest.approx(1.98)
+    api.daemon.now = 1061.0
+    _, got = await api("GET", "/v1/real-servers")
+    assert got["real_servers"][1]["drain"]["over"] and got["real_servers"][1]["drain"]["left"] == 0
+    _, got = await api("PATCH", REAL, {"state": "ready"})
+    assert got["drain"] is None and got["weight"] == 3 and not got["runtime"]
+
+
+async def test_slow_start_is_shown(api: Api) -> None:
+    api.daemon.runtime.ramps["web", "10.0.1.2:8080"] = 990.0
+    api.daemon.course._slow["web", "10.0.1.2:8080"] = (20.0, 20)
+    _, got = await api("GET", "/v1/real-servers")
+    assert got["real_servers"][1]["slow_start"] == {"began": 990.0, "seconds": 20.0, "left": 9.0, "share": 55}
+    assert got["real_servers"][1]["effective_weight"] == pytest.approx(1.65) and got["real_servers"][1]["weight"] == 3
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"nonsense", b"[]", b"{}", b'{"wieght": 1}', b'{"weight": -1}', b'{"weight": 65536}',
              b'{"weight": 1.5}', b'{"weight": true}', b'{"weight": "1"}', b'{"state": "up"}', b'{"state": null}',
-             b'{"weight": 1, "state": "gone"}', b"\xff\xfe"],
+             b'{"weight": 1, "state": "gone"}', b"\xff\xfe", b'{"deadline": 5}', b'{"state": "ready", "deadline": 5}',
+             b'{"state": "drain", "stages": 2}', b'{"state": "drain", "reset": true}', b'{"state": "drain", "deadline": 0}',
+             b'{"state": "drain", "deadline": "5"}', b'{"state": "drain", "deadline": true}',
+             b'{"state": "drain", "deadline": 604801}', b'{"state": "drain", "deadline": 5, "stages": 0}',
+             b'{"state": "drain", "deadline": 5, "stages": 101}', b'{"state": "drain", "deadline": 5, "reset": 1}'],
 )  # fmt: skip
 async def test_bad_body_changes_nothing(api: Api, body: bytes) -> None:
     status, got = await api("PATCH", REAL, body)

@@ -238,7 +238,15 @@ def test_real_server_changes(daemon: FakeDaemon, capsys: pytest.CaptureFixture[s
         (("drain",), {"state": "drain"}),
         (("ready",), {"state": "ready"}),
         (("maint",), {"state": "maint"}),
+        (("up",), {"state": "ready"}),
+        (("down",), {"state": "maint"}),
         (("set", "weight=5"), {"weight": 5}),
+        (("weight", "7"), {"weight": 7}),
+        (("weight", "default"), {"weight": None}),
+        (("undrain",), {"state": "ready"}),
+        (("drain", "--deadline", "10m"), {"state": "drain", "deadline": 600.0, "stages": 1, "reset": False}),
+        (("drain", "--deadline", "1.5h", "--stages", "3", "--reset"),
+         {"state": "drain", "deadline": 5400.0, "stages": 3, "reset": True}),
         (("set", "weight=default", "state=ready"), {"weight": None, "state": "ready"}),
     ):
         assert lbd("real-server", words[0], "web", "[2001:db8::1]:80", *words[1:]) == DONE
@@ -255,6 +263,47 @@ def test_values_that_there_are_not(
     assert lbd("real-server", "set", "web", "10.0.1.1:8080", value) == USAGE
     assert not daemon.asked
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_drains_that_there_are_not(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (("--stages", "3"), ("--reset",)):
+        assert lbd("real-server", "drain", "web", "10.0.1.1:8080", *words) == USAGE
+        assert "go with --deadline" in capsys.readouterr().err
+    for wrong in ("10x", "-5s", "", "m", "1e3"):
+        assert lbd("real-server", "drain", "web", "10.0.1.1:8080", "--deadline", wrong) == USAGE
+    assert lbd("real-server", "undrain", "web", "10.0.1.1:8080") == REFUSED
+    assert "is not drained" in capsys.readouterr().err
+    assert lbd("real-server", "weight", "web", "10.0.1.1:8080", "-1") == USAGE
+    assert all(url.startswith("GET") for url, _ in daemon.asked)
+
+
+def test_drain_waits(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {**examples()["real_servers"]["real_servers"][0], "state": "drain", "admin": "drain", "weight": 0}
+    drain = {"began": 0, "deadline": 60, "stages": 1, "reset": True, "left": 60.0, "over": False}
+    url = "PATCH /v1/services/web/real-servers/10.0.1.1%3A8080"
+    steps = [
+        {**row, "active": 4, "inactive": 4, "drain": {**drain, "left": 30.0}},
+        {**row, "active": 1, "inactive": 1, "drain": {**drain, "left": 1.0}},
+        {**row, "active": 0, "inactive": 2, "drain": {**drain, "left": 0.0, "over": True}},
+    ]
+    daemon.answers[url] = (200, {**row, "active": 6, "inactive": 2, "drain": drain})
+    get = daemon.answers["GET /v1/real-servers"]
+
+    def pause(_: float) -> None:
+        daemon.answers["GET /v1/real-servers"] = (200, {"real_servers": [steps.pop(0)]})
+
+    monkeypatch.setattr("lbd.cli.service.time.sleep", pause)
+    assert lbd("real-server", "drain", "web", "10.0.1.1:8080", "--deadline", "60", "--reset", "--wait") == DONE
+    assert capsys.readouterr().out.splitlines() == [
+        "[....................] 8 connections left, 1m00s to the deadline",
+        "[....................] 8 connections left, 30.0s to the deadline",
+        "[###############.....] 2 connections left, 1.0s to the deadline",
+        "web 10.0.1.1:8080: drain, weight 0, 2 connections left, deadline is over",
+    ]
+    steps = [{**row, "admin": "ready"}]
+    assert lbd("real-server", "drain", "web", "10.0.1.1:8080", "--deadline", "60", "--wait") == REFUSED
+    assert "not drained any more" in capsys.readouterr().err
+    daemon.answers["GET /v1/real-servers"] = get
 
 
 def test_reload_and_stop(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:

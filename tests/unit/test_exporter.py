@@ -18,10 +18,12 @@ from prometheus_client.openmetrics import parser as openmetrics
 
 from lbd.config import Config, loads
 from lbd.health.target import Status
+from lbd.master.course import Course
+from lbd.master.desired import RealServer, Service
 from lbd.master.exporter import CHECK_BUCKETS, Exporter, totals
 from lbd.master.exposition import SLICE, Exposition, label_text
 from lbd.master.metric import COUNTER, METRICS
-from lbd.master.runtime import PLAIN, Override
+from lbd.master.runtime import PLAIN, Drain, Override
 from lbd.master.series import CpuTime
 from lbd.shm import _shm as shm
 
@@ -30,6 +32,10 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
 def config(services: int = 1, real_servers: int = 2, workers: int = 2) -> Config:
+    return loads(config_text(services, real_servers, workers))
+
+
+def config_text(services: int = 1, real_servers: int = 2, workers: int = 2) -> str:
     lines = [
         f"workers = {{ count = {workers} }}",
         "[tables]",
@@ -50,7 +56,19 @@ def config(services: int = 1, real_servers: int = 2, workers: int = 2) -> Config
         lines += ["[[service]]", f'name = "web{s}"', f'address = "192.0.2.{s // 250}:{s % 250 + 1}"']
         for r in range(real_servers):
             lines += ["[[service.real_server]]", f'address = "10.1.{s // 250}.{s % 250}:{r + 1}"']
-    return loads("\n".join(lines))
+    return "\n".join(lines)
+
+
+MOVING_TEXT = config_text(services=2).replace(
+    'name = "web1"', 'name = "web1"\nsorry_server = "10.9.0.9:80"\nslow_start = "20s"'
+)
+MOVING_A, MOVING_B = ("web1", "10.1.0.1:1"), ("web1", "10.1.0.1:2")
+
+
+def move(d: "Daemon") -> None:
+    """One real server is drained, one begins slowly; at 1000 seconds."""
+    d.overrides[MOVING_A] = Override(10, "drain", Drain(990.0, 1190.0, 2))
+    d.runtime.ramps[MOVING_B] = 990.0
 
 
 class Segment:
@@ -101,7 +119,9 @@ class Daemon:
             counters=lambda: {0: {"pass": 1, "redirect": 2, "drop": 3}, 9: {"pass": 1}}
         )
         self.health = SimpleNamespace(states=lambda: self.statuses)
-        self.runtime = SimpleNamespace(get=lambda *where: self.overrides.get(where, PLAIN))
+        get = lambda *where: self.overrides.get(where, PLAIN)  # noqa: E731
+        self.runtime = SimpleNamespace(get=get, items=lambda: self.overrides.items(), ramps={})
+        self.course = Course(self.runtime, self.config, lambda: 1000.0)
         self.reconciler = SimpleNamespace(lips=SimpleNamespace(number=lambda address: 0), rule_number=lambda name: 63)
         self._placed: dict[str, Any] = {}
         self.place()
@@ -116,7 +136,12 @@ class Daemon:
             for real in s.real_server:
                 dests[key, real.address.addr.packed, real.address.port] = dest
                 dest += 1
-            self._placed[s.name] = SimpleNamespace(number=n, dests=dests)
+            if s.sorry_server is not None:
+                dests[key, s.sorry_server.addr.packed, s.sorry_server.port] = dest
+                dest += 1
+            reals = (RealServer(bytes(4), 80, 1, n in self.alive),)
+            service = Service(s.name, bytes(4), 80, 6, "rr", reals)
+            self._placed[s.name] = SimpleNamespace(number=n, dests=dests, service=service)
 
     def placed(self, service: Any) -> Any:
         return self._placed.get(service.name)
@@ -277,8 +302,11 @@ def test_totals(workers: list[dict[int, tuple[int, ...]]]) -> None:
 # -- format --------------------------------------------------------------------------------------------------
 
 
-def test_every_metric_is_in_the_table_and_the_table_in_the_page(daemon: Daemon) -> None:
+def test_every_metric_is_in_the_table_and_the_table_in_the_page() -> None:
+    made = daemons(loads(MOVING_TEXT))
+    daemon = next(made)
     fill(daemon)
+    move(daemon)
     _, page = daemon.exporter.render()
     families = {f.name: f for f in parser.text_string_to_metric_families(page.decode())}
     suffix = {COUNTER: "_total"}
@@ -290,6 +318,7 @@ def test_every_metric_is_in_the_table_and_the_table_in_the_page(daemon: Daemon) 
         for sample in family.samples:
             assert set(sample.labels) - {"le"} == set(metric.labels), sample
     assert "process_cpu_seconds" in families
+    assert next(made, None) is None
 
 
 def test_openmetrics(daemon: Daemon) -> None:
@@ -358,3 +387,21 @@ def test_the_loop_gets_its_turn_between_parts() -> None:
             d.exporter.checked(s.name, 0.003)
         lines = [part.count(b"\n") for part in d.exporter.page()[1]]
         assert max(lines) <= SLICE + 100 < sum(lines) / 10, sorted(lines)[-5:]
+
+
+def test_drains_slow_starts_and_sorry_servers() -> None:
+    for d in daemons(loads(MOVING_TEXT)):
+        move(d)
+        page = d.exporter.render()[1].decode()
+        pair = {w: f'{{service="{w[0]}",real_server="{w[1]}"}}' for w in (MOVING_A, MOVING_B)}
+        for line in (
+            f"lbd_real_server_effective_weight{pair[MOVING_A]} 5.0",
+            f"lbd_real_server_effective_weight{pair[MOVING_B]} 0.55",
+            f"lbd_real_server_drain_deadline_timestamp_seconds{pair[MOVING_A]} 1190.0",
+            f"lbd_real_server_slow_start_seconds{pair[MOVING_B]} 9.0",
+            'lbd_service_sorry_server_in_use{service="web1"} 1',
+            'lbd_sorry_server_connections_total{service="web1",vip="192.0.2.0:2",proto="tcp",sorry_server="10.9.0.9:80"} 0',
+        ):
+            assert line + "\n" in page, line
+        assert page.count("lbd_real_server_drain_deadline_timestamp_seconds{") == 1
+        assert page.count("lbd_real_server_effective_weight{") == 2 and page.count("sorry_server_in_use{") == 1

@@ -206,7 +206,7 @@ def test_a_reload_makes_anew_what_changed(counted: Callable[..., Counter[str]], 
     assert sum(a is not b for a, b in zip(old.service, new.service, strict=True)) == 1
     assert new == config(weight=7) and new != old
     composer = Composer(old)
-    health = Checks(FakeLoop(), lambda service: None, lambda where, result, seconds: None)  # type: ignore[arg-type]
+    health = Checks(FakeLoop(), lambda where, up: None, lambda where, result, seconds: None)  # type: ignore[arg-type]
     runtime = Runtime(tmp_path / "runtime.json")
     health.configure(old, runtime)
     counted(composer, "_service")
@@ -226,7 +226,7 @@ def test_a_reload_that_moves_services_keeps_them() -> None:
 
 def test_maintenance_of_one_makes_no_checks(counted: Callable[..., Counter[str]], tmp_path: Path) -> None:
     whole = config()
-    health = Checks(FakeLoop(), lambda service: None, lambda where, result, seconds: None)  # type: ignore[arg-type]
+    health = Checks(FakeLoop(), lambda where, up: None, lambda where, result, seconds: None)  # type: ignore[arg-type]
     runtime = Runtime(tmp_path / "runtime.json")
     health.configure(whole, runtime)
     calls = counted(health_check, "build_check")
