@@ -29,6 +29,7 @@ from lbd.datapath.reason cimport VERDICT_CONSUME, VERDICT_FORWARD
 from lbd.datapath.snat cimport conn_is_snat
 from lbd.datapath.svc cimport (MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_NAT64, MODE_TUNNEL, DEST_NONE, SVC_NONE, Dest, Lip,
                                LipStat, Svc, SvcStat)
+from lbd.datapath.tunnel_end cimport TunnelEnd
 from lbd.datapath.tcp cimport (STATE_CLOSE, STATE_CLOSE_WAIT, STATE_COUNT, STATE_ESTABLISHED, STATE_FIN_WAIT, STATE_LAST_ACK,
                                STATE_NONE, STATE_SYN_RECV, STATE_TIME_WAIT, STATE_UDP, STATE_UDP_ONEWAY, STATE_ICMP,
                                TIMEOUT_SCTP_ESTABLISHED, TIMEOUT_SCTP_SHUTDOWN, timeout_of)
@@ -166,6 +167,7 @@ cdef void engine_over(CEngine *e, uint8_t *seg, uint8_t *host, uint32_t worker) 
     e.adj_hash = <uint32_t *> (seg + c.off_adj_hash)
     e.route = <Route *> (seg + c.off_route)
     e.route_hash = <uint32_t *> (seg + c.off_route_hash)
+    e.tunnel = <TunnelEnd *> (seg + c.off_tunnel)
     e.count = <Counters *> (seg + c.off_counters)
     e.fib_gen = &c.fib_gen
     e.arena = <uint32_t *> (host + h.off_arena)

@@ -89,4 +89,6 @@ ADVICE = {
     "icmp_short": "A router on the way to a real server of mode `tunnel` quotes only the 8 bytes of RFC 792, so that its errors "
     "can't be told to the client: lower the MTU of lbd's interface to what that way takes, and packets too large are answered "
     "before.",
+    "tunnel_malformed": "The tunnel's other end is broken, or somebody sends garbage to it: restrict it by `remote`.",
+    "tunnel_congested": "A congested router on the tunnel's way marks packets whose senders know no ECN; a lost packet tells them.",
 }

@@ -16,6 +16,7 @@ from lbd.config.problem import Problem
 from lbd.config.section import Section
 from lbd.config.service import Service
 from lbd.config.snat import RULE_MAX, Snat
+from lbd.config.tunnel import TUNNEL_MAX, Tunnel
 
 LIP_MAX = 1024  # local addresses a worker has room for; 96 bytes each
 
@@ -37,6 +38,7 @@ class Config(Section):
     packet: Packet = Field(Packet(), description="Treatment of packets.")
     service: tuple[Service, ...] = Field((), description="Services.")
     snat: tuple[Snat, ...] = Field((), max_length=RULE_MAX, description="The way out of internal networks.")
+    tunnel: tuple[Tunnel, ...] = Field((), max_length=TUNNEL_MAX, description="Tunnels that end here.")
     neighbor: tuple[Neighbor, ...] = Field((), description="Static neighbours.")
     route: tuple[Route, ...] = Field((), description="Static routes.")
 

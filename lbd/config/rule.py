@@ -184,6 +184,17 @@ def _encapsulations(view: View) -> Iterator[Finding]:
             yield (*outer, "tunnel", "source"), f"no real server is of IPv{own.source.version}; use an address of their family"
 
 
+def _tunnel_ends(view: View) -> Iterator[Finding]:
+    ends = list(view.each(view.config.tunnel, "tunnel"))
+    for loc, first in _repeated((loc, t.name) for loc, t in ends):
+        yield (*loc, "name"), f"must be unique; {first} has this name: choose another"
+    for loc, first in _repeated((loc, t.key) for loc, t in ends):
+        yield (*loc, "local"), f"{first} has this type, local and remote address: remove one"
+    for loc, tunnel in ends:
+        if tunnel.remote is not None and tunnel.remote.version != tunnel.local.version:
+            yield (*loc, "remote"), f"must be IPv{tunnel.local.version} as `local`; {tunnel.remote} is not"
+
+
 def _managed(view: View) -> Iterator[Finding]:
     for loc, lip in view.own_addresses():
         if lip.manage and lip.interface is None and view.good(loc, "manage", "interface"):
@@ -299,6 +310,7 @@ RULES: tuple[Rule, ...] = (
     _families,
     _modes,
     _encapsulations,
+    _tunnel_ends,
     _managed,
     _interfaces,
     _static,

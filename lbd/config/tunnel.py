@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of the configuration about tunnels: [service.tunnel] [service.real_server.tunnel]."""
+"""Tables of the configuration about tunnels: [service.tunnel] [service.real_server.tunnel] [[tunnel]]."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ from pydantic import Field
 
 from lbd.config.address import AddressValue
 from lbd.config.section import Section
-from lbd.config.value import Int
+from lbd.config.value import Int, Name
 
 GUE_PORT = 6080
 TUNNEL_MAX = 64  # tunnels that end here; TUNNEL_MAX of lbd/datapath/decap.pxd
@@ -45,6 +45,22 @@ class ServerEncapsulation(Section):
     type: Kind | None = Field(None, description="`ipip`, `gre` or `gue`.", examples=["gre"])
     port: Int | None = Field(None, ge=1, le=65535, description="UDP port of `gue`.", examples=[6080])
     checksum: Checksum | None = Field(None, description="Of `gre` and `gue`: `none` or `full`.", examples=["full"])
+
+
+class Tunnel(Section):
+    """A tunnel that ends here: what comes in it for a service or local address is unpacked and balanced."""
+
+    name: Name = Field(description="Name in messages; unique.", examples=["edge"])
+    type: Literal["ipip", "gre"] = Field("ipip", description="`ipip` (IPv4 or IPv6 in either) or `gre` (without key).")
+    local: AddressValue = Field(description="The host's address that it ends at.", examples=["10.0.0.1"])
+    remote: AddressValue | None = Field(
+        None, description="Where it comes from. Without it: from anywhere.", examples=["203.0.113.9"]
+    )
+
+    @property
+    def key(self) -> tuple[str, object, object]:
+        """What no two share."""
+        return (self.type, self.local, self.remote)
 
 
 def effective(service: Encapsulation, server: ServerEncapsulation | None, af: int) -> tuple[Kind, int, Checksum]:

@@ -23,6 +23,8 @@ cdef enum Op:
     CMD_OWNER = 15          # new owner table epoch: the table in the host segment was switched
     CMD_CAPTURE = 16        # points, snaplen, svc; points = 0 ends it
     CMD_STOP = 17           # leave the poll loop and exit 0
+    CMD_TUNNEL_SET = 18     # keyed by (af, kind, local, remote): a tunnel that ends here
+    CMD_TUNNEL_DEL = 19
     CMD_SNAT_SET = 20       # id = svc number; CMD_SVC_DEL deletes it
     CMD_PORT_GONE = 26      # id = port number: its sockets are closed, in all processes; the frames that they held are free
 
@@ -36,6 +38,7 @@ cdef enum Sweep:
     SWEEP_NEIGH = 4
     SWEEP_ROUTE = 5
     SWEEP_IFACE = 6
+    SWEEP_TUNNEL = 7
 
 cdef enum Setting:          # values are u64
     SET_POLL_MODE = 0       # 0 busy, 1 adaptive, 2 interrupt
@@ -139,6 +142,12 @@ cdef struct CmdRoute:
     uint16_t vlan           # tags of the way out, host order, 0 = none
     uint16_t outer
     uint8_t tpid
+
+cdef struct CmdTunnel:
+    uint8_t local[16]
+    uint8_t remote[16]      # all 0: from anywhere
+    uint8_t af
+    uint8_t kind            # TUNNEL_IPIP, TUNNEL_GRE
 
 cdef struct CmdValue:
     uint64_t value

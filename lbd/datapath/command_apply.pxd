@@ -6,7 +6,9 @@ from lbd.datapath.engine cimport Engine
 from lbd.datapath.command cimport *
 from lbd.datapath.svc cimport (LIP_MAX, Svc, SvcStat, Dest, Lip, LipStat, SVC_NONE, DEST_NONE, SVC_USED, DEST_USED, DEST_UP,
                                DEST_END, SVC_EXPIRE_NODEST, SVC_EXPIRE_QUIESCENT, MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_SNAT,
-                               MODE_TUNNEL, LIP_SNAT, LIP_USED, SCHED_FIRST, SNAT_ANY, TUNNEL_CSUM, TUNNEL_GUE, TUNNEL_KIND)
+                               MODE_TUNNEL, LIP_SNAT, LIP_USED, SCHED_FIRST, SNAT_ANY, TUNNEL_CSUM, TUNNEL_GRE,
+                               TUNNEL_GUE, TUNNEL_IPIP, TUNNEL_KIND)
+from lbd.datapath.tunnel_end cimport TUNNEL_MAX, TunnelEnd
 from lbd.datapath.link cimport adj_tags, link_of, tag_word
 from lbd.datapath.neigh cimport (Iface, adj_refresh, Adj, ADJ_NONE, ADJ_MAX, ADJ_USED, ADJ_VALID, ADJ_LEARNED, BOND_L34,
                                  IFACE_PARTIAL, IFACE_USED, LINK_MAX, MEMBER_MAX)
@@ -190,6 +192,7 @@ cdef inline void nat_refresh(Engine *e) noexcept nogil:
         if e.dest[i].flags & DEST_END:
             ending_begin(e)
     snat_refresh(e)
+    tunnel_count(e)
     e.nat_services = 0
     e.oneway_least = TIMEOUT_MAX
     for i in range(e.max_svc):
@@ -426,6 +429,48 @@ cdef inline void route_del(Engine *e, uint32_t n) noexcept nogil:
     e.fib_gen[0] += 1
 
 
+cdef inline TunnelEnd *tunnel_find(Engine *e, const CmdTunnel *b) noexcept nogil:
+    """That of this command, or a free place; NULL: neither."""
+    cdef TunnelEnd *spare = NULL
+    cdef TunnelEnd *k
+    cdef uint32_t i
+    for i in range(TUNNEL_MAX):
+        k = e.tunnel + i
+        if not k.used:
+            spare = k if spare == NULL else spare
+        elif k.af == b.af and k.kind == b.kind and memcmp(k.local, b.local, 16) == 0 and memcmp(k.remote, b.remote, 16) == 0:
+            return k
+    return spare
+
+
+cdef inline void tunnel_count(Engine *e) noexcept nogil:
+    cdef uint32_t i
+    e.tunnel_n = 0
+    for i in range(TUNNEL_MAX):
+        e.tunnel_n += e.tunnel[i].used
+
+
+cdef inline bint tunnel_set(Engine *e, const Cmd *c, const CmdTunnel *b) noexcept nogil:
+    cdef TunnelEnd *k = tunnel_find(e, b)
+    if k == NULL or (b.af != 4 and b.af != 6) or (b.kind != TUNNEL_IPIP and b.kind != TUNNEL_GRE):
+        return False
+    memcpy(k.local, b.local, 16)
+    memcpy(k.remote, b.remote, 16)
+    k.af = b.af
+    k.kind = b.kind
+    k.gen = c.gen
+    k.used = 1
+    tunnel_count(e)
+    return True
+
+
+cdef inline void tunnel_del(Engine *e, const CmdTunnel *b) noexcept nogil:
+    cdef TunnelEnd *k = tunnel_find(e, b)
+    if k != NULL:
+        k.used = 0
+    tunnel_count(e)
+
+
 cdef inline bint older(uint32_t gen, uint32_t than) noexcept nogil:
     return <int> (gen - than) < 0
 
@@ -458,6 +503,11 @@ cdef inline bint sweep(Engine *e, uint32_t what, uint32_t gen) noexcept nogil:
         for i in range(LINK_MAX):
             if e.iface[i].flags & IFACE_USED and older(e.iface[i].gen, gen):
                 iface_del(e, i)
+    elif what == SWEEP_TUNNEL:
+        for i in range(TUNNEL_MAX):
+            if e.tunnel[i].used and older(e.tunnel[i].gen, gen):
+                e.tunnel[i].used = 0
+        tunnel_count(e)
     else:
         return False
     return True
@@ -530,6 +580,10 @@ cdef inline bint command_apply(Engine *e, const Cmd *c) noexcept nogil:
         n = route_find(e, rt.prefix, rt.plen, rt.af)
         if n:
             route_del(e, n)
+    elif c.op == CMD_TUNNEL_SET:
+        return tunnel_set(e, c, <const CmdTunnel *> c.body)
+    elif c.op == CMD_TUNNEL_DEL:
+        tunnel_del(e, <const CmdTunnel *> c.body)
     elif c.op == CMD_SETTING:
         return setting(e, c.id, (<const CmdValue *> c.body).value)
     elif c.op == CMD_SWEEP:

@@ -6,6 +6,7 @@ from lbd.datapath.flow cimport Tuple
 from lbd.datapath.svc cimport Svc, SvcStat, Dest, Lip, LipStat
 from lbd.datapath.neigh cimport Iface, Adj
 from lbd.datapath.fib cimport Route
+from lbd.datapath.tunnel_end cimport TunnelEnd
 from lbd.datapath.conn cimport ConnTable
 from lbd.datapath.timer cimport Timer
 from lbd.datapath.count cimport Counters
@@ -49,6 +50,7 @@ cdef struct Engine:
     Adj *adj
     uint32_t *adj_hash
     Route *route
+    TunnelEnd *tunnel
     uint32_t *route_hash
     uint32_t *arena             # scheduling tables (host segment, read only here)
     uint8_t *owner              # [2][OWNER_BUCKETS] (host segment, read only here)
@@ -100,6 +102,7 @@ cdef struct Engine:
     uint16_t snat[32]           # service numbers of the SNAT rules, in their order (snat.pxd)
     uint32_t snat_n
     uint32_t snat_by_out        # a rule asks for the interface of the way out
+    uint32_t tunnel_n           # tunnels that end here
     uint8_t gue[8192]           # a bit for each UDP port (network order) that a real server's GUE tunnel has, or had
     uint32_t plen4[33]          # routes per prefix length
     uint32_t plen6[129]

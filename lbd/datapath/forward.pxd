@@ -5,9 +5,9 @@ from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_st32, lbd_bswap16, l
                                     lbd_compiler_barrier)
 from lbd.datapath.engine cimport ConnExt, Engine
 from lbd.datapath.ext cimport conn_ext, ext_give
-from lbd.datapath.pkt cimport Pkt, PKT_NEW, PKT_REPLY, PKT_HANDED, PKT_ICMP_ERROR
+from lbd.datapath.pkt cimport Pkt, PKT_NEW, PKT_REPLY, PKT_HANDED, PKT_ICMP_ERROR, PKT_TUNNEL
 from lbd.datapath.flow cimport Tuple, tuple_hash
-from lbd.datapath.hdr cimport TcpHdr, PROTO_SCTP, PROTO_TCP, PROTO_UDP, TCP_SYN, TCP_ACK, TCP_FIN, TCP_RST
+from lbd.datapath.hdr cimport ETH_HLEN, TcpHdr, PROTO_SCTP, PROTO_TCP, PROTO_UDP, TCP_SYN, TCP_ACK, TCP_FIN, TCP_RST
 from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
@@ -15,7 +15,7 @@ from lbd.datapath.sctp cimport sctp_quote_is_right, sctp_step
 from lbd.datapath.timer cimport WHEEL_SHIFT
 from lbd.datapath.svc cimport (Dest, SVC_NONE, DEST_NONE, LIP_NONE, DEST_USED, DEST_UP, MODE_DR, MODE_NAT64, MODE_TUNNEL,
                                SNAT_ANY)
-from lbd.datapath.neigh cimport Adj, ADJ_NONE, ADJ_USED, ADJ_VALID, IFACE_UP
+from lbd.datapath.neigh cimport Adj, ADJ_LEARNED, ADJ_NONE, ADJ_USED, ADJ_VALID, IFACE_UP
 from lbd.datapath.link cimport adj_tags, pkt_tags
 from lbd.datapath.snat cimport conn_is_snat
 from lbd.datapath.lookup cimport nexthop, adj_learn, conn_lip, dest_of, neigh_want, svc_of
@@ -23,6 +23,7 @@ from lbd.datapath.lifetime cimport table_of, timer_of, conn_enter, conn_end, con
 from lbd.datapath.nat cimport TTL_DELTA, hop, link_write, rewrite
 from lbd.datapath.seq cimport seq_translate
 from lbd.datapath.encap cimport encap
+from lbd.datapath.decap cimport ecn_carry
 from lbd.datapath.tunnel cimport server_af, tunnel_room
 from lbd.datapath.nat64 cimport nat64_mtu, nat64_obstacle, nat64_packet
 from lbd.datapath.icmp64 cimport nat64_error
@@ -137,6 +138,17 @@ cdef inline void udp_step(Engine *e, uint32_t i, ConnCommon *c, uint32_t directi
 
 # --- next hop --------------------------------------------------------------------------------------------------------
 
+cdef inline void adj_client(Engine *e, uint32_t i, ConnCommon *c, int af) noexcept nogil:
+    """The way to the client by route."""
+    cdef uint8_t addr[16]
+    memset(addr, 0, 16)
+    if af == 4:
+        memcpy(addr, &conn4(&e.t4, i).caddr, 4)
+    else:
+        memcpy(addr, conn6(&e.t6, i).caddr, 16)
+    c.adj_rev = nexthop(e, addr, af)
+
+
 cdef inline void adj_resolve(Engine *e, uint32_t i, ConnCommon *c, int af) noexcept nogil:
     """Routes have changed since this connection looked: look again, for the real server (and by route: the client)."""
     cdef uint8_t addr[16]
@@ -152,13 +164,9 @@ cdef inline void adj_resolve(Engine *e, uint32_t i, ConnCommon *c, int af) noexc
         c.adj_fwd = nexthop(e, addr, daf)
     if conn_mode(c) == MODE_DR and memcmp(e.adj[c.adj_fwd].addr, addr, 16) != 0:       # behind a gateway, which would route it back
         c.adj_fwd = ADJ_NONE
-    if e.return_route:
-        memset(addr, 0, 16)
-        if af == 4:
-            memcpy(addr, &conn4(&e.t4, i).caddr, 4)
-        else:
-            memcpy(addr, conn6(&e.t6, i).caddr, 16)
-        c.adj_rev = nexthop(e, addr, af)
+    # one that is not learned was found by route, since its client's packets come in a tunnel
+    if e.return_route or (c.adj_rev != ADJ_NONE and not e.adj[c.adj_rev].flags & ADJ_LEARNED):
+        adj_client(e, i, c, af)
     c.fib_gen = e.fib_gen[0]
 
 
@@ -196,13 +204,37 @@ cdef inline uint32_t room(Engine *e, const Pkt *p, uint32_t i, const ConnCommon 
     return nat64_mtu(p, mtu)
 
 
+cdef inline void answer_sender(Engine *e, Pkt *p, const ConnCommon *c, uint32_t direction, uint32_t reason,
+                               uint32_t mtu) noexcept nogil:
+    """With an ICMP error, back where it came from; if that was a tunnel, by the way that the other direction goes."""
+    cdef uint32_t n = c.adj_rev if direction == 0 else c.adj_fwd
+    if lbd_likely(not p.flags & PKT_TUNNEL):
+        answer(e, p, reason, mtu)
+        return
+    if not usable(e, p, n):
+        return
+    p.data += p.l3 - ETH_HLEN
+    p.len -= p.l3 - ETH_HLEN
+    p.room -= p.l3 - ETH_HLEN
+    p.l4 -= p.l3 - ETH_HLEN
+    p.l3 = ETH_HLEN
+    p.data[0] = 0                       # no group's address: what is there is of the outer header
+    answer(e, p, reason, mtu)
+    if p.verdict == VERDICT_CONSUME:
+        link_write(p, e.adj + n)
+        p.ifout = e.adj[n].iface
+
+
 cdef inline bint way_out(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t direction, int af) noexcept nogil:
     """Settles p.ifout; checks link, neighbour, MTU and TTL. False: dropped or answered, the packet is as it came."""
     cdef uint32_t n, mtu
     cdef Adj *a
     if lbd_unlikely(c.fib_gen != e.fib_gen[0]):
         adj_resolve(e, i, c, af)
-    if direction == 0 and not e.return_route and lbd_unlikely(c.adj_rev == ADJ_NONE or not came_from(p, e.adj + c.adj_rev)):
+    if lbd_unlikely(p.flags & PKT_TUNNEL):
+        if direction == 0 and (c.adj_rev == ADJ_NONE or e.adj[c.adj_rev].flags & ADJ_LEARNED):
+            adj_client(e, i, c, af)
+    elif direction == 0 and not e.return_route and lbd_unlikely(c.adj_rev == ADJ_NONE or not came_from(p, e.adj + c.adj_rev)):
         c.adj_rev = adj_learn(e, p.data + 6, p.ifin, pkt_tags(p))
     n = c.adj_fwd if direction == 0 else c.adj_rev
     if lbd_unlikely(n == ADJ_NONE):
@@ -215,11 +247,11 @@ cdef inline bint way_out(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t 
         neigh_want(e, n)
         return drop(p, REASON_NO_NEIGHBOR)
     if lbd_unlikely(hops_left(p, af) <= 1):
-        answer(e, p, REASON_TTL_EXPIRED, 0)
+        answer_sender(e, p, c, direction, REASON_TTL_EXPIRED, 0)
         return False
     mtu = room(e, p, i, c, e.iface[a.link].mtu, af)
     if lbd_unlikely(p.l3_len > mtu):
-        answer(e, p, REASON_MTU_EXCEEDED, mtu)
+        answer_sender(e, p, c, direction, REASON_MTU_EXCEEDED, mtu)
         return False
     p.ifout = a.iface
     return True
@@ -311,6 +343,9 @@ cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept
     if direction:
         p.flags |= PKT_REPLY
     if lbd_unlikely(not way_out(e, p, i, c, direction, af)):
+        return
+    if lbd_unlikely(p.flags & PKT_TUNNEL and not ecn_carry(p)):
+        drop(p, REASON_TUNNEL_CONGESTED)
         return
     if af == 6 and is_nat64(c):
         obstacle = nat64_obstacle(p, direction)

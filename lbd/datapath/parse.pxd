@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_ld64, lbd_st32, lbd_bswap16, lbd_unlikely, lbd_likely, lbd_copy16
 from lbd.datapath.engine cimport Engine
-from lbd.datapath.pkt cimport Pkt, PKT_PARTIAL, PKT_ICMP_ERROR, PKT_MULTI
+from lbd.datapath.pkt cimport Pkt, PKT_PARTIAL, PKT_ICMP_ERROR, PKT_MULTI, PKT_TUNNEL
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.hdr cimport *
 from lbd.datapath.reason cimport *
@@ -14,6 +14,7 @@ from lbd.datapath.crc32c cimport sctp_checksum
 from lbd.datapath.neigh cimport IFACE_PARTIAL, TPID_AD, TPID_OUTER_Q
 from lbd.datapath.conn cimport addr6_is
 from lbd.datapath.echo cimport echo_ports, is_icmp
+from lbd.datapath.decap cimport decap
 from lbd.datapath.inner cimport INNER_FOUND, INNER_OTHER, INNER_SHORT, inner_at, is_wrapped
 from lbd.datapath.lookup cimport lip_lookup, svc_of
 from lbd.datapath.svc cimport SVC_NONE, SVC_USED, LIP_NONE
@@ -431,15 +432,29 @@ cdef inline uint32_t parse6(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
 
 
 cdef inline uint32_t parse(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
-    """Fills p's offsets and the tuple; returns a Kind."""
-    cdef uint32_t type = parse_l2(p)
+    """Fills p's offsets and the tuple; returns a Kind. In a second turn those of what was in a tunnel."""
+    cdef uint32_t kind, type = parse_l2(p)
     p.af = 0
+    p.flags &= <uint8_t> ~PKT_TUNNEL
     if lbd_unlikely(p.flags & PKT_MULTI):
         return settle(p, VERDICT_DROP, REASON_MULTI_BUFFER)
-    if lbd_likely(type == ETH_P_IP):
-        return parse4(e, p, t)
-    if lbd_likely(type == ETH_P_IPV6):
-        return parse6(e, p, t)
-    if type == 0:
-        return settle(p, VERDICT_DROP, REASON_MALFORMED)
-    return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
+    while True:
+        if lbd_likely(type == ETH_P_IP):
+            kind = parse4(e, p, t)
+        elif lbd_likely(type == ETH_P_IPV6):
+            kind = parse6(e, p, t)
+        elif type == 0:
+            return settle(p, VERDICT_DROP, REASON_MALFORMED)
+        else:
+            return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
+        if lbd_likely(kind != KIND_DONE) or e.tunnel_n == 0:
+            return kind
+        if p.flags & PKT_TUNNEL:
+            if p.reason == REASON_MALFORMED:
+                p.reason = REASON_TUNNEL_MALFORMED
+            return kind
+        if p.reason != REASON_PROTO_UNSUPPORTED:
+            return kind
+        type = decap(e, p, t)
+        if type == 0:
+            return kind

@@ -15,6 +15,7 @@ cdef enum PktFlag:
     PKT_REPLY = 8           # from a real server
     PKT_MULTI = 16          # first descriptor of a multi-buffer packet
     PKT_ICMP_ERROR = 32     # ICMP error that was mapped to a connection
+    PKT_TUNNEL = 64         # came in a tunnel that ends here: what is before l3 is not its own
 
 cdef struct Pkt:            # 64 bytes
     uint8_t *data           # first byte of the Ethernet header; the engine may move it (VLAN push and pop)

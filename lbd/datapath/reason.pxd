@@ -41,4 +41,6 @@ cdef enum Reason:
     REASON_SERVER_GONE
     REASON_UNTRANSLATABLE
     REASON_ICMP_SHORT
+    REASON_TUNNEL_MALFORMED
+    REASON_TUNNEL_CONGESTED
     REASON_COUNT            # how many; never a reason

@@ -39,6 +39,8 @@ REASONS: tuple[tuple[str, str], ...] = (
      "a client's TCP is answered with a RST"),
     ("untranslatable", "nat64: a packet or ICMP error that the other address family has no equal of (RFC 7915)"),
     ("icmp_short", "an ICMP error about a tunnel's outer header that quotes too little of the packet inside to know its client"),
+    ("tunnel_malformed", "in a tunnel that ends here: its own header, or that of the packet inside, is damaged or truncated"),
+    ("tunnel_congested", "in a tunnel that ends here: marked by a router on its way; the packet inside can't say so (RFC 6040)"),
 )
 
 NAMES: tuple[str, ...] = tuple(name for name, _ in REASONS)

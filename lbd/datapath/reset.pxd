@@ -3,7 +3,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32
 from lbd.datapath.engine cimport Engine
-from lbd.datapath.pkt cimport Pkt, PKT_REPLY
+from lbd.datapath.pkt cimport Pkt, PKT_REPLY, PKT_TUNNEL
 from lbd.datapath.hdr cimport (ETH_HLEN, IP_DF, Ip6Hdr, IpHdr, PROTO_TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, TcpHdr)
 from lbd.datapath.csum cimport csum_fold, csum_partial, csum_pseudo
 from lbd.datapath.conn cimport CONN_EXTENDED, CONN_ONE_WAY, ConnCommon, conn6, conn_edges, conn_side
@@ -59,7 +59,7 @@ cdef inline void reset_answer(Engine *e, Pkt *p, uint32_t reason) noexcept nogil
     cdef uint8_t flags = TCP_RST
     p.verdict = VERDICT_DROP
     p.reason = reason
-    if p.tcp_flags & TCP_RST or p.data[0] & 1:
+    if p.tcp_flags & TCP_RST or p.data[0] & 1 or p.flags & PKT_TUNNEL:      # of a tunnel the way back is another
         return
     if p.tcp_flags & TCP_ACK:
         seq = lbd_bswap32(t.ack_seq)

@@ -16,7 +16,7 @@ from lbd.config.snat import AddressRange, Snat
 from lbd.config.tunnel import Encapsulation as ConfiguredEncapsulation
 from lbd.config.tunnel import ServerEncapsulation, effective
 from lbd.master.course import WHOLE, Standing
-from lbd.master.desired import IPIP, Desired, Encapsulation, LocalAddress, Range, RealServer, Service, SnatRule
+from lbd.master.desired import IPIP, Desired, Encapsulation, LocalAddress, Range, RealServer, Service, SnatRule, Tunnel
 from lbd.master.reach import NextHops, Reach
 from lbd.master.record import Address4or6
 from lbd.master.runtime import PLAIN, Override
@@ -41,7 +41,7 @@ TIMEOUT_STATES = {
 }
 UDP_ONEWAY = 9
 SNAT_PROTOCOLS = {"tcp": shm.SNAT_TCP, "udp": shm.SNAT_UDP, "icmp": shm.SNAT_ICMP}
-PARTS = ("snat", "local_addresses", "interfaces", "neighbours", "routes", "own", "settings")
+PARTS = ("snat", "tunnels", "local_addresses", "interfaces", "neighbours", "routes", "own", "settings")
 
 
 def local_addresses(config: Config) -> tuple[LocalAddress, ...]:
@@ -124,6 +124,9 @@ class Composer:
             self._services[service.name] = old
         self._join(
             snat=snat_rules(config),
+            tunnels=tuple(
+                Tunnel(t.type, t.local.packed, t.remote.packed if t.remote is not None else b"") for t in config.tunnel
+            ),
             local_addresses=local_addresses(config),
             settings=settings(config),
         )

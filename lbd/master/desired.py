@@ -142,12 +142,22 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class Tunnel:
+    """One that ends here."""
+
+    kind: str  # ipip, gre
+    local: bytes
+    remote: bytes = b""  # empty: from anywhere
+
+
+@dataclass(frozen=True, slots=True)
 class Desired:
     services: tuple[Service, ...] = ()
     local_addresses: tuple[LocalAddress, ...] = ()
     interfaces: tuple[Interface, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
     routes: tuple[Route, ...] = ()
+    tunnels: tuple[Tunnel, ...] = ()
     settings: Mapping[int, int] = field(default_factory=dict)  # Setting of command.pxd -> value
     snat: tuple[SnatRule, ...] = ()
     own: frozenset[bytes] = frozenset()  # the host's addresses, where there are SNAT rules

@@ -11,7 +11,18 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
-from lbd.master.desired import Encapsulation, Interface, LocalAddress, Neighbour, Range, RealServer, Route, Service, SnatRule
+from lbd.master.desired import (
+    Encapsulation,
+    Interface,
+    LocalAddress,
+    Neighbour,
+    Range,
+    RealServer,
+    Route,
+    Service,
+    SnatRule,
+    Tunnel,
+)
 from lbd.shm import _shm as shm
 
 HEAD = struct.Struct("=HHII")  # Cmd: op, flags, id, gen
@@ -35,10 +46,11 @@ class Kind(IntEnum):
     LIP = 4
     DEST = 5
     SVC = 6
+    TUNNEL = 7
 
 
 class Key(NamedTuple):
-    """One thing that a worker holds: a number, or (interface, address, tags), or (prefix, length)."""
+    """One thing that a worker holds: a number, or (interface, address, tags), (prefix, length), or what a tunnel is."""
 
     kind: Kind
     ident: tuple[int | bytes, ...]
@@ -51,6 +63,7 @@ SWEEPS = {
     Kind.LIP: shm.SWEEP_LIP,
     Kind.DEST: shm.SWEEP_DEST,
     Kind.SVC: shm.SWEEP_SVC,
+    Kind.TUNNEL: shm.SWEEP_TUNNEL,
 }
 
 
@@ -93,6 +106,15 @@ def routes(many: Iterable[Route]) -> dict[Key, bytes]:
         )
         for r in many
     }  # fmt: skip
+
+
+def tunnels(many: Iterable[Tunnel]) -> dict[Key, bytes]:
+    return {
+        Key(Kind.TUNNEL, (KINDS[t.kind], t.local, t.remote)): shm.tunnel_set(
+            0, af=family(t.local), kind=KINDS[t.kind], local=t.local, remote=t.remote
+        )
+        for t in many
+    }
 
 
 def local_address(number: int, lip: LocalAddress) -> bytes:
@@ -173,6 +195,8 @@ def delete_command(key: Key, generation: int) -> bytes:
             return shm.neigh_del(generation, iface=iface, af=family(address), addr=address, tags=tags)
         case Key(Kind.ROUTE, (bytes(prefix), int(plen))):
             return shm.route_del(generation, af=family(prefix), prefix=prefix, plen=plen)
+        case Key(Kind.TUNNEL, (int(kind), bytes(local), bytes(remote))):
+            return shm.tunnel_del(generation, af=family(local), kind=kind, local=local, remote=remote)
         case Key(Kind.LIP, (int(number),)):
             return shm.lip_del(number, generation)
         case Key(Kind.DEST, (int(number),)):

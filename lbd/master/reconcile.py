@@ -219,6 +219,7 @@ class Plan:
         self._part(Kind.IFACE, d.interfaces, lambda: encode.interfaces(d.interfaces))
         self._part(Kind.NEIGH, d.neighbours, lambda: encode.neighbours(d.neighbours))
         self._part(Kind.ROUTE, d.routes, lambda: encode.routes(d.routes))
+        self._part(Kind.TUNNEL, d.tunnels, lambda: encode.tunnels(d.tunnels))
         self._part(Kind.LIP, d.local_addresses, self._local_addresses)
         known = self.now._known
         all_of_them: tuple[Service | SnatRule, ...] = (*d.services, *d.snat)

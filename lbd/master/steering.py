@@ -47,6 +47,7 @@ class Steering:
         self._pools: set[LipAt] = set()  # of the local addresses those that are known to be SNAT's
         self._snat = SnatSteering(program)
         self._tunnels: set[TunnelAt] = set(program.tunnels())
+        self._ends: set[TunnelAt] = set()  # of tunnels that end here
         self._wanted: tuple[Mapping[ServiceAt, int], Mapping[LipAt, Ports]] = ({}, {})
         self._seen: Desired | None = None  # what that follows from; None: something failed on the way
         self._due = False  # something is wanted, and not steered yet
@@ -61,6 +62,7 @@ class Steering:
         self._wanted = wanted(desired)
         services, lips = self._wanted
         self._answers(sources(desired))
+        self._ends = ends(desired)
         self._wrapped(wrapped(desired))
         self._snat.prepare(desired)
         pools = {(family(a.address), a.address) for a in desired.local_addresses if a.snat}
@@ -85,11 +87,12 @@ class Steering:
             self._sources.add(at)
 
     def _wrapped(self, wanted: set[TunnelAt]) -> None:
-        """Errors about tunnels that are no more go to the kernel, which passes over them."""
+        """Errors about tunnels that are no more go to the kernel, which passes over them. What comes in a tunnel is lbd's when
+        workers know it (`extend`)."""
         for at in wanted - self._tunnels:
             self._program.set_tunnel(*at)
             self._tunnels.add(at)
-        for at in self._tunnels - wanted:
+        for at in self._tunnels - wanted - self._ends:
             self._program.del_tunnel(*at)
             self._tunnels.discard(at)
 
@@ -101,6 +104,9 @@ class Steering:
             if service not in self._services:
                 self._program.set_service(*service, number)
                 self._services.add(service)
+        for at in self._ends - self._tunnels:
+            self._program.set_tunnel(*at)
+            self._tunnels.add(at)
         self._snat.extend()
         self._due = False
 
@@ -125,6 +131,7 @@ class Steering:
         for at in tuple(self._sources):
             self._program.del_source(*at)
             self._sources.discard(at)
+        self._ends = set()
         self._wrapped(set())
         for lip in tuple(self._lips):
             self._program.del_lip(*lip)
@@ -136,6 +143,8 @@ def same(one: Desired, other: Desired) -> bool:
     if one.local_addresses is not other.local_addresses or len(one.services) != len(other.services):
         return False
     if one.snat is not other.snat or (one.snat and (one.own is not other.own or one.interfaces is not other.interfaces)):
+        return False
+    if one.tunnels is not other.tunnels:
         return False
     pairs = zip(one.services, other.services, strict=True)
     return all(a is b or (a.key == b.key and not {"nat", "tunnel"} & {a.mode, b.mode}) for a, b in pairs)
@@ -149,6 +158,10 @@ def sources(desired: Desired) -> set[ServiceAt]:
         if s.mode == "nat"
         for address, port in (*((r.address, r.port) for r in s.real_servers), *([s.sorry] if s.sorry else []))
     }
+
+
+def ends(desired: Desired) -> set[TunnelAt]:
+    return {(family(t.local), t.local, t.remote, TUNNEL_PROTOCOLS[t.kind], 0) for t in desired.tunnels}
 
 
 def wrapped(desired: Desired) -> set[TunnelAt]:

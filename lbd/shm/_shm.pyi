@@ -86,6 +86,8 @@ CMD_SWEEP: int
 CMD_OWNER: int
 CMD_CAPTURE: int
 CMD_STOP: int
+CMD_TUNNEL_SET: int
+CMD_TUNNEL_DEL: int
 CMD_SNAT_SET: int
 CMD_FRESH: int
 SWEEP_SVC: int
@@ -94,6 +96,7 @@ SWEEP_LIP: int
 SWEEP_NEIGH: int
 SWEEP_ROUTE: int
 SWEEP_IFACE: int
+SWEEP_TUNNEL: int
 SET_POLL_MODE: int
 SET_VERIFY_CSUM: int
 SET_RETURN_ROUTE: int
@@ -239,6 +242,8 @@ def route_set(
     tags: int = 0,
 ) -> bytes: ...
 def route_del(gen: int, *, af: int, prefix: bytes, plen: int) -> bytes: ...
+def tunnel_set(gen: int, *, af: int, kind: int, local: bytes, remote: bytes = ...) -> bytes: ...
+def tunnel_del(gen: int, *, af: int, kind: int, local: bytes, remote: bytes = ...) -> bytes: ...
 def setting(id: int, value: int, gen: int) -> bytes: ...
 def sweep(kind: int, gen: int) -> bytes: ...
 def owner(gen: int) -> bytes: ...

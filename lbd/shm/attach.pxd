@@ -21,6 +21,7 @@ from lbd.datapath.fib cimport FIB_HASH, FIB_MAX, Route
 from lbd.datapath.neigh cimport ADJ_HASH, ADJ_MAX, Adj, Iface, LINK_MAX
 from lbd.datapath.pkt cimport IFACE_MAX, WORKER_MAX
 from lbd.datapath.svc cimport Dest, Lip, LipStat, Svc, SvcStat
+from lbd.datapath.tunnel_end cimport TUNNEL_MAX, TunnelEnd
 from lbd.shm.layout cimport (
     CAPTURE_SLOT, CHUNK, Counters, Ctl, Evt, Hand, HostCtl, OWNER_BUCKETS, QueueStat, SEG_MAGIC,
     SEG_VERSION, Sizes,
@@ -111,6 +112,7 @@ cdef inline uint32_t layout_hash(const Sizes *s) noexcept nogil:
     h = hash_word(h, sizeof(QueueStat))
     h = hash_word(h, sizeof(Adj))
     h = hash_word(h, sizeof(Route))
+    h = hash_word(h, TUNNEL_MAX * sizeof(TunnelEnd))
     h = hash_word(h, sizeof(Counters))
     h = hash_word(h, sizeof(Cmd))
     h = hash_word(h, sizeof(Evt))
@@ -161,6 +163,7 @@ cdef inline int layout_compute(const Sizes *sizes, Ctl *ctl) noexcept nogil:
     ctl.off_adj_hash = section(&at, ADJ_HASH * sizeof(uint32_t), LINE)
     ctl.off_route = section(&at, FIB_MAX * sizeof(Route), LINE)
     ctl.off_route_hash = section(&at, FIB_HASH * sizeof(uint32_t), LINE)
+    ctl.off_tunnel = section(&at, TUNNEL_MAX * sizeof(TunnelEnd), LINE)
     ctl.off_cmd = section(&at, lbd_ring_bytes(sizeof(Cmd), s.cmd_ring), PAGE)
     ctl.off_evt = section(&at, lbd_ring_bytes(sizeof(Evt), s.evt_ring), PAGE)
     ctl.off_capture = section(&at, lbd_ring_bytes(CAPTURE_SLOT, s.capture_ring), PAGE)

@@ -245,6 +245,26 @@ def route_del(gen, *, af, prefix, plen):
     return finish(c_cmd.CMD_ROUTE_DEL, 0, gen, 0, &b, sizeof(b))
 
 
+cdef bytes tunnel_end(int op, object gen, object af, object kind, object local, object remote):
+    cdef c_cmd.CmdTunnel b
+    memset(&b, 0, sizeof(b))
+    put_addr(b.local, af, local)
+    if remote:
+        put_addr(b.remote, af, remote)
+    b.af = af
+    b.kind = bounded("kind", kind, c_svc.TUNNEL_IPIP, c_svc.TUNNEL_GRE)
+    return finish(op, 0, gen, 0, &b, sizeof(b))
+
+
+def tunnel_set(gen, *, af, kind, local, remote=b""):
+    """A tunnel that ends here, from `remote`, or from anywhere."""
+    return tunnel_end(c_cmd.CMD_TUNNEL_SET, gen, af, kind, local, remote)
+
+
+def tunnel_del(gen, *, af, kind, local, remote=b""):
+    return tunnel_end(c_cmd.CMD_TUNNEL_DEL, gen, af, kind, local, remote)
+
+
 def setting(id, value, gen):
     cdef c_cmd.CmdValue b
     b.value = bounded("value", value, 0, 0xffffffffffffffff)
@@ -253,7 +273,7 @@ def setting(id, value, gen):
 
 def sweep(kind, gen):
     """Deletes every record of that kind that no command of this generation or a later one has set."""
-    return finish(c_cmd.CMD_SWEEP, bounded("kind", kind, c_cmd.SWEEP_SVC, c_cmd.SWEEP_IFACE), gen, 0, NULL, 0)
+    return finish(c_cmd.CMD_SWEEP, bounded("kind", kind, c_cmd.SWEEP_SVC, c_cmd.SWEEP_TUNNEL), gen, 0, NULL, 0)
 
 
 def owner(gen):

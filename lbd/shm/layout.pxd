@@ -85,6 +85,7 @@ cdef struct Ctl:                    # first page of a worker segment
     uint64_t off_evt
     uint64_t off_capture
     uint64_t off_slow
+    uint64_t off_tunnel
     # written by the worker
     uint32_t pid
     uint32_t state                  # WorkerState

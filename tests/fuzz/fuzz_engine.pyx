@@ -50,6 +50,7 @@ from lbd.datapath.reason cimport (
 )
 from lbd.datapath.svc cimport DEST_UP, Dest, LIP_NONE, Lip, LipStat, Svc, SvcStat
 from lbd.datapath.tcp cimport STATE_COUNT
+from lbd.datapath.tunnel_end cimport TUNNEL_MAX, TunnelEnd
 from lbd.datapath.timer cimport LIST_COUNT
 
 include "world.pxi"

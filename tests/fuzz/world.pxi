@@ -52,6 +52,7 @@ cdef void build() noexcept nogil:
     e.adj_hash = <uint32_t *> calloc(ADJ_HASH, sizeof(uint32_t))
     e.route = <Route *> calloc(FIB_MAX, sizeof(Route))
     e.route_hash = <uint32_t *> calloc(FIB_HASH, sizeof(uint32_t))
+    e.tunnel = <TunnelEnd *> calloc(TUNNEL_MAX, sizeof(TunnelEnd))
     e.arena = <uint32_t *> calloc(ARENA, sizeof(uint32_t))
     e.owner = <uint8_t *> calloc(2, OWNER_BUCKETS)
     e.count = <Counters *> calloc(1, sizeof(Counters))
@@ -92,6 +93,8 @@ cdef void wipe() noexcept nogil:
     blank.svc, blank.svc_stat, blank.svc_hash = e.svc, e.svc_stat, e.svc_hash
     blank.dest, blank.dest_stat, blank.lip, blank.lip_stat = e.dest, e.dest_stat, e.lip, e.lip_stat
     blank.iface, blank.adj, blank.adj_hash = e.iface, e.adj, e.adj_hash
+    memset(e.tunnel, 0, TUNNEL_MAX * sizeof(TunnelEnd))
+    blank.tunnel = e.tunnel
     blank.route, blank.route_hash, blank.arena, blank.owner, blank.count = e.route, e.route_hash, e.arena, e.owner, e.count
     memcpy(e, &blank, sizeof(Engine))
 

@@ -43,6 +43,7 @@ REASON_VALUES = {
     "too_big_frame": <int> REASON_TOO_BIG_FRAME, "multi_buffer": <int> REASON_MULTI_BUFFER,
     "tuple_in_use": <int> REASON_TUPLE_IN_USE, "server_gone": <int> REASON_SERVER_GONE,
     "untranslatable": <int> REASON_UNTRANSLATABLE, "icmp_short": <int> REASON_ICMP_SHORT,
+    "tunnel_malformed": <int> REASON_TUNNEL_MALFORMED, "tunnel_congested": <int> REASON_TUNNEL_CONGESTED,
 }
 
 

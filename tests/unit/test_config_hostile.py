@@ -102,6 +102,7 @@ GOOD: list[tuple[str, dict[str, str]]] = [
     ),
     ("[[service.real_server]]", {"address": '"10.0.1.1:80"', "weight": "1", "slow_start": '"0s"'}),
     ("[service.real_server.tunnel]", {"type": '"gue"', "port": "6081", "checksum": '"full"'}),
+    ("[[tunnel]]", {"name": '"edge"', "type": '"gre"', "local": '"10.0.0.10"', "remote": '"203.0.113.9"'}),
     ("[[neighbor]]", {"interface": '"eth0"', "address": '"10.0.1.1"', "mac": '"02:00:00:00:00:01"'}),
     ("[[route]]", {"destination": '"10.0.1.0/24"', "gateway": '"10.0.0.1"', "interface": '"eth0"'}),
 ]
