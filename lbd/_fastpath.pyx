@@ -17,6 +17,7 @@ from lbd.datapath.conn cimport (BUCKET_FILL_X100, BUCKET_SPARE, CONN_RESTING, Bu
 from lbd.datapath.connfile cimport conn_file_attach, conn_file_bytes, conn_map_all
 from lbd.datapath.ending cimport ending_next
 from lbd.datapath.engine cimport ConnExt, EXT_FREE, EXT_SHARE, Engine as CEngine
+from lbd.datapath.frag cimport FRAG_ENTRIES, FRAG_HELD, HELD_ROOM, frag_bytes, frag_clear, frag_map, frag_take
 from lbd.datapath.hdr cimport PROTO_SCTP
 from lbd.datapath.lifetime cimport engine_expire
 from lbd.datapath.count cimport Counters
@@ -24,7 +25,7 @@ from lbd.datapath.fib cimport FIB_MAX, ROUTE_USED, Route
 from lbd.datapath.hdr cimport VLAN_HLEN, GueHdr, Ip6Hdr, UdpHdr
 from lbd.datapath.neigh cimport Adj, Iface
 from lbd.datapath.pipeline cimport engine_burst
-from lbd.datapath.pkt cimport BURST_MAX, FRAME_SLACK, IFACE_MAX, Pkt
+from lbd.datapath.pkt cimport BURST_MAX, FRAME_SLACK, IFACE_MAX, PKT_HANDED, PKT_ROUTED, Pkt
 from lbd.datapath.reason cimport VERDICT_CONSUME, VERDICT_FORWARD
 from lbd.datapath.snat cimport conn_is_snat
 from lbd.datapath.svc cimport (MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_NAT64, MODE_TUNNEL, DEST_NONE, SVC_NONE, Dest, Lip,
@@ -86,7 +87,7 @@ STATE_NAMES = ("NONE", "SYN_RECV", "ESTABLISHED", "CLOSE_WAIT", "LAST_ACK", "FIN
 SCTP_STATE_NAMES = ("NONE", "INIT", "ESTABLISHED", "SHUTDOWN_RECEIVED", "SHUTDOWN_ACK_SENT", "SHUTDOWN_SENT", "TIME_WAIT", "CLOSED",
                     "UDP", "UDP", "ICMP")      # as the real server sees it, which is how IPVS names them
 MODE_NAMES = {MODE_FULLNAT: "fullnat", MODE_NAT: "nat", MODE_DR: "dr", MODE_NAT64: "nat64", MODE_TUNNEL: "tunnel"}
-VERDICTS = ("drop", "forward", "kernel", "consume", "handover")
+VERDICTS = ("drop", "forward", "kernel", "consume", "handover", "hold")
 SIZE_FIELDS = ("workers", "services", "dests", "lips", "conns4", "conns6", "frames", "arena", "cmd_ring", "evt_ring",
                "capture_ring", "hand_ring")
 
@@ -147,6 +148,7 @@ cdef void engine_defaults(CEngine *e) noexcept nogil:
     e.timeout[<int> STATE_ICMP] = 60000
     e.icmp_bucket.rate = 1000
     e.kernel_bucket.rate = 1000
+    e.frag_timeout = 30000
 
 
 cdef void engine_over(CEngine *e, uint8_t *seg, uint8_t *host, uint32_t worker) noexcept nogil:
@@ -279,6 +281,8 @@ cdef dict counters_dict(CEngine *e):
         "conns_made": c.conns_made, "conns_expired": [c.conns_expired[i] for i in range(6)],
         "misplaced": c.misplaced, "handed_out": c.handed_out, "handed_in": c.handed_in,
         "icmp_sent": c.icmp_sent, "resets_sent": c.resets_sent, "icmp_mapped": c.icmp_mapped, "bad_commands": c.bad_commands,
+        "frag_forwarded": c.frag_forwarded, "frag_held": c.frag_held, "frag_expired": c.frag_expired,
+        "frag_evicted": c.frag_evicted,
     }
 
 
@@ -290,6 +294,8 @@ cdef class Result:
     cdef readonly object dest
     cdef readonly list out          # (iface, bytes) of what left
     cdef readonly int owner         # handover: the worker it belongs to
+    cdef readonly int flags         # PktFlag and hops so far, for that one
+    cdef readonly int hops
 
     def __repr__(self):
         return f"Result({self.verdict}, {self.reason}, svc={self.svc}, dest={self.dest}, out={len(self.out)})"
@@ -300,8 +306,9 @@ cdef class Engine:
     so
     that a sanitizer sees every byte read beyond a packet."""
     def __cinit__(self, sizes: dict, worker: int = 0, hash_key: bytes = b"lbd offline engine: a fixed key.",
-                  fast: bool = True):
-        """fast: False sends every packet the general way; the outcome must be the same (lbd/datapath/fast.pxd)."""
+                  fast: bool = True, frags: tuple = (FRAG_ENTRIES, FRAG_HELD)):
+        """fast: False sends every packet the general way; the outcome must be the same (lbd/datapath/fast.pxd). frags: datagrams in
+        fragments that are followed at once, and fragments that are held."""
         cdef Sizes s = sizes_of(sizes)
         cdef Ctl ctl
         cdef HostCtl host
@@ -316,7 +323,8 @@ cdef class Engine:
         self.host = <uint8_t *> aligned_alloc(4096, host.bytes)
         n = (n + (1 << 21) - 1) & ~<uint64_t> ((1 << 21) - 1)
         self.conn = aligned_alloc(1 << 21, n)
-        if self.e == NULL or self.seg == NULL or self.host == NULL or self.conn == NULL:
+        self.frags = calloc(1, frag_bytes(frags[0], frags[1]))
+        if self.e == NULL or self.seg == NULL or self.host == NULL or self.conn == NULL or self.frags == NULL:
             raise MemoryError()
         memset(self.seg, 0, ctl.bytes)
         memset(self.host, 0, host.bytes)
@@ -330,6 +338,7 @@ cdef class Engine:
             self.host[(<HostCtl *> self.host).off_owner + 1024 + i] = i % s.workers
         engine_over(self.e, self.seg, self.host, worker)
         self.e.fast_off = not fast
+        self.e.frags = frag_map(self.frags, frags[0], frags[1])
         conn_file_attach(self.e, self.conn, boot_id(), s.conns4, s.conns6, True)
 
     def __dealloc__(self):
@@ -337,6 +346,7 @@ cdef class Engine:
         free(self.seg)
         free(self.host)
         free(self.conn)
+        free(self.frags)
 
     def apply(self, cmd: bytes) -> bool:
         """One command record; False if the engine refuses it."""
@@ -377,13 +387,17 @@ cdef class Engine:
         r.svc = p.svc if p.svc != SVC_NONE else None
         r.dest = p.dest if p.dest != DEST_NONE else None
         r.owner = p.owner
+        r.flags = p.flags
+        r.hops = p.hops
         r.out = []
         if p.verdict == VERDICT_FORWARD or p.verdict == VERDICT_CONSUME:
             r.out.append((p.ifout, <bytes> p.data[:p.len]))
         return r
 
-    def process(self, frames, now_ns: int, handed: bool = False, hops: int = 0) -> list:
-        """frames: (bytes, iface) each, at most 64: one burst at this time. Returns a Result for each."""
+    def process(self, frames, now_ns: int, handed: bool = False, hops: int = 0, flags: int = 0, number: int = 0) -> list:
+        """frames: (bytes, iface) each, at most 64: one burst at this time. Returns a Result for each. The verdict `hold` is not the
+        last word: see `released`, to be called after each burst. handed, hops, flags: as the worker before said (Result); number:
+        of the first one, `released` tells it."""
         cdef Pkt pkt[64]
         cdef uint8_t *block[64]
         cdef uint32_t n = len(frames)
@@ -405,12 +419,41 @@ cdef class Engine:
             pkt[i].room = len(data)
             pkt[i].ifin = iface
             pkt[i].seg_count = 1
-            pkt[i].flags = 1 if handed else 0
+            pkt[i].flags = (flags & PKT_ROUTED) | (PKT_HANDED if handed else 0)
             pkt[i].hops = hops
+            pkt[i].frame = <uint64_t> number + i
         engine_burst(self.e, pkt, n, now_ns)
         out = [self.result(&pkt[i]) for i in range(n)]
         for i in range(n):
             free(block[i])
+        return out
+
+    cdef uint32_t take(self, Pkt *pkt, uint8_t *block) noexcept:
+        """A burst of fragments that were held: their number."""
+        cdef uint32_t n = 0
+        memset(pkt, 0, BURST_MAX * sizeof(Pkt))
+        while n < BURST_MAX and self.e.frags.ready:
+            pkt[n].data = block + n * (FRAME_SLACK + HELD_ROOM) + FRAME_SLACK
+            pkt[n].room = HELD_ROOM
+            frag_take(self.e.frags, &pkt[n])
+            n += 1
+        return n
+
+    def released(self, now_ns: int) -> list:
+        """The fragments whose first one has come meanwhile, as a burst: (number, frame, iface, Result) each, at most 64."""
+        cdef Pkt pkt[64]
+        cdef uint8_t *block
+        cdef uint32_t i, n
+        if not self.e.frags.ready:
+            return []
+        block = <uint8_t *> malloc(BURST_MAX * (FRAME_SLACK + HELD_ROOM))
+        if block == NULL:
+            raise MemoryError()
+        n = self.take(pkt, block)
+        frames = [(pkt[i].frame, <bytes> pkt[i].data[:pkt[i].len], pkt[i].ifin) for i in range(n)]
+        engine_burst(self.e, pkt, n, now_ns)
+        out = [(number, data, iface, self.result(&pkt[i])) for i, (number, data, iface) in enumerate(frames)]
+        free(block)
         return out
 
     def expire(self, now_ns: int, budget: int = 1 << 20) -> None:
@@ -444,9 +487,9 @@ cdef class Engine:
         return counters_dict(self.e)
 
     def used(self) -> dict:
-        """Records in use by family, half open ones among them, and extensions."""
+        """Records in use by family, half open ones among them; extensions; fragments held."""
         return {"conns4": self.e.t4.used, "conns6": self.e.t6.used, "half_open": self.e.w4.half_open + self.e.w6.half_open,
-                "extensions": sum(self.e.ext[n].ref != EXT_FREE for n in range(1, self.e.ext_n))}
+                "extensions": sum(self.e.ext[n].ref != EXT_FREE for n in range(1, self.e.ext_n)), "held": self.e.frags.held_n}
 
     def service_stats(self, svc: int) -> dict:
         cdef SvcStat *s = self.e.svc_stat + <uint32_t> svc
@@ -470,7 +513,7 @@ cdef class Engine:
         cdef Pkt *all = NULL
         cdef uint8_t *area = NULL
         cdef uint64_t spent = 0, start, now, end = 0
-        cdef uint64_t verdicts[5]
+        cdef uint64_t verdicts[8]
         cdef uint32_t i, n, k = 0
         frames = [frame for burst, _ in bursts for frame in burst]
         if any(type(d) is not bytes or len(d) > 65535 or not 0 <= iface < IFACE_MAX for d, iface in frames):
@@ -502,6 +545,8 @@ cdef class Engine:
             for i in range(n):
                 verdicts[pkt[i].verdict] += 1
             k += n
+            if self.e.frags.fresh:
+                frag_clear(self.e.frags)        # what it holds is not to wait for the next pass
         free(all)
         free(area)
         return spent, {name: verdicts[i] for i, name in enumerate(VERDICTS)}
@@ -510,6 +555,7 @@ cdef class Engine:
 cdef class Worker:
     """One worker process's packet loop over descriptors that the master opened; see the module's documentation of `run`."""
     cdef Loop *loop
+    cdef void *frags
     cdef readonly int number
     cdef list maps              # (address, length) to unmap
 
@@ -544,6 +590,10 @@ cdef class Worker:
         if loop.free_list == NULL:
             raise MemoryError()
         engine_over(&loop.e, <uint8_t *> c, <uint8_t *> h, number)
+        self.frags = calloc(1, frag_bytes(FRAG_ENTRIES, FRAG_HELD))
+        if self.frags == NULL:
+            raise MemoryError()
+        loop.e.frags = frag_map(self.frags, FRAG_ENTRIES, FRAG_HELD)
         for w, fd in peers.items():
             if w != number:
                 self.peer(w, fd)
@@ -695,5 +745,6 @@ cdef class Worker:
             port_unmap(&self.loop.port[self.loop.port_list[i]])
         for address, length in self.maps or ():
             munmap(<void *> <uint64_t> address, length)
+        free(self.frags)
         free(self.loop.free_list)
         free(self.loop)

@@ -188,6 +188,8 @@ class Replay:
             self._services[protocol, ip_address(digest), port] = rule.name
         self._now = START
         self._last: int | None = None  # timestamp
+        self._held: dict[int, Input] = {}  # fragments that wait for their first one, by number
+        self._number = 0  # of the next packet given to the engine
 
     def _interface(self, number: int, said: Interface) -> bytes:
         """As the capture says that it was."""
@@ -216,13 +218,25 @@ class Replay:
     # -- running ---------------------------------------------------------------------------------------------
 
     def run(self, packets: Iterable[Input]) -> Iterator[Outcome]:
-        """Outcomes in the order of the packets. May be called again: time goes on."""
+        """Outcomes in the order of the packets; that of a fragment which came before the first one of its datagram behind that
+        one's. May be called again: time goes on."""
         for burst in bursts(packets):
             now = self._advance(burst[0].ts_ns)
             self.engine.expire(now)
-            results = self.engine.process([(p.data, p.iface) for p in burst], now)
-            for packet, result in zip(burst, results, strict=True):
-                yield self._outcome(packet, result)
+            results = self.engine.process([(p.data, p.iface) for p in burst], now, number=self._number)
+            for k, (packet, result) in enumerate(zip(burst, results, strict=True), self._number):
+                if result.verdict == "hold":
+                    self._held[k] = packet
+                else:
+                    yield self._outcome(packet, result)
+            self._number += len(burst)
+            while released := self.engine.released(now):
+                for k, _, _, result in released:
+                    if k in self._held:
+                        yield self._outcome(self._held.pop(k), result)
+        for packet in self._held.values():  # what the timeout will make of them
+            yield Outcome(packet, "drop", "frag_timeout", None, None, [])
+        self._held.clear()
 
     def time(self, packets: Sequence[Input]) -> tuple[int, Counter[str]]:
         """ns that the engine takes for all packets, and how many got which verdict. May be called again: time goes on."""

@@ -48,9 +48,7 @@ ADVICE = {
         "The way to the real server has a smaller MTU. The sender is told; if it keeps sending, something "
         "on its way filters ICMP."
     ),
-    "frag_unsupported": (
-        "Have senders keep below the path's MTU: over UDP, EDNS buffer size of 1232 or smaller packets."
-    ),
+    "frag_tiny": "An attack on filters that do not reassemble; no sender makes such fragments.",
     "exthdr_unsupported": "An attack, or an exotic sender.",
     "icmp_unmatched": "Errors about connections that are over, or forged ones.",
     "icmp_unsupported": "An ICMP message that is neither an error nor an echo request.",
@@ -91,4 +89,14 @@ ADVICE = {
     "before.",
     "tunnel_malformed": "The tunnel's other end is broken, or somebody sends garbage to it: restrict it by `remote`.",
     "tunnel_congested": "A congested router on the tunnel's way marks packets whose senders know no ECN; a lost packet tells them.",
+    "frag_orphan": "The first fragment was dropped for a reason of its own, which is counted too: see there.",
+    "frag_timeout": (
+        "Fragments are lost on the way here, or forged. Many: have senders keep below the path's MTU (over UDP, an EDNS "
+        "buffer size of 1232)."
+    ),
+    "frag_table_full": "More datagrams in fragments at once than a worker follows, most of them never completed: an attack.",
+    "frag_unsupported": (
+        "SCTP cuts data itself, to the path's MTU; its packets in fragments are rare. Modes dr and tunnel forward them. Pings by "
+        "an SNAT rule: smaller ones."
+    ),
 }

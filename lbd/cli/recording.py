@@ -22,7 +22,7 @@ from lbd.pcap import Interface, Writer
 
 HEAD = struct.Struct("<QIHBBBBHHBxI4x")  # CaptureHead of lbd/shm/layout.pxd
 POINTS = {1: "rx", 2: "tx", 4: "drop"}  # CapturePoint of lbd/datapath/command.pxd
-VERDICTS = ("drop", "forward", "kernel", "consume", "handover")  # Verdict of lbd/datapath/reason.pxd
+VERDICTS = ("drop", "forward", "kernel", "consume", "handover", "hold")  # Verdict of lbd/datapath/reason.pxd
 DIRECTIONS = {"rx": "in", "tx": "out", "drop": ""}
 NONE = 0xFFFF  # SVC_NONE, DEST_NONE
 

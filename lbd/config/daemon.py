@@ -162,6 +162,13 @@ class Packet(Section):
         "it towards that server. The server still holds the old connection then (TIME_WAIT): the new SYN goes without timestamps "
         "and with a sequence number beyond the old ones. From `timeouts.tcp_time_wait` on, ports are never reused in this way.",
     )
+    fragment_timeout: Duration = Field(
+        30.0,
+        ge=0.1,
+        le=300,
+        description="How long the fragments of a datagram are followed, and held if the first one is late. What has not come by "
+        "then is not waited for.",
+    )
     icmp_rate: Int = Field(
         1000,
         ge=0,

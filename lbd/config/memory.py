@@ -9,7 +9,7 @@
                  200 bytes × services + 128 bytes × real_servers
     frames       2049 bytes × frames: the packet, and a byte that says who holds it
     sockets      48 bytes × ring for each interface: the four rings of an AF_XDP socket
-    process      8 MiB: interpreter, stacks
+    process      10 MiB: interpreter, stacks, datagrams in fragments
     shared       4 bytes × 1024 × services, at least 16 MiB: scheduling tables;
                  for each ordered pair of workers 24 bytes × frames: rings between them
     master       80 MiB, and 7 KiB for each service and real server of the file
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from lbd.config.model import Config
 
 SOCKET_ENTRY = 8 + 8 + 16 + 16  # bytes: fill and completion ring, rx and tx ring
-WORKER_PROCESS = 8 << 20
+WORKER_PROCESS = 10 << 20
 MASTER_PROCESS = 80 << 20
 MASTER_ITEM = 7 << 10  # after reloads that change everything; 4 KiB before
 

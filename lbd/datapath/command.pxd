@@ -46,6 +46,7 @@ cdef enum Setting:          # values are u64
     SET_RETURN_ROUTE = 2    # 1: answers to clients by the FIB instead of the way that the client's packets came
     SET_ICMP_RATE = 3       # ICMP errors per second and worker
     SET_KERNEL_RATE = 4     # packets per second and worker to the kernel (verdict kernel)
+    SET_FRAG_TIMEOUT = 5    # ms that a fragmented datagram may take
     SET_PORT_REST = 6       # ms that a local port rests in TIME_WAIT before a new connection may take it
     SET_TIMEOUT_BASE = 16   # 16 + TcpState or UDP pseudo-state: ms
 

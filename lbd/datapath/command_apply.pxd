@@ -17,7 +17,7 @@ from lbd.datapath.timer cimport TIMEOUT_MAX
 from lbd.datapath.fib cimport Route, FIB_MAX, ROUTE_USED
 from lbd.datapath.pkt cimport IFACE_MAX
 from lbd.datapath.snat cimport snat_refresh, snat_slots
-from lbd.datapath.lookup cimport dest_bucket, svc_bucket, adj_find, adj_make, adj_unhash, route_bucket, route_find
+from lbd.datapath.lookup cimport dest_bucket, svc_bucket, vip_bucket, adj_find, adj_make, adj_unhash, route_bucket, route_find
 
 
 cdef inline void svc_unhash(Engine *e, uint32_t id) noexcept nogil:
@@ -39,9 +39,25 @@ cdef inline void svc_hash_in(Engine *e, uint32_t id) noexcept nogil:
     e.svc_hash[b] = id + 1
 
 
+cdef inline void vip_hash_in(Engine *e, uint32_t id) noexcept nogil:
+    cdef uint32_t b = vip_bucket(e.svc[id].vaddr)
+    e.svc[id].vip_next = e.vip_hash[b]
+    e.vip_hash[b] = id + 1
+
+
+cdef inline void vip_unhash(Engine *e, uint32_t id) noexcept nogil:
+    cdef uint32_t *p = e.vip_hash + vip_bucket(e.svc[id].vaddr)
+    while p[0]:
+        if p[0] == id + 1:
+            p[0] = e.svc[id].vip_next
+            return
+        p = &e.svc[p[0] - 1].vip_next
+
+
 cdef inline void svc_del(Engine *e, uint32_t id) noexcept nogil:
     if id < e.max_svc and e.svc[id].flags & SVC_USED:
         svc_unhash(e, id)
+        vip_unhash(e, id)
         e.svc[id].flags = 0
         e.nat_services -= e.svc[id].mode == MODE_NAT
         if e.svc[id].mode == MODE_SNAT:
@@ -93,6 +109,7 @@ cdef inline bint svc_set(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogi
         s.cursor = e.worker          # workers start their turns at different servers
     s.flags = b.flags | SVC_USED
     svc_hash_in(e, c.id)
+    vip_hash_in(e, c.id)
     e.nat_services += s.mode == MODE_NAT
     if s.flags & EXPIRES & ~before:         # what the fast lane served until now is looked at
         e.fib_gen[0] += 1
@@ -194,10 +211,12 @@ cdef inline void nat_refresh(Engine *e) noexcept nogil:
     snat_refresh(e)
     tunnel_count(e)
     e.nat_services = 0
+    memset(e.vip_hash, 0, sizeof(e.vip_hash))
     e.oneway_least = TIMEOUT_MAX
     for i in range(e.max_svc):
         if not e.svc[i].flags & SVC_USED:
             continue
+        vip_hash_in(e, i)
         e.nat_services += e.svc[i].mode == MODE_NAT
         if e.svc[i].timeout_udp and e.svc[i].timeout_udp < e.oneway_least:
             e.oneway_least = e.svc[i].timeout_udp
@@ -523,6 +542,10 @@ cdef inline bint setting(Engine *e, uint32_t which, uint64_t value) noexcept nog
         e.icmp_bucket.rate = value
     elif which == SET_KERNEL_RATE:
         e.kernel_bucket.rate = value
+    elif which == SET_FRAG_TIMEOUT:
+        if value > TIMEOUT_MAX:
+            return False
+        e.frag_timeout = <uint32_t> value
     elif which == SET_PORT_REST:
         if value > TIMEOUT_MAX:
             return False

@@ -26,7 +26,11 @@ cdef struct Counters:
     uint64_t wakes
     uint64_t frames_dropped_restart
     uint64_t resets_sent            # RST segments of connections that were ended (ending.pxd)
-    uint64_t spare[31]
+    uint64_t frag_forwarded         # fragments forwarded
+    uint64_t frag_held              # fragments kept until the first one of their datagram came
+    uint64_t frag_expired           # datagrams of which something was still missing after the timeout
+    uint64_t frag_evicted           # datagrams that made room for others
+    uint64_t spare[27]
 
 cdef enum ExpireReason:
     EXPIRE_TIMEOUT = 0

@@ -57,7 +57,8 @@ cdef inline void outer4(Pkt *p, const uint8_t *src, const uint8_t *dst, uint32_t
         ip.tos = in4.tos
         ip.frag_off = in4.frag_off & lbd_bswap16(IP_DF)
         if not ip.frag_off:
-            ip.id = in4.id
+            # fragments of one datagram have the same: in packets of their own they must not, routers may fragment those
+            ip.id = in4.id ^ <uint16_t> ((in4.frag_off & lbd_bswap16(IP_OFFMASK)) * 0x9e37)
     else:
         ip.tos = <uint8_t> (inner[0] << 4 | inner[1] >> 4)
         ip.frag_off = lbd_bswap16(IP_DF)

@@ -10,6 +10,7 @@ from lbd.datapath.tunnel_end cimport TunnelEnd
 from lbd.datapath.conn cimport ConnTable
 from lbd.datapath.timer cimport Timer
 from lbd.datapath.count cimport Counters
+from lbd.datapath.frag cimport FragTable
 
 cdef struct TokenBucket:        # `rate` per second, a burst of a tenth of it
     uint64_t rate
@@ -36,6 +37,7 @@ cdef enum:
     EXT_FREE = 0xffffffff
     EXT_SHARE = 16              # one extension for so many connections
     DEST_HASH = 1024            # buckets of the real servers by address and port
+    VIP_HASH = 1024             # of the services by address
 
 cdef struct Engine:
     # tables; `max_*` are their sizes
@@ -77,10 +79,12 @@ cdef struct Engine:
     ConnExt *ext                # number 0 is none
     uint32_t ext_n
     uint32_t ext_free           # first of the free ones, 0 = none
+    FragTable *frags            # fragmented datagrams under way (private)
     # settings
     uint8_t fast[16]            # by interface: Lane of fast.pxd
     uint32_t timeout[16]        # ms by TcpState
     uint32_t oneway_least       # ms: the least of services' own UDP timeouts that ever was
+    uint32_t frag_timeout       # ms
     uint32_t verify_csum
     uint32_t fast_off           # for tests: everything goes the general way
     uint32_t return_route
@@ -96,6 +100,7 @@ cdef struct Engine:
     uint32_t lip6_all
     uint32_t lip_cursor
     uint32_t dest_hash[1024]    # heads: number + 1
+    uint32_t vip_hash[1024]     # the same
     uint32_t nat_services       # services of mode NAT
     uint32_t nat64              # there is or was a NAT64 connection: IPv4 misses may be found in the IPv6 table
     uint16_t ip_id              # identification of the last IPv4 packet made (NAT64)

@@ -5,7 +5,7 @@ from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_st32, lbd_bswap16, l
                                     lbd_compiler_barrier)
 from lbd.datapath.engine cimport ConnExt, Engine
 from lbd.datapath.ext cimport conn_ext, ext_give
-from lbd.datapath.pkt cimport Pkt, PKT_NEW, PKT_REPLY, PKT_HANDED, PKT_ICMP_ERROR, PKT_TUNNEL
+from lbd.datapath.pkt cimport FRAG_LATER, FRAG_NONE, Pkt, PKT_NEW, PKT_REPLY, PKT_HANDED, PKT_ICMP_ERROR, PKT_TUNNEL
 from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.hdr cimport ETH_HLEN, TcpHdr, PROTO_SCTP, PROTO_TCP, PROTO_UDP, TCP_SYN, TCP_ACK, TCP_FIN, TCP_RST
 from lbd.datapath.reason cimport *
@@ -352,7 +352,10 @@ cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept
         if lbd_unlikely(obstacle != REASON_NONE):
             drop(p, obstacle)
             return
-    if lbd_likely(p.proto == PROTO_TCP):
+    if lbd_unlikely(p.frag != FRAG_NONE and c.proto == PROTO_SCTP and not c.flags & CONN_ONE_WAY):
+        drop(p, REASON_FRAG_UNSUPPORTED)
+        return
+    if lbd_likely(p.proto == PROTO_TCP and p.frag != FRAG_LATER):       # (which shows no state)
         if lbd_unlikely(c.flags & CONN_EXTENDED and direction == 1):    # before the edges, which are in the client's numbers
             seq_translate(p, conn_ext(e, table_of(e, af), i, af), 1)
         if lbd_likely(tcp_step(e, p, i, c, direction, af)):
@@ -360,7 +363,7 @@ cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept
         if lbd_unlikely(c.flags & CONN_EXTENDED and direction == 0):
             seq_translate(p, conn_ext(e, table_of(e, af), i, af), 0)
             ext_tend(e, i, c, af)
-    elif lbd_unlikely(p.proto == PROTO_SCTP):
+    elif lbd_unlikely(p.proto == PROTO_SCTP and p.frag != FRAG_LATER):
         if sctp_step(e, p, i, c, direction, af):
             c.last_seen = e.now_ms
     else:

@@ -85,6 +85,7 @@ cdef enum:
     PROTO_UDP = 17
     PROTO_IPV6 = 41
     PROTO_GRE = 47
+    PROTO_FRAGMENT = 44
     PROTO_ICMPV6 = 58
     PROTO_SCTP = 132
     TCP_FIN = 1

@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.string cimport memcpy, memmove, memset
 from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_st16, lbd_st32, lbd_bswap16, lbd_bswap32, lbd_copy16
 from lbd.datapath.engine cimport Engine, TokenBucket
-from lbd.datapath.pkt cimport Pkt, PKT_ICMP_ERROR, FRAME_SLACK
+from lbd.datapath.pkt cimport FRAG_LATER, Pkt, PKT_ICMP_ERROR, FRAME_SLACK
 from lbd.datapath.hdr cimport *
 from lbd.datapath.csum cimport csum_apply, csum_diff, csum_fold, csum_partial, csum_pseudo
 from lbd.datapath.conn cimport Conn4, Conn6, addr6_is
@@ -110,9 +110,9 @@ cdef inline void answer6(Engine *e, Pkt *p, uint8_t type, uint8_t code, uint32_t
 
 cdef inline void answer(Engine *e, Pkt *p, uint32_t reason, uint32_t mtu) noexcept nogil:
     """Answers a packet that can't go on with an ICMP error (verdict CONSUME), or drops it when the rate is used up, it is itself
-    an ICMP error or was sent to many (RFC 1122 §3.2.2). The packet must be as it came."""
+    an ICMP error, a later fragment or was sent to many (RFC 1122 §3.2.2). The packet must be as it came."""
     cdef uint32_t link
-    if p.flags & PKT_ICMP_ERROR or p.data[0] & 1 or not token_take(&e.icmp_bucket, e.now_ns):
+    if p.flags & PKT_ICMP_ERROR or p.frag == FRAG_LATER or p.data[0] & 1 or not token_take(&e.icmp_bucket, e.now_ns):
         p.verdict = VERDICT_DROP
         p.reason = reason
         return
@@ -204,9 +204,11 @@ cdef inline uint32_t quoted6_l4(const Pkt *p) noexcept nogil:
     """Offset of the quoted transport header (parse walked it before: the chain is sound)."""
     cdef uint32_t off = p.inner + 40
     cdef uint8_t proto = p.data[p.inner + 6]
+    cdef uint32_t size
     while not is_transport(proto) and proto != PROTO_ICMPV6:
+        size = 8 if proto == PROTO_FRAGMENT else (<uint32_t> p.data[off + 1] + 1) * 8
         proto = p.data[off]
-        off += (<uint32_t> p.data[off + 1] + 1) * 8
+        off += size
     return off
 
 

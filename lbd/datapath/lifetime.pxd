@@ -13,6 +13,7 @@ from lbd.datapath.tcp cimport (STATE_NONE, STATE_SYN_RECV, STATE_ESTABLISHED, ST
                                STATE_ICMP, STATE_UDP, STATE_UDP_ONEWAY, STATE_COUNT, timeout_of, state_active)
 from lbd.datapath.svc cimport Svc, SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED
 from lbd.datapath.echo cimport is_icmp
+from lbd.datapath.frag cimport frag_expire
 from lbd.datapath.count cimport EXPIRE_TIMEOUT, EXPIRE_EVICTED, EXPIRE_CLOSED
 
 
@@ -201,6 +202,7 @@ cdef inline void engine_expire(Engine *e, uint64_t now_ns, uint32_t budget) noex
     e.now_ms = <uint32_t> (now_ns // 1000000)
     expire_family(e, budget, 4)
     expire_family(e, budget, 6)
+    frag_expire(e.frags, e.now_ms, e.frag_timeout, budget, e.count)
 
 
 cdef inline void rebuild_family(Engine *e, int af) noexcept nogil:

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_ld64, lbd_mum
-from lbd.datapath.engine cimport DEST_HASH, Engine
+from lbd.datapath.engine cimport DEST_HASH, Engine, VIP_HASH
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.conn cimport CONN_OTHER_FAMILY, ConnTable, conn4, conn6, conn_common, conn_local
 from lbd.datapath.snat cimport snat_find
@@ -47,6 +47,20 @@ cdef inline uint32_t svc_of(Engine *e, const Tuple *t, uint32_t ifin, int af) no
         r = route_lookup(e, t.daddr, af)
         out = r.iface if r != NULL else IFACE_MAX
     return snat_find(e, t, ifin, out, af)
+
+
+cdef inline uint32_t vip_bucket(const uint8_t *vaddr) noexcept nogil:
+    return hash_addr(vaddr, 0) & (VIP_HASH - 1)
+
+
+cdef inline bint vip_lookup(Engine *e, const uint8_t *vaddr, int af) noexcept nogil:
+    """Has this address (16 bytes, IPv4 padded with zeros) a service?"""
+    cdef uint32_t n = e.vip_hash[vip_bucket(vaddr)]
+    while n:
+        if e.svc[n - 1].af == af and memcmp(e.svc[n - 1].vaddr, vaddr, 16) == 0:
+            return True
+        n = e.svc[n - 1].vip_next
+    return False
 
 
 cdef inline uint32_t dest_bucket(const uint8_t *addr, uint16_t port) noexcept nogil:

@@ -6,7 +6,7 @@ from libc.string cimport memmove
 from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_ld64, lbd_st16, lbd_st32, lbd_st64, lbd_bswap16, lbd_copy12, lbd_copy16,
                                     lbd_likely, lbd_swap16s, lbd_swap32s, lbd_unlikely)
 from lbd.datapath.engine cimport Engine
-from lbd.datapath.pkt cimport Pkt, PKT_PARTIAL
+from lbd.datapath.pkt cimport FRAG_LATER, Pkt, PKT_PARTIAL
 from lbd.datapath.hdr cimport *
 from lbd.datapath.crc32c cimport sctp_checksum, sctp_ports_changed
 from lbd.datapath.csum cimport csum_add, csum_reverse, csum_fold, csum_partial, csum_diff
@@ -68,15 +68,22 @@ cdef inline void check_complete(Pkt *p) noexcept nogil:
     lbd_st16(check, c)
 
 
-cdef inline void ends_write(uint8_t *addrs, uint8_t *l4, const uint8_t *far, int af) noexcept nogil:
-    """Addresses and ports. far: the other end as its packets come (conn_side); with its halves exchanged it is where this one
-    goes."""
+cdef inline void addresses_write(uint8_t *addrs, const uint8_t *far, int af) noexcept nogil:
+    """What ends_write does of a packet that shows no ports."""
     if af == 4:
         lbd_st64(addrs, lbd_swap32s(lbd_ld64(far)))
-        lbd_st32(l4, lbd_swap16s(lbd_ld32(far + 8)))
     else:
         lbd_copy16(addrs, far + 16)
         lbd_copy16(addrs + 16, far)
+
+
+cdef inline void ends_write(uint8_t *addrs, uint8_t *l4, const uint8_t *far, int af) noexcept nogil:
+    """Addresses and ports. far: the other end as its packets come (conn_side); with its halves exchanged it is where this one
+    goes."""
+    addresses_write(addrs, far, af)
+    if af == 4:
+        lbd_st32(l4, lbd_swap16s(lbd_ld32(far + 8)))
+    else:
         lbd_st32(l4, lbd_swap16s(lbd_ld32(far + 32)))
 
 
@@ -102,7 +109,10 @@ cdef inline void rewrite(Pkt *p, ConnTable *t, uint32_t i, uint32_t direction, i
     cdef ConnCommon *c = conn_common(t, i, af)
     cdef uint8_t ports[4]
     cdef uint32_t before
-    if lbd_unlikely(is_icmp(p.proto)):
+    if lbd_unlikely(p.frag == FRAG_LATER):
+        if not c.flags & CONN_ONE_WAY:
+            addresses_write(p.data + p.l3 + (12 if af == 4 else 8), conn_side(t, i, 1 - direction, af), af)
+    elif lbd_unlikely(is_icmp(p.proto)):
         ends_write(p.data + p.l3 + (12 if af == 4 else 8), ports, conn_side(t, i, 1 - direction, af), af)
         echo_write(p.data + p.l4, ports, csum_reverse(c.l4_delta) if direction else c.l4_delta)
     elif not c.flags & CONN_ONE_WAY:

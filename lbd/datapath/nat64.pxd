@@ -9,7 +9,7 @@ from libc.string cimport memcpy
 from lbd.datapath.compiler cimport (lbd_bswap16, lbd_bswap32, lbd_copy16, lbd_ld32, lbd_prefetch, lbd_st32, lbd_st64,
                                     lbd_swap16s)
 from lbd.datapath.engine cimport Engine
-from lbd.datapath.pkt cimport Pkt, PKT_PARTIAL
+from lbd.datapath.pkt cimport FRAG_NONE, Pkt, PKT_PARTIAL
 from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.hdr cimport *
 from lbd.datapath.reason cimport *
@@ -137,6 +137,8 @@ cdef inline uint32_t nat64_obstacle(const Pkt *p, uint32_t direction) noexcept n
     cdef uint32_t head = p.l4 - p.l3
     if (p.af == 4) != (direction == 1):         # mapped addresses on the wire
         return REASON_MARTIAN
+    if p.frag != FRAG_NONE:                     # XXX: not translated yet (RFC 7915 §4.1, §5.1.1)
+        return REASON_UNTRANSLATABLE
     if p.af == 4:
         if head > sizeof(IpHdr) and source_routed(p.data + p.l3 + sizeof(IpHdr), head - sizeof(IpHdr)):
             return REASON_UNTRANSLATABLE

@@ -24,6 +24,19 @@ cdef inline uint32_t owner_hash(Engine *e, const Tuple *t, uint64_t h, int af) n
     return toeplitz(e.rss_key, data, 2 * alen + 4)
 
 
+cdef inline uint32_t fragment_owner(Engine *e, const Tuple *k, uint64_t h, int af) noexcept nogil:
+    """Of a datagram's fragments; k: its key (frag.pxd), h: that one's hash. NICs hash fragments by addresses alone: with RSS known,
+    whoever receives them is their owner."""
+    cdef uint8_t data[32]
+    cdef uint32_t n = <uint32_t> (h >> 32)
+    cdef uint32_t alen = 4 if af == 4 else 16
+    if e.rss_known:
+        memcpy(data, k.saddr, alen)
+        memcpy(data + alen, k.daddr, alen)
+        n = toeplitz(e.rss_key, data, 2 * alen)
+    return e.owner[n & (OWNER_BUCKETS - 1)]
+
+
 cdef inline uint32_t flow_owner(Engine *e, const Tuple *t, uint64_t h, int af, uint32_t epoch) noexcept nogil:
     """epoch 0: the table in force, 1: the one before."""
     if e.workers == 1:

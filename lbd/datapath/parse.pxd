@@ -1,11 +1,12 @@
-# From bytes to a tuple: Ethernet with up to two tags, IPv4 with options, IPv6 with extension headers, TCP, UDP, SCTP, ICMP errors.
+# From bytes to a tuple: Ethernet with up to two tags, IPv4 with options, IPv6 with extension headers, fragments, TCP, UDP, SCTP,
+# ICMP errors.
 # Every length is checked against the bytes at hand before anything is read. What is not one of these or an error about one of them
 # is the kernel's; what is malformed is dropped.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_ld64, lbd_st32, lbd_bswap16, lbd_unlikely, lbd_likely, lbd_copy16
 from lbd.datapath.engine cimport Engine
-from lbd.datapath.pkt cimport Pkt, PKT_PARTIAL, PKT_ICMP_ERROR, PKT_MULTI, PKT_TUNNEL
+from lbd.datapath.pkt cimport FRAG_FIRST, FRAG_LATER, FRAG_NONE, Pkt, PKT_PARTIAL, PKT_ICMP_ERROR, PKT_MULTI, PKT_TUNNEL
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.hdr cimport *
 from lbd.datapath.reason cimport *
@@ -16,9 +17,8 @@ from lbd.datapath.conn cimport addr6_is
 from lbd.datapath.echo cimport echo_ports, is_icmp
 from lbd.datapath.decap cimport decap
 from lbd.datapath.inner cimport INNER_FOUND, INNER_OTHER, INNER_SHORT, inner_at, is_wrapped
-from lbd.datapath.lookup cimport lip_lookup, svc_of
-from lbd.datapath.svc cimport SVC_NONE, SVC_USED, LIP_NONE
-from libc.string cimport memcmp
+from lbd.datapath.lookup cimport lip_lookup, svc_of, vip_lookup
+from lbd.datapath.svc cimport SVC_NONE, LIP_NONE
 
 cdef enum Kind:
     KIND_DONE = 0               # verdict and reason are set
@@ -32,23 +32,15 @@ cdef enum:
 
 
 cdef inline uint32_t settle(Pkt *p, uint32_t verdict, uint32_t reason) noexcept nogil:
+    p.frag = FRAG_NONE                  # its datagram has nothing to learn from it
     p.verdict = verdict
     p.reason = reason
     return KIND_DONE
 
 
 cdef inline bint is_ours(Engine *e, const uint8_t *daddr, int af) noexcept nogil:
-    """A service's or a local address? For fragments only: a walk over the services."""
-    cdef uint32_t i
-    cdef uint8_t key[16]
-    if lip_lookup(e, daddr, af) != LIP_NONE:
-        return True
-    memset(key, 0, 16)
-    memcpy(key, daddr, 4 if af == 4 else 16)
-    for i in range(e.max_svc):
-        if e.svc[i].flags & SVC_USED and e.svc[i].af == af and memcmp(e.svc[i].vaddr, key, 16) == 0:
-            return True
-    return False
+    """A service's or a local address (of a tuple)?"""
+    return vip_lookup(e, daddr, af) or lip_lookup(e, daddr, af) != LIP_NONE
 
 
 cdef inline uint32_t parse_l2(Pkt *p) noexcept nogil:
@@ -193,16 +185,6 @@ cdef inline bint quotes_flow(const Engine *e, const uint8_t *l4, uint8_t proto, 
     return True
 
 
-cdef inline bint leaves_masked(Engine *e, const Pkt *p, Tuple *t, int af) noexcept nogil:
-    """A fragment, perhaps without ports, that an SNAT rule is for: it must not leave with its internal address."""
-    if e.snat_n == 0:
-        return False
-    t.proto = p.proto
-    t.sport = 0
-    t.dport = 0
-    return svc_of(e, t, p.ifin, af) != SVC_NONE
-
-
 cdef inline uint32_t quoted_inner(const uint8_t *d, uint32_t at, uint32_t end, uint8_t inner, Tuple *t) noexcept nogil:
     """The tuple of a packet whose IP header is at `at`, of which a quote may have the beginning alone; inner: PROTO_IPIP or
     PROTO_IPV6. Returns an Inner of inner.pxd."""
@@ -285,6 +267,63 @@ cdef inline uint32_t quoted4(Engine *e, Pkt *p, Tuple *t, uint32_t end) noexcept
     return KIND_ICMP
 
 
+cdef inline bint first_sound(const uint8_t *l4, uint8_t proto, uint32_t l4_len) noexcept nogil:
+    """As l4_sound, but of what follows the header a part only."""
+    if proto == PROTO_TCP:
+        return l4_sound(l4, proto, l4_len)
+    if proto == PROTO_SCTP:
+        return sctp_sound(l4, l4_len)
+    return l4_len >= sizeof(UdpHdr) and lbd_bswap16((<const UdpHdr *> l4).len) >= sizeof(UdpHdr)
+
+
+cdef inline bint is_extension(uint8_t proto) noexcept nogil:
+    return proto == 0 or proto == 43 or proto == 60 or proto == 135
+
+
+cdef inline bint leaves_masked(Engine *e, const Pkt *p, Tuple *t, int af) noexcept nogil:
+    """A fragment, perhaps without ports, that an SNAT rule is for."""
+    if e.snat_n == 0:
+        return False
+    t.proto = p.proto
+    t.sport = 0
+    t.dport = 0
+    return svc_of(e, t, p.ifin, af) != SVC_NONE
+
+
+cdef inline uint32_t parse_fragment(Engine *e, Pkt *p, Tuple *t, uint32_t start, bint more, int af) noexcept nogil:
+    """p.frag, frag_id, frag_size, proto and l4 are set. The first one has the flow's tuple; a later one the datagram's key in its
+    place (frag.pxd). Neither shows whether the datagram's checksum is right."""
+    cdef uint8_t proto = p.proto
+    # what no address tells may be an answer of mode nat; and what an SNAT rule is for must not leave with its internal address
+    cdef bint masked = leaves_masked(e, p, t, af)
+    if not masked and e.nat_services == 0 and not is_ours(e, t.daddr, af):
+        return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
+    # IPv6: a chain of extension headers may go on in the fragment, or have gone on in the first one
+    if not is_transport(proto) and not (af == 6 and p.frag == FRAG_LATER and is_extension(proto)):
+        if masked:
+            return settle(p, VERDICT_DROP, REASON_FRAG_UNSUPPORTED)
+        return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
+    if start + p.frag_size > 65535 or p.frag_size == 0 or (more and p.frag_size & 7):
+        return settle(p, VERDICT_DROP, REASON_MALFORMED)
+    if p.frag == FRAG_FIRST:
+        if not first_sound(p.data + p.l4, proto, p.l3 + p.l3_len - p.l4):
+            return settle(p, VERDICT_DROP, REASON_FRAG_TINY)
+        if proto == PROTO_TCP:
+            p.tcp_flags = (<TcpHdr *> (p.data + p.l4)).flags
+        elif proto == PROTO_SCTP:
+            p.tcp_flags = (<SctpHdr *> (p.data + p.l4)).chunk
+        lbd_st32(&t.sport, lbd_ld32(p.data + p.l4))
+    else:
+        if start == 8 and (proto == PROTO_TCP or proto == PROTO_SCTP):
+            return settle(p, VERDICT_DROP, REASON_FRAG_TINY)
+        lbd_st32(&t.sport, p.frag_id)
+        if af == 6:
+            proto = PROTO_FRAGMENT
+    t.proto = proto
+    t.spare = 0
+    return KIND_FLOW
+
+
 cdef inline uint32_t parse4(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
     cdef IpHdr *ip = <IpHdr *> (p.data + p.l3)
     cdef uint32_t n, tot, left = p.len - p.l3
@@ -310,11 +349,11 @@ cdef inline uint32_t parse4(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
             return settle(p, VERDICT_DROP, REASON_MARTIAN)
         return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
     if lbd_unlikely(ip.frag_off & lbd_bswap16(IP_MF | IP_OFFMASK)):
-        if is_transport(p.proto) and is_ours(e, t.daddr, 4):
-            return settle(p, VERDICT_DROP, REASON_FRAG_UNSUPPORTED)
-        if leaves_masked(e, p, t, 4):
-            return settle(p, VERDICT_DROP, REASON_FRAG_UNSUPPORTED)
-        return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
+        p.frag = FRAG_LATER if ip.frag_off & lbd_bswap16(IP_OFFMASK) else FRAG_FIRST
+        p.frag_id = ip.id
+        p.frag_size = tot - n
+        tot = lbd_bswap16(ip.frag_off)
+        return parse_fragment(e, p, t, (tot & IP_OFFMASK) * 8, (tot & IP_MF) != 0, 4)
     if lbd_likely(is_transport(p.proto)):
         return parse_transport(e, p, t, tot - n)
     if p.proto == PROTO_ICMP and tot - n >= 8:
@@ -332,7 +371,7 @@ cdef inline int exthdr_walk(const uint8_t *base, uint32_t *off, uint32_t end, ui
     -1: malformed, -2: too many, or one that no rewritten packet can keep (AH signs the addresses)."""
     cdef uint32_t k
     for k in range(EXTHDR_MAX + 1):
-        if proto[0] == 44:
+        if proto[0] == PROTO_FRAGMENT:
             return 1
         if proto[0] == 51:
             break
@@ -349,6 +388,28 @@ cdef inline int exthdr_walk(const uint8_t *base, uint32_t *off, uint32_t end, ui
     return -2
 
 
+cdef inline int fragment6(Pkt *p, uint32_t *l4, uint32_t end, uint8_t *proto) noexcept nogil:
+    """The fragment header at *l4 (RFC 8200 §4.5), and the chain behind it as far as it is there. As exthdr_walk; sets p.frag and
+    what belongs to it. One that is the whole datagram is no fragment (RFC 6946)."""
+    cdef uint32_t offset
+    cdef int walked
+    if l4[0] + 8 > end:
+        return -1
+    offset = lbd_bswap16(lbd_ld16(p.data + l4[0] + 2))
+    p.inner = l4[0] - p.l3
+    p.frag_id = lbd_ld32(p.data + l4[0] + 4)
+    p.frag_size = end - l4[0] - 8
+    proto[0] = p.data[l4[0]]
+    l4[0] += 8
+    if offset & 0xfff8:
+        p.frag = FRAG_LATER
+        return 0
+    if offset & 1:
+        p.frag = FRAG_FIRST
+    walked = exthdr_walk(p.data, l4, end, proto)
+    return -2 if walked == 1 else walked
+
+
 cdef inline uint32_t quoted6(Engine *e, Pkt *p, Tuple *t, uint32_t end) noexcept nogil:
     """ICMPv6 error (RFC 4443 §3)."""
     cdef Ip6Hdr *q
@@ -361,6 +422,11 @@ cdef inline uint32_t quoted6(Engine *e, Pkt *p, Tuple *t, uint32_t end) noexcept
     q = <Ip6Hdr *> (p.data + off)
     proto = q.nexthdr
     walked = exthdr_walk(p.data, &l4, end, &proto)
+    if walked == 1:                                 # the first one of a datagram's fragments is about its flow too
+        walked = fragment6(p, &l4, end, &proto)
+        if p.frag == FRAG_LATER:
+            walked = -2
+        p.frag = FRAG_NONE
     if p.data[off] >> 4 != 6 or walked == -1:
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
     if walked == 0 and l4 + 8 <= end and addr6_is(q.saddr, t.daddr) and is_wrapped(e, proto, p.data + l4):
@@ -383,7 +449,7 @@ cdef inline uint32_t quoted6(Engine *e, Pkt *p, Tuple *t, uint32_t end) noexcept
 
 cdef inline uint32_t parse6(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
     cdef Ip6Hdr *ip = <Ip6Hdr *> (p.data + p.l3)
-    cdef uint32_t end, l4, left = p.len - p.l3
+    cdef uint32_t end, l4, start, left = p.len - p.l3
     cdef int walked
     cdef uint8_t proto
     if lbd_unlikely(left < sizeof(Ip6Hdr) or p.data[p.l3] >> 4 != 6):
@@ -401,25 +467,26 @@ cdef inline uint32_t parse6(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
     walked = 0
     if lbd_unlikely(proto != PROTO_TCP and proto != PROTO_UDP):
         walked = exthdr_walk(p.data, &l4, end, &proto)
+        if walked == 1:
+            walked = fragment6(p, &l4, end, &proto)
     p.proto = proto
     p.l4 = l4
     if lbd_unlikely(walked == -1):
+        if p.frag == FRAG_FIRST:                        # all of the chain has to be in the first fragment (RFC 7112)
+            return settle(p, VERDICT_DROP, REASON_FRAG_TINY)
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
     # no source address: multicast, and all of ::/64, which holds the unspecified and the loopback one (RFC 4291 §2.5)
     if lbd_unlikely(walked != 0 or ip.saddr[0] == 0xff or lbd_ld64(ip.saddr) == 0):
-        if walked == 1 and l4 + 8 <= end:
-            p.proto = p.data[l4]
-            if leaves_masked(e, p, t, 6):
-                return settle(p, VERDICT_DROP, REASON_FRAG_UNSUPPORTED)
+        if p.frag != FRAG_NONE and leaves_masked(e, p, t, 6):
+            return settle(p, VERDICT_DROP, REASON_EXTHDR_UNSUPPORTED)
         if not is_ours(e, t.daddr, 6):
             return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
         if walked == 0:
             return settle(p, VERDICT_DROP, REASON_MARTIAN)
-        if walked == 1:
-            if l4 + 8 <= end and p.data[l4] == PROTO_ICMPV6:
-                return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
-            return settle(p, VERDICT_DROP, REASON_FRAG_UNSUPPORTED)
         return settle(p, VERDICT_DROP, REASON_EXTHDR_UNSUPPORTED)
+    if lbd_unlikely(p.frag != FRAG_NONE):
+        start = lbd_bswap16(lbd_ld16(p.data + p.l3 + p.inner + 2))
+        return parse_fragment(e, p, t, start & ~<uint32_t> 7, start & 1, 6)
     if lbd_likely(is_transport(proto)):
         return parse_transport(e, p, t, end - l4)
     if proto == PROTO_ICMPV6 and end - l4 >= 8:

@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from lbd.datapath.compiler cimport lbd_prefetch, lbd_prefetchw, lbd_likely, lbd_unlikely, lbd_ctz, lbd_bswap16
 from lbd.datapath.engine cimport Engine
-from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_ICMP_ERROR, BURST_MAX
+from lbd.datapath.pkt cimport FRAG_FIRST, FRAG_NONE, Pkt, PKT_HANDED, PKT_ICMP_ERROR, BURST_MAX
 from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.reason cimport *
 from lbd.datapath.fast cimport fast_parse, fast_forward
@@ -17,6 +17,7 @@ from lbd.datapath.forward cimport forward_known, forward_icmp
 from lbd.datapath.nat64 cimport far_prefetch, tuple_map
 from lbd.datapath.orphan cimport orphan_settle, orphaned
 from lbd.datapath.relay cimport relay
+from lbd.datapath.frag_flow cimport frag_bind, frag_settle
 from lbd.datapath.open cimport (STEP_AGAIN, STEP_DONE, STEP_OPEN, looks_new, may_open, met_before, open_planned, plan_open,
                                 resets, start_anew, starts_anew)
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE
@@ -35,6 +36,7 @@ cdef inline void prepare(Pkt *p) noexcept nogil:
     """For the general way; the fast lane sets them when it forwards."""
     p.svc = SVC_NONE
     p.dest = DEST_NONE
+    p.frag = FRAG_NONE
     p.verdict = VERDICT_DROP
     p.reason = REASON_MALFORMED
 
@@ -144,10 +146,24 @@ cdef inline bint settle(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
     if e.kind[i] == KIND_DONE:
         return True
     if p.af == 6:
+        if lbd_unlikely(p.frag != FRAG_NONE) and frag_settle(e, p, i, 6):
+            return True
         return settle_known(e, p, i, &e.tuple[i], e.hash[i], p.ref, 6)
+    if lbd_unlikely(p.frag != FRAG_NONE) and frag_settle(e, p, i, 4):
+        return True
     if settle_known(e, p, i, &e.tuple[i], e.hash[i], p.ref, 4):
         return True
     return e.nat64 != 0 and settle_far(e, p, i)
+
+
+cdef inline void conclude(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
+    """It has its verdict."""
+    if lbd_unlikely(p.frag == FRAG_FIRST):
+        if e.tuple[i].af == 4:              # (p.af: a tunnel's, perhaps)
+            frag_bind(e, p, i, 4)
+        else:
+            frag_bind(e, p, i, 6)
+    verdict_count(e, p)
 
 
 cdef inline void stage_open(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
@@ -187,7 +203,7 @@ cdef inline void stage_open(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
                 open_planned(e, pkts + i, i, &e.plan[k], 4)
             else:
                 open_planned(e, pkts + i, i, &e.plan[k], 6)
-        verdict_count(e, pkts + i)
+        conclude(e, pkts + i, i)
 
 
 cdef inline void stage_settle(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
@@ -199,7 +215,7 @@ cdef inline void stage_settle(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
         if e.kind[i] == KIND_FAST:
             prepare(pkts + i)
         if settle(e, pkts + i, i):
-            verdict_count(e, pkts + i)
+            conclude(e, pkts + i, i)
         else:
             e.later[later] = i
             later += 1

@@ -16,22 +16,29 @@ cdef enum PktFlag:
     PKT_MULTI = 16          # first descriptor of a multi-buffer packet
     PKT_ICMP_ERROR = 32     # ICMP error that was mapped to a connection
     PKT_TUNNEL = 64         # came in a tunnel that ends here: what is before l3 is not its own
+    PKT_ROUTED = 128        # a fragment that has passed the fragments' owner (frag_flow.pxd)
+
+cdef enum PktFrag:          # Pkt.frag
+    FRAG_NONE = 0           # a whole packet, or not looked at
+    FRAG_FIRST = 1
+    FRAG_LATER = 2          # shows no port
 
 cdef struct Pkt:            # 64 bytes
     uint8_t *data           # first byte of the Ethernet header; the engine may move it (VLAN push and pop)
     uint64_t frame          # the adapter's handle (UMEM address); carried through, not looked at
     uint32_t len            # bytes from data
     uint32_t room           # writable bytes from data (to the end of the frame)
-    uint32_t hash           # keyed hash of the tuple
+    uint32_t frag_id        # fragment: identification, network order (IPv4: in the lower half)
     uint32_t ref            # candidate: connection number << 1 | direction, or REF_NONE
     uint16_t outer          # outer tag of two (802.1ad), 0 = none
-    uint16_t inner          # ICMP error: offset of the quoted IP header
+    uint16_t inner          # ICMP error: offset of the quoted IP header; IPv6 fragment: of its fragment header, from l3
     uint16_t l3             # offset of the IP header
     uint16_t l4             # offset of the transport header
     uint16_t l3_len         # total IP length, bytes
     uint16_t vlan           # tag control word next to the IP header, host order, 0 = none
     uint16_t svc            # service number for reports, SVC_NONE
     uint16_t dest           # real server number for reports, DEST_NONE
+    uint16_t frag_size      # fragment: bytes of the datagram's payload in it
     uint8_t af              # 4 or 6, 0 = not IP
     uint8_t proto           # IP protocol
     uint8_t ifin            # iface number it came in by
@@ -44,3 +51,4 @@ cdef struct Pkt:            # 64 bytes
     uint8_t seg_count       # descriptors of this packet (1; more with multi-buffer)
     uint8_t tcp_flags       # SCTP: type of the first chunk
     uint8_t tpid            # protocols of the tags (Tpid of neigh.pxd); of no meaning without a tag
+    uint8_t frag            # PktFrag

@@ -6,6 +6,7 @@ cdef enum Verdict:
     VERDICT_KERNEL = 2      # back to the host's stack, through the TAP
     VERDICT_CONSUME = 3     # answered by lbd itself (ICMP error in place; leaves by Pkt.ifout), counted by reason
     VERDICT_HANDOVER = 4    # belongs to another worker (Pkt.owner); never seen by a user
+    VERDICT_HOLD = 5        # a fragment, copied by the engine until the first one of its datagram has come (frag.pxd)
 
 cdef enum Reason:
     REASON_NONE = 0
@@ -23,7 +24,7 @@ cdef enum Reason:
     REASON_INVALID_STATE
     REASON_TTL_EXPIRED
     REASON_MTU_EXCEEDED
-    REASON_FRAG_UNSUPPORTED
+    REASON_FRAG_TINY
     REASON_EXTHDR_UNSUPPORTED
     REASON_ICMP_UNMATCHED
     REASON_ICMP_UNSUPPORTED
@@ -43,4 +44,8 @@ cdef enum Reason:
     REASON_ICMP_SHORT
     REASON_TUNNEL_MALFORMED
     REASON_TUNNEL_CONGESTED
+    REASON_FRAG_ORPHAN
+    REASON_FRAG_TIMEOUT
+    REASON_FRAG_TABLE_FULL
+    REASON_FRAG_UNSUPPORTED
     REASON_COUNT            # how many; never a reason

@@ -20,7 +20,7 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("invalid_state", "a TCP packet that its connection's state forbids"),
     ("ttl_expired", "TTL or hop limit used up; answered with time exceeded, rate-limited"),
     ("mtu_exceeded", "larger than the MTU of the way out; answered with fragmentation needed or packet too big"),
-    ("frag_unsupported", "an IP fragment (not forwarded by this version)"),
+    ("frag_tiny", "a first fragment without its whole transport header, or one that would overwrite it (RFC 1858, 3128)"),
     ("exthdr_unsupported", "IPv6 extension header chain too long or of an unknown kind"),
     ("icmp_unmatched", "an ICMP error whose quoted packet belongs to no connection"),
     ("icmp_unsupported", "an ICMP message for a virtual or local address that is no error about a connection"),
@@ -41,6 +41,11 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("icmp_short", "an ICMP error about a tunnel's outer header that quotes too little of the packet inside to know its client"),
     ("tunnel_malformed", "in a tunnel that ends here: its own header, or that of the packet inside, is damaged or truncated"),
     ("tunnel_congested", "in a tunnel that ends here: marked by a router on its way; the packet inside can't say so (RFC 6040)"),
+    ("frag_orphan", "a fragment of a datagram whose first one was dropped, or whose connection is gone"),
+    ("frag_timeout", "a fragment that was held, and the first one of its datagram did not come in time"),
+    ("frag_table_full", "a fragment that was held, and newer ones needed the room"),
+    ("frag_unsupported", "a fragment of SCTP in fullnat or nat, whose checksum new ports change in a way that no fragment shows; "
+     "of ICMP in snat"),
 )
 
 NAMES: tuple[str, ...] = tuple(name for name, _ in REASONS)

@@ -70,7 +70,8 @@ cdef struct Svc:            # 128 bytes; what established packets and plain serv
     uint32_t homes_changed  # when the mask last changed, ms
     uint8_t source4[4]      # outer source addresses of its tunnels; 0 = lbd's choice
     uint8_t source6[16]
-    uint8_t reserved[16]
+    uint8_t reserved[12]
+    uint32_t vip_next       # chain of services by address: number + 1, 0 = end (worker)
     uint32_t timeout_fin    # ms, of states after a FIN; 0 = the worker's defaults
     uint32_t timeout_udp    # ms; 0 = the worker's default
     uint16_t sorry          # its sorry server: number + 1, 0 = none

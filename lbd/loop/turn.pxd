@@ -6,6 +6,7 @@ from libc.string cimport memcpy, memset
 from lbd.datapath.compiler cimport lbd_compiler_barrier, lbd_prefetchw, lbd_unlikely, lbd_likely
 from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_MULTI, BURST_MAX
 from lbd.datapath.pipeline cimport engine_burst
+from lbd.datapath.frag cimport HELD_ROOM, frag_take
 from lbd.datapath.lifetime cimport engine_expire
 from lbd.datapath.ending cimport ending_next
 from lbd.datapath.command cimport (Cmd, CmdValue, CmdCapture, CMD_STOP, CMD_CAPTURE, CMD_SETTING, CMD_OWNER, CMD_PORT_GONE,
@@ -119,6 +120,24 @@ cdef inline uint32_t turn_handed(Loop *l, uint32_t sender) noexcept nogil:
     # the successor of a worker killed here. What is staged is not lost by that, its staged word stands (frames.pxd).
     lbd_ring_release(r, n)
     frames_publish(l)
+    return n
+
+
+cdef inline uint32_t turn_frags(Loop *l) noexcept nogil:
+    """Fragments that the engine held, and whose first one has come: into free frames, and on. Those without a frame wait."""
+    cdef uint32_t frame, n = 0
+    while n < BURST_MAX and l.free_n and l.e.frags.ready:
+        l.free_n -= 1
+        frame = l.free_list[l.free_n]
+        l.ledger[frame] = <uint8_t> (FRAME_WORK | l.worker << 4)
+        pkt_init(l, l.pkt + n, (<uint64_t> frame << CHUNK_SHIFT) + (CHUNK - HELD_ROOM), 0, 0, 0, 0)
+        frag_take(l.e.frags, l.pkt + n)
+        n += 1
+    engine_burst(&l.e, l.pkt, n, l.now)
+    if lbd_unlikely(l.capture_points):
+        l.capture_staged = 0            # the point of receipt saw them before
+        capture_after(l, l.pkt, n)
+    dispatch(l, l.pkt, n)
     return n
 
 
@@ -265,7 +284,7 @@ cdef inline void turn_publish(Loop *l) noexcept nogil:
 
 cdef inline bint nothing_to_do(Loop *l) noexcept nogil:
     cdef uint32_t i
-    if not lbd_ring_idle(&l.cmd):
+    if not lbd_ring_idle(&l.cmd) or l.e.frags.ready:
         return False
     for i in range(l.workers):
         if i != l.worker and not (lbd_ring_idle(&l.hand_in[i]) and lbd_ring_idle(&l.return_in[i])):
@@ -318,6 +337,9 @@ cdef inline uint32_t turn(Loop *l) noexcept nogil:
             if i != l.worker:
                 n += turn_handed(l, i)
         frames_collect(l)
+    if lbd_unlikely(l.e.frags.ready):
+        n += turn_frags(l)
+    if l.workers > 1:
         frames_publish(l)
     for i in range(l.port_n):
         turn_port(l, &l.port[l.port_list[i]])

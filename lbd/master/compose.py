@@ -249,6 +249,7 @@ def settings(config: Config) -> dict[int, int]:
         shm.SET_RETURN_ROUTE: int(config.packet.return_path == "route"),
         shm.SET_ICMP_RATE: config.packet.icmp_rate,
         shm.SET_KERNEL_RATE: KERNEL_RATE,
+        shm.SET_FRAG_TIMEOUT: milliseconds(config.packet.fragment_timeout),
         shm.SET_PORT_REST: milliseconds(config.packet.port_rest),
     }
     for name, state in TIMEOUT_STATES.items():

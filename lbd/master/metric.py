@@ -152,6 +152,12 @@ SECTIONS = (
                 ("direction", "type"),
                 "ICMP errors: sent by lbd (by the reason), forwarded (translated to their connection).",
             ),
+            c("lbd_fragments_total", ("action",), "Fragments: forwarded, held (until the first one of their datagram came)."),
+            c(
+                "lbd_fragmented_datagrams_lost_total",
+                ("reason",),
+                "Datagrams in fragments that were given up: timeout (something was missing), table_full (the oldest made room).",
+            ),
             c("lbd_slow_path_packets_total", ("direction",), "Packets by the slow path: to_kernel."),
             c(
                 "lbd_xdp_actions_total",

@@ -103,12 +103,15 @@ def packets(page: Exposition, daemon: Daemon) -> None:
     def total(kind: str) -> list[tuple[tuple[str], int]]:
         return [((name,), sum(c[kind][name] for c in each)) for name in (each[0][kind] if each else ())]
 
-    # a hand-over is no verdict: the packet gets one at its owner
-    page.rows("lbd_packets_total", (row for row in total("verdicts") if row[0] != ("handover",)))
+    # a hand-over is no verdict: the packet gets one at its owner; nor is a hold: it gets one later
+    page.rows("lbd_packets_total", (row for row in total("verdicts") if row[0][0] not in ("handover", "hold")))
     page.rows("lbd_drops_total", (row for row in total("drops") if row[0] != ("none",)))
     sent = [(("sent", reason), n) for (reason,), n in total("consumed") if n or reason in ANSWERED]
     forwarded = sum(c["icmp_mapped"] for c in each)
     page.rows("lbd_icmp_total", [*sent, (("forwarded", "error"), forwarded)])
+    page.rows("lbd_fragments_total", [((what,), sum(c[f"frag_{what}"] for c in each)) for what in ("forwarded", "held")])
+    lost = {"timeout": "frag_expired", "table_full": "frag_evicted"}
+    page.rows("lbd_fragmented_datagrams_lost_total", [((why,), sum(c[key] for c in each)) for why, key in lost.items()])
     page.rows("lbd_slow_path_packets_total", [(("to_kernel",), sum(c["kernel_out"] for c in each))])
     page.one("lbd_connections_opened_total", sum(c["conns_made"] for c in each))
     page.rows("lbd_connections_expired_total", total("conns_expired"))

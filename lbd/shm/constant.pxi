@@ -102,6 +102,7 @@ SET_VERIFY_CSUM = c_cmd.SET_VERIFY_CSUM
 SET_RETURN_ROUTE = c_cmd.SET_RETURN_ROUTE
 SET_ICMP_RATE = c_cmd.SET_ICMP_RATE
 SET_KERNEL_RATE = c_cmd.SET_KERNEL_RATE
+SET_FRAG_TIMEOUT = c_cmd.SET_FRAG_TIMEOUT
 SET_PORT_REST = c_cmd.SET_PORT_REST
 SET_TIMEOUT_BASE = c_cmd.SET_TIMEOUT_BASE
 CAPTURE_RX = c_cmd.CAPTURE_RX
@@ -134,7 +135,7 @@ SEG_VERSION = c_lay.SEG_VERSION
 REASON_COUNT = c_reason.REASON_COUNT
 
 # Names, in the order of the enums
-VERDICTS = ("drop", "forward", "kernel", "consume", "handover")
+VERDICTS = ("drop", "forward", "kernel", "consume", "handover", "hold")
 EXPIRE_REASONS = ("timeout", "closed", "reset", "evicted", "admin", "reused")
 WORKER_STATES = ("starting", "attaching", "running", "stopping", "stopped")
 EVENTS = ("none", "running", "neigh_wanted", "lip_exhausted", "table_full", "bad_command", "peer_reset")

@@ -35,7 +35,7 @@ def serve(port: int) -> None:
                     streams[stream.fileno()] = stream
                     poll.register(stream, select.EPOLLIN)
                 elif fd in datagrams:
-                    data, sender = datagrams[fd].recvfrom(2048)
+                    data, sender = datagrams[fd].recvfrom(65536)
                     datagrams[fd].sendto(data, sender)
                 else:
                     echo(poll, streams, owed, fd)

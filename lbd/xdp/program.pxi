@@ -1,7 +1,7 @@
 # The steering program: load, attach, its maps. Part of _xsk.pyx.
 
-cdef tuple MAPS = ("xsks", "vips4", "vips6", "vip_addrs", "lips4", "lips6", "sources4", "sources6", "tunnels", "locals",
-                   "snat_src", "snat_dst", "counters", "settings")
+cdef tuple MAPS = ("xsks", "vips4", "vips6", "vip_addrs", "lips4", "lips6", "sources4", "sources6", "source_addrs",
+                   "passed", "tunnels", "locals", "snat_src", "snat_dst", "counters", "settings")
 cdef bytes MAPPED = bytes(10) + b"\xff\xff"       # IPv4 in 16 bytes
 
 
@@ -15,6 +15,7 @@ cdef class Program:
     cdef dict _served           # (af, addr) -> {(port, proto)}: what is in vips4 and vips6, so that vip_addrs follows
     cdef set _sources           # what is in sources4 and sources6, for its number
     cdef set _tunnels           # what is in tunnels, for its number
+    cdef dict _answering        # the same as (af, addr) -> {(port, proto)}, so that source_addrs follows
     cdef steer_settings *_settings          # the program's own, mapped
     cdef object _near_vips4, _near_lips4    # slot -> {key: entry}, what has its hash: keep_near
 
@@ -30,7 +31,8 @@ cdef class Program:
             libbpf_failed(errno, "reading the XDP program")
         try:
             for name, size in (("vips4", services), ("vips6", services), ("vip_addrs", services), ("lips4", lips),
-                               ("lips6", lips), ("sources4", sources), ("sources6", sources), ("tunnels", tunnels)):
+                               ("lips6", lips), ("sources4", sources), ("sources6", sources), ("source_addrs", sources),
+                               ("tunnels", tunnels)):
                 bpf_map__set_max_entries(bpf_object__find_map_by_name(obj, name.encode()), max(size, 1))
             code = bpf_object__load(obj)
             if code != 0:
@@ -68,7 +70,8 @@ cdef class Program:
                 self.note_service(af, addr, port, proto, True)
             for (af, addr), (lo, hi) in self.lips().items():
                 self.note_lip(af, addr, lo, hi)
-            self._sources = self.sources()
+            for af, addr, port, proto in self.sources():
+                self.note_source(af, addr, port, proto, True)
             self._tunnels = self.tunnels()
         except BaseException:
             self._fds.clear()
@@ -85,7 +88,7 @@ cdef class Program:
             raise XdpError(errno, "mapping the XDP program's settings")
         self._settings = <steer_settings *>at
         self._served, self._near_vips4, self._near_lips4 = {}, defaultdict(dict), defaultdict(dict)
-        self._sources, self._tunnels = set(), set()
+        self._sources, self._answering, self._tunnels = set(), {}, set()
         return 0
 
     @property
@@ -196,18 +199,35 @@ cdef class Program:
         cdef uint32_t key = self.xsk_key(iface, queue)
         self.delete("xsks", &key)
 
-    cdef int put_protocols(self, int af, bytes addr) except -1:
-        """vip_addrs of one address, by what _served has."""
+    cdef int put_protocols(self, str name, int af, bytes addr, protos) except -1:
+        """vip_addrs or source_addrs of one address."""
         cdef steer_addr key
         cdef uint32_t protocols = 0
         memset(&key, 0, sizeof(key))
         put_addr(key.addr, af, addr)
         key.af = af
-        for _, proto in self._served.get((af, addr), ()):
+        for proto in protos:
             protocols |= steer.STEER_BIT(proto)
         if protocols:
-            return self.update("vip_addrs", &key, &protocols)
-        return self.delete("vip_addrs", &key)
+            return self.update(name, &key, &protocols)
+        return self.delete(name, &key)
+
+    cdef int put_service_protocols(self, int af, bytes addr) except -1:
+        return self.put_protocols("vip_addrs", af, addr, {proto for _, proto in self._served.get((af, addr), ())})
+
+    cdef int put_source_protocols(self, int af, bytes addr) except -1:
+        return self.put_protocols("source_addrs", af, addr, {proto for _, proto in self._answering.get((af, addr), ())})
+
+    cdef int note_source(self, int af, bytes addr, uint16_t port, uint8_t proto, bint there) except -1:
+        at, end = (af, addr, port, proto), (port, proto)
+        if there:
+            self._sources.add(at)
+            self._answering.setdefault((af, addr), set()).add(end)
+        else:
+            self._sources.discard(at)
+            self._answering.get((af, addr), set()).discard(end)
+        self.settings().sources = len(self._sources)
+        return 0
 
     def set_service(self, int af, bytes addr not None, uint16_t port, uint8_t proto, uint32_t number=0):
         """Packets to this address and port are lbd's from now on."""
@@ -215,14 +235,14 @@ cdef class Program:
         port_key(&key, af, addr, port, proto)
         self.update("vips4" if af == 4 else "vips6", &key, &number)
         self.note_service(af, addr, port, proto, True)
-        self.put_protocols(af, addr)
+        self.put_service_protocols(af, addr)
 
     def del_service(self, int af, bytes addr not None, uint16_t port, uint8_t proto):
         cdef steer_port6 key
         port_key(&key, af, addr, port, proto)
         self.delete("vips4" if af == 4 else "vips6", &key)
         self.note_service(af, addr, port, proto, False)
-        self.put_protocols(af, addr)
+        self.put_service_protocols(af, addr)
 
     cdef int note_service(self, int af, bytes addr, uint16_t port, uint8_t proto, bint there) except -1:
         """What follows from an entry of vips4 or vips6, in this object and in the near slots."""
@@ -251,15 +271,15 @@ cdef class Program:
         cdef uint32_t one = 1
         port_key(&key, af, addr, port, proto)
         self.update("sources4" if af == 4 else "sources6", &key, &one)
-        self._sources.add((af, addr, port, proto))
-        self.settings().sources = len(self._sources)
+        self.note_source(af, addr, port, proto, True)
+        self.put_source_protocols(af, addr)
 
     def del_source(self, int af, bytes addr not None, uint16_t port, uint8_t proto):
         cdef steer_port6 key
         port_key(&key, af, addr, port, proto)
         self.delete("sources4" if af == 4 else "sources6", &key)
-        self._sources.discard((af, addr, port, proto))
-        self.settings().sources = len(self._sources)
+        self.note_source(af, addr, port, proto, False)
+        self.put_source_protocols(af, addr)
 
     def sources(self):
         """{(af, addr, port, proto)}, as the maps have it."""

@@ -7,7 +7,8 @@
  *   - TCP, UDP and SCTP to a local address (LIP), destination port within lbd's own range: health checks, SSH
  *     and BGP from or to the same address use other ports and stay the kernel's;
  *   - TCP, UDP and SCTP from address and port of a real server of mode nat;
- *   - later fragments, which show no port, to an address that carries a service of that protocol, or a LIP;
+ *   - later fragments, which show no port, to an address that carries a service of that protocol, or a LIP, or from the
+ *     address of a real server of mode nat; unless the first one of their datagram passed: that is remembered;
  *   - ICMP and ICMPv6 errors that quote a packet of one of these, told by its source, or one that lbd has wrapped (IPIP, GRE,
  *     GUE), told by the real server that it was for;
  *   - IPIP and GRE to an address where a tunnel ends that lbd is to unpack, if any of these is inside;
@@ -70,6 +71,7 @@ struct flow {                   /* of the packet, or of the one that an ICMP err
 	struct steer_addr addr; /* destination; of a quoted packet the source */
 	__u32 far[4];           /* the other one */
 	__u32 at;               /* of the transport header, bytes into the frame */
+	__u32 ident;            /* of a fragment */
 	__u8 proto;
 	__u8 fragment;
 	__u8 later;             /* a fragment that is not the first: no ports */
@@ -116,6 +118,7 @@ static __always_inline bool parse_ipv4(struct xdp_md *ctx, struct flow *f)
 	f->proto = ip->protocol;
 	f->fragment = (ip->frag_off & bpf_htons(0x3fff)) != 0; /* MF and offset */
 	f->later = (ip->frag_off & bpf_htons(0x1fff)) != 0;
+	f->ident = ip->id;
 	f->at += ip->ihl * 4;
 	return true;
 }
@@ -134,6 +137,7 @@ static __always_inline bool parse_ipv6(struct xdp_md *ctx, struct flow *f)
 #pragma unroll
 	for (int i = 0; i < STEER_EXT_MAX; i++) {
 		struct ext_hdr *h;
+		__u32 *id;
 
 		if (!is_ext(f->proto) || f->later)
 			break;
@@ -143,6 +147,10 @@ static __always_inline bool parse_ipv6(struct xdp_md *ctx, struct flow *f)
 		if (f->proto == IPPROTO_FRAGMENT) {
 			f->fragment = (h->frag_off & bpf_htons(0xfff9)) != 0; /* offset and M */
 			f->later = (h->frag_off & bpf_htons(0xfff8)) != 0;
+			id = bytes(ctx, f->at + 4, 4);
+			if (!id)
+				return false;
+			f->ident = *id;
 			f->at += 8;
 		} else if (f->proto == IPPROTO_AH) {
 			f->at += (h->len + 2) * 4;
@@ -162,19 +170,23 @@ __noinline int parse_ip(struct xdp_md *ctx, struct flow *f, __u32 af)
 	return af == 4 ? parse_ipv4(ctx, f) : parse_ipv6(ctx, f);
 }
 
-/* A fragment without ports: lbd's if it can belong to any service or connection of the address. */
-static __always_inline bool may_be_ours(struct flow *f)
+/* A fragment without ports: lbd's if it can belong to any service or connection of the addresses. `any`: its protocol is not told. */
+static __always_inline bool may_be_ours(struct flow *f, bool any)
 {
 	const __u32 all = STEER_BIT(IPPROTO_TCP) | STEER_BIT(IPPROTO_UDP) | STEER_BIT(IPPROTO_SCTP);
+	struct steer_addr far = { .addr = { f->far[0], f->far[1], f->far[2], f->far[3] }, .af = f->addr.af };
 	__u32 protos, *served;
 
-	if (is_ext(f->proto))
+	if (is_ext(f->proto) || any)
 		protos = all;
 	else if (has_ports(f->proto))
 		protos = STEER_BIT(f->proto);
 	else
 		return false;
 	served = bpf_map_lookup_elem(&vip_addrs, &f->addr);
+	if (served && *served & protos)
+		return true;
+	served = settings.sources && !f->quoted ? bpf_map_lookup_elem(&source_addrs, &far) : NULL;
 	if (served && *served & protos)
 		return true;
 	return f->addr.af == 4 ? bpf_map_lookup_elem(&lips4, f->addr.addr) != NULL :
@@ -242,15 +254,46 @@ __noinline int is_outbound(struct xdp_md *ctx, struct flow *f)
 	return snat_wants(ctx, &e);
 }
 
+static __always_inline void datagram_of(struct flow *f, struct steer_datagram *d)
+{
+	__builtin_memcpy(&d->dst, &f->addr, sizeof(d->dst));
+	__builtin_memcpy(d->src, f->far, sizeof(d->src));
+	d->id = f->ident;
+	d->proto = f->addr.af == 4 ? f->proto : 0;
+}
+
+/* Later fragments have to go where the first one went: here, if they could be taken for lbd's, to the kernel. */
+__noinline int remember_passed(struct flow *f)
+{
+	struct steer_datagram d;
+	__u32 one = 1;
+
+	if (!f || !may_be_ours(f, f->addr.af == 6)) /* IPv6: the later ones may begin with options */
+		return false;
+	datagram_of(f, &d);
+	return !bpf_map_update_elem(&passed, &d, &one, BPF_ANY);
+}
+
+__noinline int is_later_ours(struct flow *f)
+{
+	struct steer_datagram d;
+
+	if (!f || !may_be_ours(f, false))
+		return false;
+	datagram_of(f, &d);
+	return f->quoted || !bpf_map_lookup_elem(&passed, &d);
+}
+
 __noinline int is_ours(struct xdp_md *ctx, struct flow *f)
 {
 	__be16 *ports;
 	__u16 port, far;
+	bool ours;
 
 	if (!f)
 		return false;
 	if (f->later)
-		return may_be_ours(f);
+		return is_later_ours(f);
 	if (!has_ports(f->proto))
 		return false;
 	ports = bytes(ctx, f->at, 4);
@@ -259,8 +302,12 @@ __noinline int is_ours(struct xdp_md *ctx, struct flow *f)
 	port = f->quoted ? ports[0] : ports[1];
 	far = f->quoted ? ports[1] : ports[0];
 	if (f->addr.af == 4)
-		return is_ours4(f->addr.addr[0], port, f->proto) || is_source4(f->far[0], far, f->proto);
-	return is_ours6(f->addr.addr, port, f->proto) || is_source6(f->far, far, f->proto);
+		ours = is_ours4(f->addr.addr[0], port, f->proto) || is_source4(f->far[0], far, f->proto);
+	else
+		ours = is_ours6(f->addr.addr, port, f->proto) || is_source6(f->far, far, f->proto);
+	if (!ours && f->fragment && !f->quoted)
+		remember_passed(f);
+	return ours;
 }
 
 /* If it is an ICMP error: on to the packet that it quotes, which both families put 8 bytes on. */
@@ -385,7 +432,7 @@ static __always_inline bool wants(struct xdp_md *ctx, __u32 iface)
 	if (proto == bpf_htons(ETH_P_IP)) {
 		struct plain4 *h = p;
 
-		if (p + sizeof(*h) <= end && *(__u8 *)p == 0x45 && !(h->ip.frag_off & bpf_htons(0x1fff)) &&
+		if (p + sizeof(*h) <= end && *(__u8 *)p == 0x45 && !(h->ip.frag_off & bpf_htons(0x3fff)) &&
 		    (h->ip.protocol == IPPROTO_TCP || h->ip.protocol == IPPROTO_UDP))
 			return is_ours4(h->ip.daddr, h->dport, h->ip.protocol) ||
 			       is_source4(h->ip.saddr, h->sport, h->ip.protocol) ||

@@ -14,13 +14,14 @@
 #include <linux/types.h>
 
 enum {
-	STEER_VERSION = 4,
+	STEER_VERSION = 6,
 	STEER_IFACES = 16,       /* interfaces at most; lbd's interface numbers are below it */
 	STEER_QUEUES = 64,       /* of an interface, at most: xsks[interface number * STEER_QUEUES + queue] */
 	STEER_XSKS = 1024,       /* STEER_IFACES * STEER_QUEUES */
 	STEER_VIPS = 4096,       /* defaults, set before load to what the configuration asks for */
 	STEER_LIPS = 1024,
 	STEER_SOURCES = 16384,
+	STEER_PASSED = 4096,     /* datagrams in fragments that are known to be the kernel's; the least used make way */
 	STEER_PREFIXES = 65536,  /* of sources, of destinations of SNAT rules; they take memory as they come */
 	STEER_LOCALS = 131072,   /* the host's own addresses, the same */
 	STEER_TUNNELS = 16384,
@@ -113,9 +114,17 @@ struct steer_prefix {
 	__u32 addr[4];
 };
 
-struct steer_addr {              /* key of vip_addrs: STEER_BIT of each protocol with a service there */
+/* key of vip_addrs and source_addrs: STEER_BIT of each protocol with a service, or a real server, there */
+struct steer_addr {
 	__u32 addr[4];           /* IPv4 in the first, the rest 0 */
 	__u32 af;                /* 4 or 6 */
+};
+
+struct steer_datagram {          /* key of passed: what all its fragments have in common; the value means nothing */
+	struct steer_addr dst;
+	__u32 src[4];
+	__u32 id;                /* network order; IPv4: 16 bits */
+	__u32 proto;             /* IPv6: 0, fragments may tell different ones */
 };
 
 #endif

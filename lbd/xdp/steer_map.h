@@ -25,6 +25,8 @@ MAP(lips4, BPF_MAP_TYPE_HASH, STEER_LIPS, __u32, struct steer_ports);
 MAP(lips6, BPF_MAP_TYPE_HASH, STEER_LIPS, struct in6_addr, struct steer_ports);
 MAP(sources4, BPF_MAP_TYPE_HASH, STEER_SOURCES, __u64, __u32);
 MAP(sources6, BPF_MAP_TYPE_HASH, STEER_SOURCES, struct steer_port6, __u32);
+MAP(source_addrs, BPF_MAP_TYPE_HASH, STEER_SOURCES, struct steer_addr, __u32);
+MAP(passed, BPF_MAP_TYPE_LRU_HASH, STEER_PASSED, struct steer_datagram, __u32);
 /* filled where there are SNAT rules alone: memory as needed */
 #define MAP_GROWING(name, kind, size, key_type, value_type) \
 	struct {                                            \

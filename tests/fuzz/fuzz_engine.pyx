@@ -10,7 +10,8 @@ whatever must never happen. The input's format (tests/fuzz/corpus.py writes it):
     setup   = one byte: 1 partial checksums, 2 verify checksums, 4 return by route, 8 two workers, 16 RSS known, 32 MTU 1280 and 68,
               64 many local ports, 128 a previous owner table
     record  = op, an octet: kind in the low three bits, argument in the high five; then by kind:
-    PACKET  0..3   argument: 1 iface 1 (else 0), 2 handed over, 4 mend checksums, 24 hops; length u16 LE; bytes. Joins the burst.
+    PACKET  0..3   argument: 1 iface 1 (else 0), 2 handed over (kind 1: by the fragments' owner), 4 mend checksums, 24 hops; length
+                   u16 LE; bytes. Joins the burst.
     TIME    4      argument: 3 unit (1 ms, 128 ms, 1 s, 1000 s), 4 back; count u8. Runs the burst, moves the clock, expires.
     FLUSH   5      Runs the burst and expires.
     COMMAND 6      128 bytes: a command as the master writes it.
@@ -38,15 +39,18 @@ from lbd.datapath.csum cimport csum_fold, csum_partial, csum_pseudo
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.fib cimport FIB_HASH, FIB_MAX, ROUTE_ONLINK, ROUTE_USED, Route
 from lbd.datapath.flow cimport Tuple, tuple_hash
+from lbd.datapath.frag cimport FRAG_NIL, HELD_ROOM, FragTable, frag_bytes, frag_map, frag_take
 from lbd.datapath.hdr cimport PROTO_SCTP, PROTO_TCP, PROTO_UDP
 from lbd.datapath.lifetime cimport engine_expire, table_of, timer_of
 from lbd.datapath.lookup cimport adj_unhash
 from lbd.datapath.neigh cimport ADJ_HASH, ADJ_MAX, Adj, IFACE_PARTIAL, IFACE_UP, IFACE_USED, Iface, LINK_MAX
 from lbd.datapath.owner cimport OWNER_BUCKETS
 from lbd.datapath.pipeline cimport engine_burst
-from lbd.datapath.pkt cimport BURST_MAX, FRAME_SLACK, IFACE_MAX, PKT_HANDED, PKT_ICMP_ERROR, PKT_PARTIAL, Pkt
+from lbd.datapath.pkt cimport (
+    BURST_MAX, FRAG_NONE, FRAME_SLACK, IFACE_MAX, PKT_HANDED, PKT_ICMP_ERROR, PKT_PARTIAL, PKT_ROUTED, Pkt,
+)
 from lbd.datapath.reason cimport (
-    REASON_COUNT, REASON_NONE, VERDICT_CONSUME, VERDICT_FORWARD, VERDICT_HANDOVER,
+    REASON_COUNT, REASON_NONE, VERDICT_CONSUME, VERDICT_FORWARD, VERDICT_HANDOVER, VERDICT_HOLD,
 )
 from lbd.datapath.svc cimport DEST_UP, Dest, LIP_NONE, Lip, LipStat, Svc, SvcStat
 from lbd.datapath.tcp cimport STATE_COUNT
@@ -85,15 +89,14 @@ cdef void mend(uint8_t *frame, uint32_t size) noexcept nogil:
                 csum_partial(ip + 40, total, csum_pseudo(ip + 8, ip + 24, 16, 58, total)))
 
 
-cdef void run() noexcept nogil:
-    """The burst so far."""
+cdef void burst() noexcept nogil:
+    """What is in world.pkt."""
     cdef uint32_t i
     cdef uint32_t sizes[64]
     for i in range(world.n):
         sizes[i] = FRAME_SLACK + world.pkt[i].len
         memcpy(world.before[i], world.block[i], sizes[i])
     engine_burst(&world.e, world.pkt, world.n, world.now)
-    world.packets += world.n
     for i in range(world.n):
         judge(world.pkt + i, world.block[i], world.before[i], sizes[i])
         free(world.block[i])
@@ -102,24 +105,48 @@ cdef void run() noexcept nogil:
     world.e.wanted_n = 0
 
 
-cdef void packet(uint32_t arg, const uint8_t *data, uint32_t size) noexcept nogil:
-    cdef Pkt *p = world.pkt + world.n
-    cdef uint8_t *block = <uint8_t *> malloc(FRAME_SLACK + size)
+cdef void run() noexcept nogil:
+    """The burst so far, and the fragments that it set free."""
+    cdef uint8_t data[HELD_ROOM]
+    cdef Pkt p
+    world.packets += world.n
+    burst()
+    while world.e.frags.ready:
+        memset(&p, 0, sizeof(Pkt))
+        p.data = data
+        frag_take(world.e.frags, &p)
+        place(&p)
+        if world.n == BURST_MAX:
+            burst()
+    burst()
+
+
+cdef void place(const Pkt *p) noexcept nogil:
+    """A packet of the next burst, in a block of exactly its size."""
+    cdef uint8_t *block = <uint8_t *> malloc(FRAME_SLACK + p.len)
     memset(block, 0, FRAME_SLACK)
-    memcpy(block + FRAME_SLACK, data, size)
-    if arg & 4:
-        mend(block + FRAME_SLACK, size)
-    memset(p, 0, sizeof(Pkt))
-    p.data = block + FRAME_SLACK
+    memcpy(block + FRAME_SLACK, p.data, p.len)
+    world.pkt[world.n] = p[0]
+    world.pkt[world.n].data = block + FRAME_SLACK
+    world.pkt[world.n].room = p.len
+    world.block[world.n] = block
+    world.before[world.n] = <uint8_t *> malloc(FRAME_SLACK + p.len)
+    world.n += 1
+
+
+cdef void packet(uint32_t kind, uint32_t arg, const uint8_t *data, uint32_t size) noexcept nogil:
+    cdef Pkt p
+    memset(&p, 0, sizeof(Pkt))
+    p.data = <uint8_t *> data
     p.len = size
-    p.room = size
     p.ifin = arg & 1
-    p.flags = PKT_HANDED if arg & 2 else 0
+    if arg & 2:
+        p.flags = PKT_HANDED | (PKT_ROUTED if kind & 1 else 0)
     p.hops = arg >> 3
     p.seg_count = 1
-    world.block[world.n] = block
-    world.before[world.n] = <uint8_t *> malloc(FRAME_SLACK + size)
-    world.n += 1
+    place(&p)
+    if arg & 4:
+        mend(world.block[world.n - 1] + FRAME_SLACK, size)
     if world.n == BURST_MAX:
         run()
 
@@ -157,7 +184,7 @@ cdef uint32_t record(const uint8_t *data, uint32_t left) noexcept nogil:
             size = left - 3
         if size > LARGEST:
             size = LARGEST
-        packet(arg, data + 3, size)
+        packet(kind, arg, data + 3, size)
         return 3 + size
     if kind == 4:
         step_time(arg, data[1] if left > 1 else 0)
@@ -192,5 +219,6 @@ cdef public int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) noexcep
     audit(4)
     audit(6)
     audit_counts()
+    audit_frags()
     wipe()
     return 0

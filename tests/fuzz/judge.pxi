@@ -34,6 +34,8 @@ cdef void judge_out(const Pkt *p, const uint8_t *block, const uint8_t *before, u
     if p.flags & PKT_PARTIAL:
         never(not transport_right(p, l3, l4))
         return
+    if p.frag != FRAG_NONE:                     # its checksum is the datagram's, or bytes of its payload
+        return
     at = l3 - block                             # link headers grow and shrink before it: where it lies in the block stays
     never(transport_right(p, l3, l4) != transport_right(p, before + at, before + (l4 - block))
           and not (p.proto == 17 and lbd_ld16(before + (l4 - block) + 6) == 0))
@@ -42,11 +44,13 @@ cdef void judge_out(const Pkt *p, const uint8_t *block, const uint8_t *before, u
 
 
 cdef void judge(const Pkt *p, const uint8_t *block, const uint8_t *before, uint32_t size) noexcept nogil:
-    never(p.verdict > VERDICT_HANDOVER or p.reason >= REASON_COUNT)
+    never(p.verdict > VERDICT_HOLD or p.reason >= REASON_COUNT)
     if p.verdict == VERDICT_FORWARD or p.verdict == VERDICT_CONSUME:
         judge_out(p, block, before, size)
     elif p.verdict == VERDICT_HANDOVER:
         never(p.owner == world.e.worker or p.owner >= world.e.workers or p.hops >= 3)
+    elif p.verdict == VERDICT_HOLD:
+        never(p.frag == FRAG_NONE)
     else:
         never(p.reason == REASON_NONE)
     if p.verdict != VERDICT_FORWARD and p.verdict != VERDICT_CONSUME:
@@ -113,8 +117,38 @@ cdef void audit_counts() noexcept nogil:
     cdef uint32_t i, counted = 0
     for i in range(8):
         verdicts += e.count.verdicts[i]
-    never(verdicts != world.packets)
+    # a held fragment counts as that, and once more at its end
+    never(verdicts - e.count.verdicts[<int> VERDICT_HOLD] + e.frags.held_n != world.packets)
     if not world.commanded:
         for i in range(SERVICES):
             counted += e.svc_stat[i].active + e.svc_stat[i].inactive
         never(counted > e.t4.used + e.t6.used)
+
+
+cdef void audit_frags() noexcept nogil:
+    """Each datagram is on one list and in one bucket, and what is held is counted."""
+    cdef FragTable *t = world.e.frags
+    cdef uint32_t i, n, steps, listed = 0, hashed = 0, held = 0
+    for i in range(3):
+        n = t.head[i]
+        while n != FRAG_NIL:
+            never(n >= t.fresh or t.entry[n].list != i or listed > t.fresh)
+            listed += 1
+            n = t.entry[n].next
+    for i in range(t.bucket_mask + 1):
+        n = t.bucket[i]
+        while n:
+            never(n > t.fresh or t.entry[n - 1].bucket != i or hashed > t.fresh)
+            hashed += 1
+            n = t.entry[n - 1].chain
+    never(listed != t.fresh or hashed != t.fresh)
+    for i in range(t.fresh):
+        n = t.entry[i].held
+        steps = 0
+        while n:
+            never(steps > t.held_capacity)
+            steps += 1
+            n = t.held[n - 1].next
+        never(steps != t.entry[i].held_n)
+        held += steps
+    never(held != t.held_n)

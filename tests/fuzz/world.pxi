@@ -11,6 +11,7 @@ cdef enum:
     CONNS = 24                  # few, so that tables fill
     ARENA = 64
     LARGEST = 2048              # bytes of a frame
+    FRAGS = 8                   # datagrams in fragments, and fragments held
 
 
 cdef struct World:              # everything an input works on; the pointers live as long as the process
@@ -22,6 +23,7 @@ cdef struct World:              # everything an input works on; the pointers liv
     uint64_t packets            # given to the engine
     uint64_t now
     void *conn
+    void *frags
     uint32_t fib_gen
     uint64_t key[4]
     uint8_t rss_key[64]
@@ -56,6 +58,7 @@ cdef void build() noexcept nogil:
     e.arena = <uint32_t *> calloc(ARENA, sizeof(uint32_t))
     e.owner = <uint8_t *> calloc(2, OWNER_BUCKETS)
     e.count = <Counters *> calloc(1, sizeof(Counters))
+    world.frags = calloc(1, frag_bytes(FRAGS, FRAGS))
     world.conn = aligned_alloc(4096, n)
     memset(world.conn, 0, n)
 
@@ -232,6 +235,8 @@ cdef void begin(uint8_t setup) noexcept nogil:
     e.verify_csum = (setup & 2) != 0
     e.return_route = (setup & 4) != 0
     e.icmp_bucket.rate = 1000
+    e.frag_timeout = 30000
+    e.frags = frag_map(world.frags, FRAGS, FRAGS)
     for i in range(OWNER_BUCKETS):
         e.owner[i] = i & 1 if setup & 8 else 0
         e.owner[OWNER_BUCKETS + i] = i >> 1 & 1 if setup & 8 else 0

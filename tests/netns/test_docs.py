@@ -1,4 +1,6 @@
-"""The commands of docs/modes/*.md do what the page says: each `sh` block is run in order, a `text` block is what it printed."""
+"""The commands of docs/modes/*.md and docs/fragments.md do what the page says: each `sh` block is run in order, a `text` block is
+what it printed.
+"""
 
 import os
 import re
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs/modes").glob("*.md"))
+PAGES = [*sorted((ROOT / "docs/modes").glob("*.md")), ROOT / "docs/fragments.md"]
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:

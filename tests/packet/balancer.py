@@ -4,6 +4,7 @@ Addresses: client 192.0.2.100 / 2001:db8:1::100 behind MAC C; VIP 192.0.2.10, 20
 real servers 10.77.0.11.., fd77::11.. on iface 1.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from itertools import product
@@ -64,10 +65,13 @@ class Balancer:
     source: dict[int, str] = field(default_factory=dict)  # of tunnels, by family
     neighbours: bool = True
     start_ms: int = 1_000
+    frags: tuple[int, int] | None = None  # datagrams in fragments followed, and fragments held, if not as many as usual
     packets: int = field(default=0, init=False)  # given to the engine so far
+    released: list[tuple[bytes, int, Result]] = field(default_factory=list, init=False)  # fragments that were held: frame, iface
 
     def __post_init__(self) -> None:
-        self.engine = Twin({**SIZES, "workers": self.workers, **self.sizes}, self.worker)
+        more = {"frags": self.frags} if self.frags else {}
+        self.engine = Twin({**SIZES, "workers": self.workers, **self.sizes}, self.worker, **more)
         self.now = self.start_ms * MS
         self.engine.expire(self.now)
         up = shm.IFACE_UP | (shm.IFACE_PARTIAL if self.partial else 0)
@@ -103,16 +107,31 @@ class Balancer:
 
     def send(self, packet: Packet | bytes, iface: int = 0, **more: int) -> Result:
         self.packets += 1
-        return self.engine.process([(bytes(packet), iface)], self.now, **more)[0]
+        result = self.engine.process([(bytes(packet), iface)], self.now, **more)[0]
+        self.release()
+        return result
 
     def burst(self, packets: list[bytes], iface: int = 0) -> list[Result]:
         self.packets += len(packets)
-        return self.engine.process([(p, iface) for p in packets], self.now)
+        results = self.engine.process([(p, iface) for p in packets], self.now)
+        self.release()
+        return results
+
+    def release(self) -> None:
+        while more := self.engine.released(self.now):
+            self.released += [(frame, iface, r) for _, frame, iface, r in more]
+
+    def freed(self) -> Iterator[tuple[bytes, int, Result]]:
+        """What was held, and is not any more, since this was asked for the last time."""
+        while self.released:
+            yield self.released.pop(0)
 
     def audit(self) -> None:
         """What must add up at any time: each packet has one verdict, each connection is counted once wherever it counts."""
         counters, conns, used = self.engine.counters(), self.engine.conns(), self.engine.used()
-        assert sum(counters["verdicts"].values()) == self.packets
+        # a fragment that is held counts as that, and once more when it is forwarded or dropped
+        verdicts = counters["verdicts"]
+        assert sum(verdicts.values()) - verdicts["hold"] + used["held"] == self.packets
         assert sum(counters["drops"].values()) == counters["verdicts"]["drop"]
         assert sum(counters["consumed"].values()) == counters["verdicts"]["consume"]
         assert used["conns4"] + used["conns6"] == len(conns)

@@ -27,6 +27,7 @@ class Cluster(Balancer):
         self.table = spread(workers)
         self.now = self.members[0].now
         self.worker_of_last = 0
+        self.released = []
 
     # --- what Balancer has, over all members ---
     @property
@@ -70,20 +71,34 @@ class Cluster(Balancer):
 
     def send(self, packet: bytes, iface: int = 0, **more: int) -> Result:
         frame = bytes(packet)
-        worker, hops = self.arrives_at(frame), 0
-        while True:
-            m = self.members[worker]
-            m.now = self.now
-            r = m.send(frame, iface, handed=hops > 0, hops=hops)
-            if r.verdict != "handover":
-                break
+        worker = self.arrives_at(frame)
+        m = self.members[worker]
+        m.now = self.now
+        return self.go_on(worker, frame, iface, m.send(frame, iface))
+
+    def go_on(self, worker: int, frame: bytes, iface: int, r: Result) -> Result:
+        """After the first worker's verdict, to the last one's."""
+        hops, way = 0, [worker]
+        while r.verdict == "handover":
             assert r.owner != worker, "handed to itself"
             assert not r.out
             worker, hops = r.owner, hops + 1
-            assert hops <= HOPS_MAX, "goes round in circles"
+            # a fragment's way to the fragments' owner is one more; from there on its hops count anew
+            assert r.hops < HOPS_MAX and hops <= HOPS_MAX + 1, "goes round in circles"
+            m = self.members[worker]
+            m.now = self.now
+            r = m.send(frame, iface, handed=True, hops=r.hops + 1, flags=r.flags)
+            way.append(worker)
         self.hops.append(hops)
         self.worker_of_last = worker
+        for w in way:                       # after it, as the rings between workers keep order
+            self.collect(w)
         return r
+
+    def collect(self, worker: int) -> None:
+        """Fragments that this worker had held."""
+        for frame, iface, r in self.members[worker].freed():
+            self.released.append((frame, iface, self.go_on(worker, frame, iface, r)))
 
     def audit(self) -> None:
         for m in self.members:

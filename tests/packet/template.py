@@ -30,6 +30,7 @@ ETHER = Ether(src=MAC_CLIENT, dst=MAC_LB0)
 SYN = TCP(sport=40000, dport=80, flags="S", seq=1000, options=[("MSS", 1460), ("SAckOK", b""), ("WScale", 7)])
 ACK = TCP(sport=40000, dport=80, flags="PA", seq=1001, ack=5001) / Raw(b"GET / HTTP/1.1\r\n\r\n")
 ASK = UDP(sport=40000, dport=80) / Raw(b"query")
+HALF = UDP(sport=40000, dport=80, len=100, chksum=0x1234) / Raw(b"half a query is 24 bytes")
 
 
 def both(af: int) -> dict[str, Packet]:
@@ -79,8 +80,10 @@ V4: dict[str, Packet] = {
     "options: source route": IP(src=CLIENT[4], dst=VIP[4], options=[IPOption_LSRR(routers=["10.0.0.1", "10.0.0.2"])]) / SYN,
     "options: 40 bytes": IP(src=CLIENT[4], dst=VIP[4], options=[IPOption_NOP()] * 40) / ASK,
     "options: timestamp": IP(src=CLIENT[4], dst=VIP[4], options=[IPOption_Timestamp()]) / SYN,
-    "first fragment": IP(src=CLIENT[4], dst=VIP[4], flags="MF") / ASK,
+    "first fragment": IP(src=CLIENT[4], dst=VIP[4], flags="MF") / HALF,
+    "first fragment, not of eights": IP(src=CLIENT[4], dst=VIP[4], flags="MF") / ASK,
     "later fragment": IP(src=CLIENT[4], dst=VIP[4], frag=100, proto=17) / Raw(b"x" * 40),
+    "overwriting fragment": IP(src=CLIENT[4], dst=VIP[4], frag=1, proto=6) / Raw(b"x" * 40),
     "tiny fragment": IP(src=CLIENT[4], dst=VIP[4], flags="MF", proto=6) / Raw(b"12345678"),
     "fragment beyond 65535": IP(src=CLIENT[4], dst=VIP[4], frag=8190, proto=17) / Raw(b"x" * 64),
     "fragment of icmp": IP(src=CLIENT[4], dst=VIP[4], flags="MF") / ICMP() / Raw(b"x" * 32),
@@ -141,10 +144,17 @@ V6: dict[str, Packet] = {
     "chain of 9": v6(IPv6ExtHdrHopByHop(), *[IPv6ExtHdrDestOpt() for _ in range(8)]),
     "chain of 100": v6(*[IPv6ExtHdrDestOpt() for _ in range(100)]),
     "jumbo": v6(IPv6ExtHdrHopByHop(options=[Jumbo(jumboplen=70000)]), plen=0),
-    "first fragment": v6(IPv6ExtHdrFragment(m=1), l4=ASK),
+    "first fragment": v6(IPv6ExtHdrFragment(m=1), l4=HALF),
+    "first fragment, not of eights": v6(IPv6ExtHdrFragment(m=1), l4=ASK),
     "later fragment": v6(IPv6ExtHdrFragment(offset=100, nh=17), l4=Raw(b"x" * 40)),
     "atomic fragment": v6(IPv6ExtHdrFragment(), l4=ASK),
-    "fragment behind options": v6(IPv6ExtHdrDestOpt(), IPv6ExtHdrFragment(m=1), l4=ASK),
+    "later fragment, options in it": v6(IPv6ExtHdrFragment(offset=100, nh=60), l4=Raw(b"x" * 40)),
+    "atomic fragment, options in it": v6(IPv6ExtHdrFragment(), IPv6ExtHdrDestOpt(), l4=ASK),
+    "fragment behind options": v6(IPv6ExtHdrDestOpt(), IPv6ExtHdrFragment(m=1), l4=HALF),
+    "fragment of half a chain": v6(IPv6ExtHdrFragment(m=1, nh=60), l4=Raw(b"\x06\x02" + bytes(14))),
+    "fragment of a fragment": v6(IPv6ExtHdrFragment(m=1), IPv6ExtHdrFragment(m=1), l4=HALF),
+    "tiny fragment": v6(IPv6ExtHdrFragment(m=1, nh=6), l4=Raw(b"12345678")),
+    "overwriting fragment": v6(IPv6ExtHdrFragment(offset=1, nh=6), l4=Raw(b"x" * 40)),
     "fragment of icmp": v6(IPv6ExtHdrFragment(m=1), l4=ICMPv6EchoRequest(data=b"x" * 32)),
     "ah behind options": v6(IPv6ExtHdrDestOpt(), AH(spi=1, seq=1, icv=b"x" * 12)),
     "no next header": v6(l4=Raw(b"rest"), nh=59),
@@ -159,6 +169,7 @@ V6: dict[str, Packet] = {
     "error behind options": v6(IPv6ExtHdrDestOpt(), l4=ICMPv6DestUnreach() / quoted6(OURS)),
     "error about an error": ERROR6 / ICMPv6DestUnreach() / quoted6(ICMPv6DestUnreach() / IPv6() / UDP()),
     "error quoting a fragment": ERROR6 / ICMPv6DestUnreach() / quoted6(OURS, IPv6ExtHdrFragment(offset=9, nh=6)),
+    "error quoting a first fragment, unreachable": ERROR6 / ICMPv6DestUnreach() / quoted6(OURS, IPv6ExtHdrFragment(m=1)),
     "error quoting nine headers": ERROR6 / ICMPv6DestUnreach() / quoted6(OURS, *[IPv6ExtHdrDestOpt() for _ in range(9)]),
     "from ::": IPv6(src="::", dst=VIP[6]) / SYN,
     "from ::1": IPv6(src="::1", dst=VIP[6]) / SYN,

@@ -38,3 +38,8 @@ class Twin:
             assert told(a) == told(b), f"frame {frame.hex()} on {iface}: the fast lane {a}, the general way {b}"
         assert self.fast.counters() == self.general.counters()
         return results
+
+    def released(self, now_ns: int) -> list[tuple[int, bytes, int, Result]]:
+        a, b = self.fast.released(now_ns), self.general.released(now_ns)
+        assert [(*x[:3], told(x[3])) for x in a] == [(*x[:3], told(x[3])) for x in b]
+        return a

@@ -34,7 +34,7 @@ REASON_VALUES = {
     "conn_table_full": <int> REASON_CONN_TABLE_FULL, "local_port_exhausted": <int> REASON_LOCAL_PORT_EXHAUSTED,
     "no_state": <int> REASON_NO_STATE, "invalid_state": <int> REASON_INVALID_STATE,
     "ttl_expired": <int> REASON_TTL_EXPIRED, "mtu_exceeded": <int> REASON_MTU_EXCEEDED,
-    "frag_unsupported": <int> REASON_FRAG_UNSUPPORTED, "exthdr_unsupported": <int> REASON_EXTHDR_UNSUPPORTED,
+    "frag_tiny": <int> REASON_FRAG_TINY, "exthdr_unsupported": <int> REASON_EXTHDR_UNSUPPORTED,
     "icmp_unmatched": <int> REASON_ICMP_UNMATCHED, "icmp_unsupported": <int> REASON_ICMP_UNSUPPORTED,
     "proto_unsupported": <int> REASON_PROTO_UNSUPPORTED, "martian": <int> REASON_MARTIAN,
     "tx_ring_full": <int> REASON_TX_RING_FULL, "no_tx_port": <int> REASON_NO_TX_PORT,
@@ -44,6 +44,9 @@ REASON_VALUES = {
     "tuple_in_use": <int> REASON_TUPLE_IN_USE, "server_gone": <int> REASON_SERVER_GONE,
     "untranslatable": <int> REASON_UNTRANSLATABLE, "icmp_short": <int> REASON_ICMP_SHORT,
     "tunnel_malformed": <int> REASON_TUNNEL_MALFORMED, "tunnel_congested": <int> REASON_TUNNEL_CONGESTED,
+    "frag_orphan": <int> REASON_FRAG_ORPHAN,
+    "frag_timeout": <int> REASON_FRAG_TIMEOUT, "frag_table_full": <int> REASON_FRAG_TABLE_FULL,
+    "frag_unsupported": <int> REASON_FRAG_UNSUPPORTED,
 }
 
 

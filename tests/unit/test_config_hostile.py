@@ -65,7 +65,8 @@ GOOD: list[tuple[str, dict[str, str]]] = [
         },
     ),
     ("[metrics]", {"listen": '"[::1]:9911"'}),
-    ("[packet]", {"verify_checksums": "true", "return_path": '"route"', "port_rest": '"2s"', "icmp_rate": "0"}),
+    ("[packet]", {"verify_checksums": "true", "return_path": '"route"', "port_rest": '"2s"', "icmp_rate": "0",
+                 "fragment_timeout": '"9s"'}),
     (
         "[[service]]",
         {

@@ -175,11 +175,13 @@ def test_reload_keeps_what_did_not_change() -> None:
 
 def test_settings_have_the_datapath_s_numbers() -> None:
     text = (Path(__file__).parents[2] / "lbd/datapath/tcp.pxd").read_text()
-    values = settings(config(TEXT + '[timeouts]\ntcp_syn_recv = "7s"\nudp = "9s"\n[packet]\nicmp_rate = 5\n'))
+    values = settings(config(TEXT + '[timeouts]\ntcp_syn_recv = "7s"\nudp = "9s"\n[packet]\nicmp_rate = 5\n'
+                             'fragment_timeout = "2500ms"\n'))  # fmt: skip
     assert "STATE_SYN_RECV = 1 " in text and "STATE_UDP = 8 " in text and "STATE_UDP_ONEWAY = 9 " in text
     assert "STATE_CLOSE = 7 " in text and "STATE_TIME_WAIT = 6 " in text and "STATE_LAST_ACK = 4 " in text
     base = shm.SET_TIMEOUT_BASE
     assert values[base + 1] == 7000 and values[base + 8] == values[base + 9] == 9000
+    assert values[shm.SET_FRAG_TIMEOUT] == 2500
     assert values[shm.SET_ICMP_RATE] == 5 and values[shm.SET_POLL_MODE] == 1
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet as Layers
 from scapy.packet import Raw
@@ -186,6 +186,26 @@ def test_connections_expire_as_time_goes_on(config: Config) -> None:
     assert len(run.engine.conns()) == 2
     list(run.run(inputs((25 * SECOND, 0, syn()))))
     assert len(run.engine.conns()) == 2  # the first query's is over
+
+
+def test_fragments(config: Config) -> None:
+    """Those that come before the first one get their outcome behind it; those whose first one never comes, at the end."""
+    whole = IPv6(bytes(IPv6(src="2001:db8:c::7", dst="2001:db8::10") / UDP(sport=5000, dport=53) / Raw(bytes(range(256)) * 8)))
+    link, l4 = Ether(src=CLIENT_MAC, dst=OWN_MAC), bytes(whole.payload)
+    parts = [
+        bytes(link / IPv6(src=whole.src, dst=whole.dst) / IPv6ExtHdrFragment(nh=17, id=7, offset=at // 8, m=int(at < 1600))
+              / Raw(l4[at : at + 800])) for at in (0, 800, 1600)
+    ]  # fmt: skip
+    got = replay(config, *reversed(parts))
+    assert [(o.packet.number, o.verdict, o.reason, o.service) for o in got] == [
+        (2, "forward", "none", "dns"), (0, "forward", "none", "dns"), (1, "forward", "none", "dns"),
+    ]  # fmt: skip
+    payload = {o.packet.number: o.out[0][1][62:] for o in got}
+    assert (payload[2] + payload[1] + payload[0])[8:] == bytes(range(256)) * 8
+    got = replay(config, *parts[1:], query())
+    assert [(o.packet.number, o.verdict, o.reason) for o in got] == [
+        (2, "forward", "none"), (0, "drop", "frag_timeout"), (1, "drop", "frag_timeout"),
+    ]  # fmt: skip
 
 
 def test_time_never_goes_back_and_never_leaps(config: Config) -> None:

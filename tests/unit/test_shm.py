@@ -382,7 +382,7 @@ def test_counters_by_name(segment, raw):
     counters = segment.counters()
     assert list(counters["drops"]) == list(counters["consumed"]) == list(NAMES)
     assert counters["drops"]["no_route"] == 5 and sum(counters["drops"].values()) == 5
-    assert counters["verdicts"] == {"drop": 0, "forward": 1 << 60, "kernel": 0, "consume": 0, "handover": 0}
+    assert counters["verdicts"] == {"drop": 0, "forward": 1 << 60, "kernel": 0, "consume": 0, "handover": 0, "hold": 0}
     assert set(counters["conns_expired"]) == set(shm.EXPIRE_REASONS)
     assert len(counters["burst_size"]) == 8 and counters["sleeps"] == 0
 

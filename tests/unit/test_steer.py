@@ -9,8 +9,9 @@ import os
 import random
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
@@ -44,6 +45,7 @@ MACS = bytes.fromhex("020000000002020000000001")
 
 CLIENT, VIP, LIP, SERVER = "198.51.100.7", "192.0.2.10", "10.0.0.10", "10.0.1.1"
 CLIENT6, VIP6, LIP6, SERVER6 = "2001:db8:c::7", "2001:db8::10", "fd00::10", "fd00:1::1"
+NAT, NAT6 = "10.0.2.1", "fd00:2::1"  # real servers of mode nat
 LO, HI = 10240, 60000
 
 
@@ -90,6 +92,8 @@ def steer() -> Iterator[Steer]:
         p.set_lip(*packed(lip), LO, HI)
     for at in TUNNELS:
         p.set_tunnel(*at)
+    for real_server in (NAT, NAT6):
+        p.set_source(*packed(real_server), 8080, 17)
     yield steer
     p.close()
 
@@ -233,16 +237,23 @@ TABLE: list[tuple[str, Packet, str]] = [
     ("no next header", to6(nh=59) / Raw(b"x" * 40), PASS),
     ("ESP", to6(nh=50) / Raw(b"x" * 40), PASS),
     ("first fragment of a service's", to4(flags="MF") / DNS, OURS),
-    ("first fragment to another port", to4(flags="MF") / UDP(dport=5353), PASS),
+    ("first fragment to another port", to4(flags="MF", id=2) / UDP(dport=5353), PASS),
     ("later fragment, protocol with a service there", later4(17), OURS),
     ("later fragment, last one", to4(proto=6, frag=9) / Raw(b"x" * 16), OURS),
     ("later fragment, protocol without a service there", later4(6, "192.0.2.11"), PASS),
     ("later fragment of ICMP", later4(1), PASS),
     ("later fragment, address without a service", later4(17, "192.0.2.12"), PASS),
     ("later fragment to a LIP", later4(17, LIP), OURS),
+    ("first fragment from a NAT real server", IP(src=NAT, dst=CLIENT, flags="MF") / UDP(sport=8080, dport=9), OURS),
+    ("first fragment from a NAT real server, another port",
+     IP(src=NAT, dst=CLIENT, flags="MF", id=2) / UDP(sport=8081, dport=9), PASS),
+    ("later fragment from a NAT real server", IP(src=NAT, dst=CLIENT, proto=17, frag=9) / Raw(b"x" * 16), OURS),
+    ("later fragment from a NAT real server, another protocol", IP(src=NAT, dst=CLIENT, proto=6, frag=9) / Raw(b"x" * 16), PASS),
+    ("later fragment from a NAT real server, IPv6",
+     IPv6(src=NAT6, dst=CLIENT6) / IPv6ExtHdrFragment(nh=17, offset=9) / Raw(b"x" * 16), OURS),
     ("first fragment, IPv6", to6() / IPv6ExtHdrFragment(nh=6, m=1) / HTTP, OURS),
     ("atomic fragment, IPv6", to6() / IPv6ExtHdrFragment(nh=6) / HTTP, OURS),
-    ("first fragment to another port, IPv6", to6() / IPv6ExtHdrFragment(nh=6, m=1) / TCP(dport=22), PASS),
+    ("first fragment to another port, IPv6", to6() / IPv6ExtHdrFragment(nh=6, m=1, id=2) / TCP(dport=22), PASS),
     ("later fragment, IPv6", later6(6), OURS),
     ("later fragment that began with options, IPv6", later6(60), OURS),
     ("later fragment, protocol without a service there, IPv6", later6(17), PASS),
@@ -349,7 +360,7 @@ def test_frames_that_are_never_ours(steer: Steer, frame: Packet) -> None:
         (to6() / HTTP, 40 + 4),
         (to6() / HOP / OPT / HTTP, 40 + 8 + 8 + 4),
         (to6() / AH(nh=6, payloadlen=4, icv=b"\0" * 12) / HTTP, 40 + 24 + 4),
-        (later6(6), 40 + 4),  # the fragment header's first half tells
+        (later6(6), 40 + 8),
         (ROUTER4 / ICMP(type=3, code=4) / SENT4, 20 + 8 + 20 + 4),
         (ROUTER6 / ICMPv6PacketTooBig() / SENT6, 40 + 8 + 40 + 4),
         (IPIP4 / INSIDE6 / HTTP, 20 + 40 + 4),
@@ -367,6 +378,51 @@ def test_truncated_at_every_byte(steer: Steer, packet: Packet, needed: int) -> N
         ends = len(frame) - len(packet) + needed
         for size in range(14, len(frame) + 1):
             assert steer.decide(frame[:size]) == (OURS if size >= ends else PASS), size
+
+
+def parts4(dport: int, ident: int, proto: int = 17, dst: str = VIP, src: str = CLIENT, sport: int = 9) -> list[Packet]:
+    """The fragments of a datagram, the first one first."""
+    l4 = (UDP if proto == 17 else TCP)(sport=sport, dport=dport)
+    head = IP(src=src, dst=dst, id=ident, flags="MF")
+    return [head / l4 / Raw(b"x" * 64), IP(src=src, dst=dst, id=ident, proto=proto, frag=9) / Raw(b"x" * 64)]
+
+
+def parts6(dport: int, ident: int, proto: int = 17, dst: str = VIP6, src: str = CLIENT6, sport: int = 9) -> list[Packet]:
+    l4 = (UDP if proto == 17 else TCP)(sport=sport, dport=dport)
+    head = IPv6(src=src, dst=dst)
+    return [head / IPv6ExtHdrFragment(id=ident, m=1) / l4 / Raw(b"x" * 64),
+            head / IPv6ExtHdrFragment(id=ident, nh=60, offset=9) / Raw(b"x" * 64)]  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", [parts4, parts6], ids=["IPv4", "IPv6"])
+def test_later_fragments_go_where_the_first_one_went(steer: Steer, parts: Callable[..., list[Packet]]) -> None:
+    """To a port of a service's address, or of a LIP, that is the kernel's; from a NAT real server's other port."""
+    six = parts is parts6
+    kinds: list[tuple[str, dict[str, Any]]] = [
+        (PASS, {"dport": 5353}),
+        (OURS, {"dport": 80 if six else 53, "proto": 6 if six else 17}),
+        (PASS, {"dport": 22, "dst": LIP6 if six else LIP}),
+        (OURS, {"dport": LO, "dst": LIP6 if six else LIP}),
+        (PASS, {"dport": 9, "src": NAT6 if six else NAT, "dst": CLIENT6 if six else CLIENT, "sport": 53}),
+        (OURS, {"dport": 9, "src": NAT6 if six else NAT, "dst": CLIENT6 if six else CLIENT, "sport": 8080}),
+    ]
+    for ident, (decision, fields) in enumerate(kinds, 1000):
+        first, later = (bytes(ether() / p) for p in parts(ident=ident, **fields))
+        assert steer.decide(first) == decision
+        assert steer.decide(later) == decision
+        assert steer.decide(bytes(ether() / parts(ident=ident + 100, **fields)[1])) == OURS, "nothing is known of that one"
+
+
+def test_as_many_datagrams_are_remembered_as_there_is_room(steer: Steer) -> None:
+    for ident in range(20000):
+        assert steer.decide(flood(ident, 0x2000)) == PASS
+    assert steer.decide(flood(19999, 9)) == PASS
+    assert steer.decide(flood(1, 9)) == OURS
+
+
+def flood(ident: int, offset: int) -> bytes:
+    head = MACS + b"\x08\x00" + struct.pack("!BBHHHBBH", 0x45, 0, 60, ident, offset, 64, 17, 0)
+    return head + socket.inet_aton(CLIENT) + socket.inet_aton(VIP) + struct.pack("!HHHH", 9, 5353, 100, 0) + bytes(32)
 
 
 def test_damaged_frames_get_a_verdict(steer: Steer) -> None:

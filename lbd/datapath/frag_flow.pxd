@@ -1,0 +1,202 @@
+# What becomes of a burst's fragments. The first one of a datagram has the ports: it goes the general way, and opens a connection
+# if need be. What became of it is remembered (frag.pxd), and the later ones follow; they wait if they are early. Their addresses
+# are rewritten; the datagram's transport checksum lies in the first one, and takes the same delta as a whole packet's.
+#
+# Several workers: whoever receives a fragment gives it to the fragments' owner (owner.pxd), which sees all of a datagram. It sends
+# the first one the way that any packet goes from there, and remembers to which worker; that one remembers what it did. So the
+# later ones go the first one's way, behind it: rings keep order.
+#
+# A datagram that is rewritten gets an identification of this worker's own: its new source is shared with others' datagrams, whose
+# identifications may be the same (RFC 6864 §5), by chance or by the intent of a client that wants another's reassembled wrongly.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_ld16, lbd_ld32, lbd_st16, lbd_st32
+from lbd.datapath.engine cimport Engine
+from lbd.datapath.pkt cimport FRAG_FIRST, FRAG_LATER, Pkt, PKT_HANDED, PKT_ROUTED
+from lbd.datapath.flow cimport Tuple, tuple_hash
+from lbd.datapath.hdr cimport IP_MF, IP_OFFMASK, IpHdr, PROTO_FRAGMENT
+from lbd.datapath.csum cimport csum_add, csum_diff, csum_fold
+from lbd.datapath.reason cimport *
+from lbd.datapath.conn cimport CONN_ONE_WAY, REF_NONE, conn_common, conn_is, conn_lookup
+from lbd.datapath.frag cimport (FRAG_AWAY, FRAG_BOUND, FRAG_KERNEL, FRAG_NIL, FRAG_REFUSED, FRAG_WAITING, Frag, frag_decide,
+                                frag_hold, frag_known, frag_make, frag_passed)
+from lbd.datapath.lifetime cimport table_of
+from lbd.datapath.owner cimport fragment_owner
+from lbd.datapath.forward cimport drop, forward_known
+from lbd.datapath.open cimport HOPS_MAX, hand_on
+
+
+cdef inline uint32_t frag_offset(const Pkt *p, int af, bint *last) noexcept nogil:
+    """Where its payload begins in the datagram's, and whether it ends there; of a packet that was not rewritten."""
+    cdef uint32_t at
+    if af == 4:
+        at = lbd_bswap16((<const IpHdr *> (p.data + p.l3)).frag_off)
+        last[0] = not at & IP_MF
+        return (at & IP_OFFMASK) * 8
+    at = lbd_bswap16(lbd_ld16(p.data + p.l3 + p.inner + 2))
+    last[0] = not at & 1
+    return at & ~<uint32_t> 7
+
+
+cdef inline void frag_key(Tuple *k, const Tuple *t, uint32_t ident, int af) noexcept nogil:
+    memset(k, 0, sizeof(Tuple))
+    memcpy(k.saddr, t.saddr, 32)
+    lbd_st32(&k.sport, ident)
+    k.proto = t.proto if af == 4 else PROTO_FRAGMENT
+    k.af = af
+
+
+cdef inline bint hand_to_owner(Engine *e, Pkt *p, const Tuple *k, uint64_t h, int af) noexcept nogil:
+    """Every fragment passes the fragments' owner, once; who gets one that did not was taken for it by the sender, and is it. Its
+    hops are counted anew from there. True: handed over."""
+    cdef uint32_t owner
+    if p.flags & PKT_ROUTED:
+        return False
+    if e.workers > 1 and not p.flags & PKT_HANDED:
+        owner = fragment_owner(e, k, h, af)
+        if owner != e.worker and owner < e.workers and p.hops < HOPS_MAX:
+            e.count.misplaced += 1
+            return hand_on(p, owner)
+    p.flags |= PKT_ROUTED
+    p.hops = 0
+    return False
+
+
+cdef inline void ident_write(Engine *e, Pkt *p, const Frag *f, int af) noexcept nogil:
+    """Into a packet that was rewritten."""
+    cdef uint32_t ident = f.ident * e.workers + e.worker
+    cdef IpHdr *ip
+    cdef uint16_t new
+    if conn_common(table_of(e, af), f.ref >> 1, af).flags & CONN_ONE_WAY:
+        return
+    if af == 4:
+        ip = <IpHdr *> (p.data + p.l3)
+        new = lbd_bswap16(<uint16_t> ident)
+        ip.check = csum_add(ip.check, csum_fold(csum_diff(&ip.id, &new, 2, 0)))
+        ip.id = new
+    else:
+        lbd_st32(p.data + p.l3 + p.inner + 4, lbd_bswap32(ident))
+
+
+# --- the first one ---------------------------------------------------------------------------------------------------
+
+cdef inline bint frag_first(Engine *e, Pkt *p, const Tuple *t, int af) noexcept nogil:
+    """Before it goes the general way. True: handed over."""
+    cdef Tuple k
+    cdef uint64_t h
+    cdef uint32_t n
+    cdef Frag *f
+    frag_key(&k, t, p.frag_id, af)
+    h = tuple_hash(&k, e.hash_key, af)
+    if hand_to_owner(e, p, &k, h, af):
+        return True
+    n = frag_known(e.frags, &k, h, e.now_ms)
+    if n != FRAG_NIL:
+        f = e.frags.entry + n
+        if f.state != FRAG_WAITING and (f.sport != t.sport or f.dport != t.dport or f.proto != t.proto):
+            n = FRAG_NIL                    # another datagram: the sender is through with its identifications
+    if n == FRAG_NIL:
+        n = frag_make(e.frags, &k, h, e.now_ms, e.count)
+    f = e.frags.entry + n
+    f.sport = t.sport
+    f.dport = t.dport
+    f.proto = t.proto
+    return False
+
+
+cdef inline void frag_bind(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
+    """The first one has its verdict: the others follow."""
+    cdef const Tuple *t = &e.tuple[i]
+    cdef Tuple k
+    cdef Frag *f
+    cdef uint32_t n, state = FRAG_REFUSED
+    if not p.flags & PKT_ROUTED:            # on its way to the fragments' owner
+        return
+    frag_key(&k, t, p.frag_id, af)
+    n = frag_known(e.frags, &k, tuple_hash(&k, e.hash_key, af), e.now_ms)
+    if n == FRAG_NIL:                       # others of this burst took its place
+        return
+    f = e.frags.entry + n
+    if p.verdict == VERDICT_FORWARD:
+        f.ref = conn_lookup(table_of(e, af), t, e.hash[i], af)
+        if f.ref != REF_NONE:               # else it ended the connection
+            state = FRAG_BOUND
+            ident_write(e, p, f, af)
+        e.count.frag_forwarded += 1
+    elif p.verdict == VERDICT_HANDOVER:
+        state = FRAG_AWAY
+        f.worker = p.owner
+    elif p.verdict == VERDICT_KERNEL:
+        state = FRAG_KERNEL
+    frag_decide(e.frags, n, state, e.now_ms)
+    frag_passed(e.frags, n, 0, p.frag_size, False, e.now_ms)
+
+
+# --- the later ones --------------------------------------------------------------------------------------------------
+
+cdef inline void hold(Engine *e, Pkt *p, uint32_t n) noexcept nogil:
+    cdef uint32_t why = frag_hold(e.frags, n, p, e.now_ms, e.count)
+    if why != REASON_NONE:
+        drop(p, why)
+        return
+    p.verdict = VERDICT_HOLD
+    p.reason = REASON_NONE
+
+
+cdef inline void follow(Engine *e, Pkt *p, const Tuple *k, Frag *f, int af) noexcept nogil:
+    """By its datagram's connection; of that one's records the live one, if it went on to another real server meanwhile."""
+    cdef Tuple t
+    memcpy(&t, k, sizeof(Tuple))
+    t.sport = f.sport
+    t.dport = f.dport
+    t.proto = f.proto
+    if f.ref == REF_NONE or not conn_is(table_of(e, af), f.ref, &t, af):
+        f.ref = conn_lookup(table_of(e, af), &t, tuple_hash(&t, e.hash_key, af), af)
+        if f.ref == REF_NONE:
+            drop(p, REASON_FRAG_ORPHAN)
+            return
+    p.proto = f.proto
+    forward_known(e, p, f.ref, af)
+    if p.verdict == VERDICT_FORWARD:
+        ident_write(e, p, f, af)
+        e.count.frag_forwarded += 1
+
+
+cdef inline void frag_later(Engine *e, Pkt *p, const Tuple *k, uint64_t h, int af) noexcept nogil:
+    cdef bint last = False, sent_on = (p.flags & PKT_ROUTED) != 0
+    cdef uint32_t n, start
+    cdef Frag *f
+    if hand_to_owner(e, p, k, h, af):
+        return
+    n = frag_known(e.frags, k, h, e.now_ms)
+    if n == FRAG_NIL:
+        if sent_on:                         # the first one came by here, but that is forgotten
+            drop(p, REASON_FRAG_ORPHAN)
+            return
+        n = frag_make(e.frags, k, h, e.now_ms, e.count)
+    f = e.frags.entry + n
+    if f.state == FRAG_WAITING:
+        hold(e, p, n)
+        return
+    start = frag_offset(p, af, &last)
+    if f.state == FRAG_BOUND:
+        follow(e, p, k, f, af)
+    elif f.state == FRAG_AWAY:
+        if p.hops >= HOPS_MAX:
+            drop(p, REASON_HOP_LIMIT)
+        else:
+            hand_on(p, f.worker)
+    elif f.state == FRAG_KERNEL:
+        p.verdict = VERDICT_KERNEL
+        p.reason = REASON_NOT_FOR_US
+    else:
+        drop(p, REASON_FRAG_ORPHAN)
+    frag_passed(e.frags, n, start, p.frag_size, last, e.now_ms)
+
+
+cdef inline bint frag_settle(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
+    """True: it has its verdict. (A first one may go on.)"""
+    if p.frag == FRAG_FIRST:
+        return frag_first(e, p, &e.tuple[i], af)
+    frag_later(e, p, &e.tuple[i], e.hash[i], af)
+    return True
