@@ -34,6 +34,7 @@ from lbd.datapath.tunnel_end cimport TunnelEnd
 from lbd.datapath.tcp cimport (STATE_CLOSE, STATE_CLOSE_WAIT, STATE_COUNT, STATE_ESTABLISHED, STATE_FIN_WAIT, STATE_LAST_ACK,
                                STATE_NONE, STATE_SYN_RECV, STATE_TIME_WAIT, STATE_UDP, STATE_UDP_ONEWAY, STATE_ICMP,
                                TIMEOUT_SCTP_ESTABLISHED, TIMEOUT_SCTP_SHUTDOWN, timeout_of)
+from lbd.loop.epoch cimport owner_read
 from lbd.loop.repair cimport repair
 from lbd.loop.state cimport (Loop, NO_WORKER, POLL_ADAPTIVE, lbd_monotonic, lbd_store32_release)
 from lbd.loop.turn cimport tell, owner_refresh, turn_commands, turn_publish, worker_loop as c_worker_loop
@@ -183,9 +184,7 @@ cdef void engine_over(CEngine *e, uint8_t *seg, uint8_t *host, uint32_t worker) 
     e.arena_slots = c.sizes.arena
     e.worker = worker
     e.workers = c.sizes.workers
-    e.rss_known = h.rss_known
-    e.rss_udp_ports = h.rss_udp_ports
-    e.owner_prev_valid = h.owner_prev_valid
+    owner_read(e, h)
     engine_defaults(e)
     for i in range(FIB_MAX):
         if e.route[i].flags & ROUTE_USED:
@@ -363,12 +362,13 @@ cdef class Engine:
         for i, d in enumerate(slots):
             self.e.arena[off + i] = d
 
-    def set_rss(self, key: bytes, udp_ports: bool = False) -> None:
-        """From now on owners are what a NIC with this Toeplitz key computes."""
+    def set_rss(self, key: bytes, udp_ports: bool = False, age: int = 0) -> None:
+        """From now on owners are what a NIC with this Toeplitz key computes. age 1: they were so by the table before."""
         cdef bytes padded = key.ljust(64, b"\0")
-        memcpy((<HostCtl *> self.host).rss_key, <const uint8_t *> padded, 64)
-        self.e.rss_known = 1
-        self.e.rss_udp_ports = udp_ports
+        cdef uint32_t at = <uint32_t> bool(age)
+        memcpy((<HostCtl *> self.host).rss_key + 64 * at, <const uint8_t *> padded, 64)
+        self.e.rss_known[at] = 1
+        self.e.rss_udp_ports[at] = udp_ports
 
     def set_owner(self, workers: list, previous: list | None = None) -> None:
         """Who owns which of the 1024 buckets; previous: the table before this one, asked on a miss too."""

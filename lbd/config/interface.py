@@ -16,7 +16,9 @@ class Interface(Section):
     """An interface that lbd receives and sends on, with an AF_XDP socket on each of its queues."""
 
     name: InterfaceName = Field(
-        description="Name of the interface; of a bond, its slaves.", examples=["eth0"]
+        description="Name of the interface. A bond's own name serves all its slaves; VLANs on an interface need no entry. See "
+        "[devices](devices.md).",
+        examples=["eth0"],
     )
     zero_copy: Literal["auto", "require", "off"] = Field(
         "auto",

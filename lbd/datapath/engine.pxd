@@ -55,9 +55,9 @@ cdef struct Engine:
     TunnelEnd *tunnel
     uint32_t *route_hash
     uint32_t *arena             # scheduling tables (host segment, read only here)
-    uint8_t *owner              # [2][OWNER_BUCKETS] (host segment, read only here)
+    uint8_t *owner              # [2][OWNER_BUCKETS] (host segment, read only here), by epoch & 1, as the next three
     uint64_t *hash_key          # 4 words (host segment)
-    uint8_t *rss_key
+    uint8_t *rss_key            # [2][64]
     SvcStat *peer_dest_stat[16]     # other workers' dest statistics, for least-connection schedulers; NULL = none
     Counters *count
     uint32_t *fib_gen           # in the worker's head, shared with the master's eyes
@@ -68,8 +68,9 @@ cdef struct Engine:
     uint32_t arena_slots
     uint32_t worker             # own number
     uint32_t workers
-    uint32_t rss_known
-    uint32_t rss_udp_ports
+    uint32_t rss_known[2]
+    uint32_t rss_udp_ports[2]
+    uint32_t epoch              # the lowest bit of that in force
     uint32_t owner_prev_valid
     # connections
     ConnTable t4

@@ -10,18 +10,18 @@ cdef enum:
     OWNER_BUCKETS = 1024
 
 
-cdef inline uint32_t owner_hash(Engine *e, const Tuple *t, uint64_t h, int af) noexcept nogil:
+cdef inline uint32_t owner_hash(Engine *e, const Tuple *t, uint64_t h, int af, uint32_t at) noexcept nogil:
     """RSS known: what the NIC computes for this packet. Otherwise the upper half of the keyed tuple hash; so also for UDP on NICs
     that hash it by addresses alone: there no choice of port could bring an answer to another queue; and for all else, of which
     NICs don't tell."""
     cdef uint8_t data[36]
     cdef uint32_t alen = 4 if af == 4 else 16
-    if not e.rss_known or (t.proto != PROTO_TCP and (t.proto != PROTO_UDP or not e.rss_udp_ports)):
+    if not e.rss_known[at] or (t.proto != PROTO_TCP and (t.proto != PROTO_UDP or not e.rss_udp_ports[at])):
         return <uint32_t> (h >> 32)
     memcpy(data, t.saddr, alen)
     memcpy(data + alen, t.daddr, alen)
     memcpy(data + 2 * alen, &t.sport, 4)
-    return toeplitz(e.rss_key, data, 2 * alen + 4)
+    return toeplitz(e.rss_key + 64 * at, data, 2 * alen + 4)
 
 
 cdef inline uint32_t fragment_owner(Engine *e, const Tuple *k, uint64_t h, int af) noexcept nogil:
@@ -30,15 +30,16 @@ cdef inline uint32_t fragment_owner(Engine *e, const Tuple *k, uint64_t h, int a
     cdef uint8_t data[32]
     cdef uint32_t n = <uint32_t> (h >> 32)
     cdef uint32_t alen = 4 if af == 4 else 16
-    if e.rss_known:
+    if e.rss_known[e.epoch]:
         memcpy(data, k.saddr, alen)
         memcpy(data + alen, k.daddr, alen)
-        n = toeplitz(e.rss_key, data, 2 * alen)
-    return e.owner[n & (OWNER_BUCKETS - 1)]
+        n = toeplitz(e.rss_key + 64 * e.epoch, data, 2 * alen)
+    return e.owner[e.epoch * OWNER_BUCKETS + (n & (OWNER_BUCKETS - 1))]
 
 
-cdef inline uint32_t flow_owner(Engine *e, const Tuple *t, uint64_t h, int af, uint32_t epoch) noexcept nogil:
-    """epoch 0: the table in force, 1: the one before."""
+cdef inline uint32_t flow_owner(Engine *e, const Tuple *t, uint64_t h, int af, uint32_t age) noexcept nogil:
+    """age 0: by the epoch in force, 1: by the one before."""
+    cdef uint32_t at = e.epoch ^ age
     if e.workers == 1:
         return 0
-    return e.owner[epoch * OWNER_BUCKETS + (owner_hash(e, t, h, af) & (OWNER_BUCKETS - 1))]
+    return e.owner[at * OWNER_BUCKETS + (owner_hash(e, t, h, af, at) & (OWNER_BUCKETS - 1))]

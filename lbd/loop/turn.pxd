@@ -20,6 +20,7 @@ from lbd.loop.state cimport *
 from lbd.loop.frames cimport frame_free, frames_collect, frames_of_gone, frames_publish
 from lbd.loop.dispatch cimport dispatch, send_out
 from lbd.loop.capture cimport capture_before, capture_after
+from lbd.loop.epoch cimport owner_read
 from lbd.shm.layout cimport (Hand, HAND_PROCESS, HAND_TRANSMIT, Evt, CHUNK, CHUNK_SHIFT, FRAME_HAND, FRAME_WORK, EVT_NEIGH_WANTED,
                              EVT_LIP_EXHAUSTED, EVT_TABLE_FULL, EVT_BAD_COMMAND, WORKER_RUNNING, WORKER_STOPPING)
 from lbd.shm.ring cimport (lbd_ring_end, lbd_ring_ready, lbd_ring_front, lbd_ring_release, lbd_ring_peek, lbd_ring_push,
@@ -204,9 +205,7 @@ cdef inline void tell(Loop *l, uint32_t op, uint32_t id, uint64_t value, const u
 
 
 cdef inline void owner_refresh(Loop *l) noexcept nogil:
-    l.e.owner_prev_valid = l.host.owner_prev_valid
-    l.e.rss_known = l.host.rss_known
-    l.e.rss_udp_ports = l.host.rss_udp_ports
+    owner_read(&l.e, l.host)
 
 
 cdef inline void command_run(Loop *l, const Cmd *c) noexcept nogil:

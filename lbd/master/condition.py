@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from lbd.master.rss import ownership
+from lbd.master.nic import nics
 
 if TYPE_CHECKING:
     from lbd.master.daemon import Daemon
@@ -41,7 +41,7 @@ def notes(d: Daemon) -> list[str]:
 
 
 def is_copied(d: Daemon, iface: int) -> bool:
-    return any(p.iface == iface and not p.zero_copy for p in d.resources.ports)
+    return any(p.of == iface and not p.zero_copy for p in d.resources.ports)
 
 
 def interface_problems(d: Daemon) -> list[str]:
@@ -49,29 +49,33 @@ def interface_problems(d: Daemon) -> list[str]:
     snapshot = d.network.snapshot()
     channels = {c.name: c for c in snapshot.channels}
     attached = d.resources.program.attached()
+    ours = nics(d.config, snapshot.links)
     for number, interface in enumerate(d.config.interface):
         name, link = interface.name, snapshot.link(interface.name)
-        ports = [p for p in d.resources.ports if p.iface == number]
         if link is None:
-            found.append(f"{name} has gone: bring it back, then restart lbd")
-        elif any(p.ifindex != link.ifindex for p in ports):
-            found.append(f"{name} was made anew: restart lbd to serve it")
-        elif link.ifindex not in attached:
-            found.append(f"the XDP program was taken off {name}: restart lbd")
+            found.append(f"{name} has gone: bring it back")
         elif not link.up:
             found.append(f"{name} is down")
-        elif name in channels and channels[name].rx > len(ports):
+        elif not any(nic.iface == number for nic in ours):
+            found.append(f"the bond {name} has no slave: ip link set NAME master {name}")
+        if link is not None and link.bond_mode in (3, 6):
+            found.append(f"the bond {name} is of a mode that lbd sends by one slave only (balance-alb, broadcast)")
+    for nic in ours:
+        ports = [p for p in d.resources.ports if p.ifindex == nic.ifindex]
+        device = next(link for link in snapshot.links if link.ifindex == nic.ifindex)
+        if not ports:
+            found.append(f"{nic.name} has no sockets yet")
+        elif nic.ifindex not in attached:
+            found.append(f"the XDP program was taken off {nic.name}: restart lbd")
+        elif not device.up and nic.name != d.config.interface[nic.iface].name:
+            found.append(f"{nic.name} is down, a slave of {d.config.interface[nic.iface].name}")
+        elif nic.name in channels and channels[nic.name].rx > len(ports):
             found.append(
-                f"{name} has {channels[name].rx} queues now, lbd serves {len(ports)}, and drops what comes by the "
-                f"others: ethtool -L {name} combined {len(ports)}, or restart lbd with as many workers"
+                f"{nic.name} has {channels[nic.name].rx} queues now, lbd serves {len(ports)}, and drops what comes by the "
+                f"others: ethtool -L {nic.name} combined {len(ports)}, or restart lbd with as many workers"
             )
-    host = d.resources.host
-    if host.ctl()["rss_known"] and not found:
-        names = [i.name for i in d.config.interface]
-        queues = {n: sum(p.iface == k for p in d.resources.ports) for k, n in enumerate(names)}
-        now = ownership(names, snapshot.rss, len(d.segments), queues)
-        if not now.known or now.key != host.ctl()["rss_key"][: len(now.key)] or list(now.table) != host.owners()[0]:
-            found.append("RSS was changed, answers arrive at other workers than planned, slower: restart lbd")
+    if not found and d.epochs.waiting and d.epochs.differs() is not None:
+        found.append("RSS was changed once more: answers arrive at other workers than planned, slower, for up to an hour")
     return found
 
 

@@ -39,6 +39,7 @@ from lbd.master.compose import Composer
 from lbd.master.condition import summary
 from lbd.master.course import Course
 from lbd.master.difference import changes, restart_fields
+from lbd.master.epoch import Epochs
 from lbd.master.events import Events
 from lbd.master.exporter import Exporter
 from lbd.master.journal import set_up_logging
@@ -49,6 +50,7 @@ from lbd.master.notify import notify, notify_reloading, watchdog_interval
 from lbd.master.reach import Reach
 from lbd.master.reconcile import Placed, Reconciler
 from lbd.master.refusal import Refusal
+from lbd.master.reopen import Reopener
 from lbd.master.resources import Port, Resources, needs_restart
 from lbd.master.restart import Limits
 from lbd.master.runtime import Override, Runtime, Where
@@ -80,10 +82,12 @@ class Daemon:
         self.alarms: deque[tuple[float, str]] = deque(maxlen=20)
         self.stopping = False
         self.wake = asyncio.Event()
-        self._reloading = asyncio.Lock()
+        self.reloading = asyncio.Lock()  # and reopening
         self._told = ""  # systemd
         self._tasks: set[asyncio.Task[None]] = set()
         self.events = Events(self)
+        self.reopener = Reopener(self)
+        self.epochs = Epochs(self)
         limits = Limits(heartbeat=config.workers.heartbeat_limit)
         self.standby = Standby()
         self.supervisor = Supervisor(
@@ -123,7 +127,7 @@ class Daemon:
             notify("READY=1", f"STATUS={summary(self)}")
             log.info("%s: %s", "took over" if self.took_over else "started", summary(self))
             await self._serve()
-            async with self._reloading:
+            async with self.reloading:
                 self.state = "stopping"
             notify("STOPPING=1")
             log.info("stopping")
@@ -139,7 +143,7 @@ class Daemon:
         while not self.stopping:
             busy = False
             try:
-                if not self.applier.settled and not self._reloading.locked():
+                if not self.applier.settled and not self.reloading.locked():
                     await self.applier.settle(SETTLE_LIMIT)
                 busy = self.events.pump()
                 now = time.monotonic()
@@ -172,6 +176,7 @@ class Daemon:
             self.applier.apply_soon()
 
     async def _every_second(self) -> None:
+        self.reopener.tend()
         steering = self.applier.steering
         if steering.leaving:
             steering.tend()
@@ -187,6 +192,8 @@ class Daemon:
         if self.state != "starting":
             self.applier.look(reach, kinds)
             self.applier.apply_soon()
+            self.reopener.look(kinds)
+            self.epochs.look(kinds)
 
     def on_transition(self, where: Where, up: bool) -> None:
         if up:
@@ -227,7 +234,7 @@ class Daemon:
 
     async def reload(self) -> list[str]:
         """What changed, in sentences. ConfigError or Refusal, and nothing has."""
-        async with self._reloading:
+        async with self.reloading:
             if self.state != "running":
                 raise Refusal(f"lbd is {self.state}", "try again in a moment")
             self.state = "reloading"

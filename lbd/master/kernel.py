@@ -53,6 +53,7 @@ class Kernel:
         self._run_dir = run_dir
         self._alarm = on_alarm
         self._managed: Managed  # from start() on
+        self.is_guarded: Callable[[Link], bool] = lambda link: True  # may addresses that are missing be added to it?
         self._lock = asyncio.Lock()  # record and kernel change together
         self._hint = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -112,7 +113,7 @@ class Kernel:
             if not_ours := {entry for entry in new if outcomes[entry] is not True}:
                 self._managed.addresses -= not_ours
                 await self._save()
-            self._look_soon()
+            self.look_soon()
             return outcomes
 
     async def _add(self, entries: Collection[Entry]) -> dict[Entry, bool | OSError]:
@@ -157,7 +158,7 @@ class Kernel:
             if gone := {entry for entry in ours if outcomes[entry] is True}:
                 self._managed.addresses -= gone
                 await self._save()
-                self._look_soon()
+                self.look_soon()
             return outcomes
 
     def _link(self, name: str) -> Link | None:
@@ -239,7 +240,7 @@ class Kernel:
                 self._hint.set()
                 return
 
-    def _look_soon(self) -> None:
+    def look_soon(self) -> None:
         """What comes and goes before the mirror tells of it is no change to the mirror: so look again."""
         asyncio.get_running_loop().call_later(_TEND_GAP, self._hint.set)
 
@@ -268,6 +269,8 @@ class Kernel:
             for interface, text in self._managed.addresses
             if interface in links and (links[interface].ifindex, parsed(text).ip.packed) not in held
         ]
+        guarded = {interface: self.is_guarded(links[interface]) for (interface, _), _ in missing}
+        missing = [entry for entry in missing if guarded[entry[0][0]]]
         if not missing:
             return
         missing.sort(key=lambda item: item[0])

@@ -60,12 +60,12 @@ class Life:
         stack.callback(d.standby.close)
         adopted = await takeover.adopt(d.supervisor, d.config, run_dir)
         if adopted is None:
-            d.resources = startup.create(d.config, d.network.snapshot(), d.network.links())
+            d.resources = startup.create(d.config, d.network.snapshot())
         else:
             d.resources = adopted
             d.took_over = True
         stack.callback(d.resources.close)
-        d.network.zero_copy = frozenset(p.iface for p in d.resources.ports if p.zero_copy)
+        d.network.know_ports(d.resources.ports)
         d.applier = Applier(d.composer, d.network, d.resources, d.supervisor)
         d.applier.wake = d.wake.set
         d.resources.host.set_stopping(False)
@@ -75,11 +75,14 @@ class Life:
         else:
             stack.push_async_callback(self._end_workers)
             await self._start_workers()
+        d.network.kernel.is_guarded = d.reopener.is_guarded
         d.capture = CaptureHub(d.segments.values(), d.tell_capture)
         stack.callback(d.capture.stop)
         await self._open_slow_path(stack)
         stack.push_async_callback(self._leave_addresses)
         await self._hold_addresses()
+        stack.push_async_callback(d.reopener.stop)
+        stack.callback(d.epochs.stop)
         d.servers = Servers(d)
         stack.push_async_callback(d.servers.stop)
         await d.servers.start()
@@ -119,6 +122,7 @@ class Life:
         d.composer.refresh()
         d.applier.look(d.network.reach())
         d.applier.take_over(found)
+        d.reopener.begin()
         d.supervisor.begin()
         await self._wait_for_workers()
         await d.applier.settle()
@@ -182,6 +186,7 @@ class Life:
     async def wind_up(self) -> None:
         """The part of the end that takes its time; the stack of `come_up` undoes the rest."""
         d = self.daemon
+        await d.reopener.stop()
         d.resources.host.set_stopping(True)
         d.health.stop()
         await d.network.release(lips(d.config))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from lbd.master.mirror import Mirror
 from lbd.master.nic import nics
 from lbd.master.offload import TagOffload
 from lbd.master.reach import Reach
-from lbd.master.record import Address4or6, Change, Link, Snapshot
+from lbd.master.record import Address4or6, Change, Snapshot
+from lbd.master.resources import Port
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ class Network:
         on_alarm: Callable[[str], None],
     ) -> None:
         self.config = config
-        self.zero_copy: frozenset[int] = frozenset()
+        self.ports: Mapping[int, int] = {}  # ifindex -> port number, of what has sockets
+        self.zero_copy: frozenset[int] = frozenset()  # port numbers
         self.mirror = Mirror([i.name for i in config.interface], self._on_change, loop, on_alarm=on_alarm)
         self.kernel = Kernel(self.mirror, run_dir, on_alarm)
         self._loop = loop
@@ -87,12 +89,11 @@ class Network:
         return self.mirror.snapshot()
 
     def reach(self) -> Reach:
-        return Reach(self.config, self.snapshot(), self.zero_copy)
+        return Reach(self.config, self.snapshot(), self.zero_copy, self.ports)
 
-    def links(self) -> dict[str, Link]:
-        """lbd's own interfaces, those that there are."""
-        wanted = {i.name for i in self.config.interface}
-        return {link.name: link for link in self.mirror.links() if link.name in wanted}
+    def know_ports(self, ports: Collection[Port]) -> None:
+        self.ports = {port.ifindex: port.iface for port in ports}
+        self.zero_copy = frozenset(port.iface for port in ports if port.zero_copy)
 
     def _on_change(self, changes: list[Change]) -> None:
         self._dirty |= {change.kind for change in changes}

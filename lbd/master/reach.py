@@ -6,7 +6,7 @@ and a VLAN by its tags, so an ifindex becomes (number, tags).
 
 - A VLAN device on one of lbd's interfaces, or on a VLAN device there (QinQ), is that interface with its tags; its MTU, MAC
   and state are told as those of an interface with a number beyond IFACE_MAX. A third tag is beyond lbd.
-- A bond of which lbd has slaves is the first that is up.
+- A bond sends by the slaves that the kernel sends by. One that lbd was given the slaves of is the first of them that is up.
 - A route that leads out of anything else stays, with the number ELSEWHERE, which no interface has: a shorter prefix
   must not take its place. So does a route that lbd can't follow (blackhole; an IPv4 route with an IPv6 gateway).
 - Of several routes with one prefix the one with the least metric counts.
@@ -16,9 +16,10 @@ and a VLAN by its tags, so an ifindex becomes (number, tags).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import ip_network
+from types import MappingProxyType
 
 from lbd.config import Config
 from lbd.config.snat import AddressRange
@@ -36,11 +37,13 @@ from lbd.shm import _shm as shm
 
 ELSEWHERE = shm.IFACE_MAX - 1  # NB: free unless there are 16 interfaces; then such routes are left out
 # Links whose other end may be a TCP stack of this host, which leaves checksums to "hardware" that is not there
-PARTIAL_KINDS = ("veth", "tun", "netkit")
+PARTIAL_KINDS = ("veth", "tun", "netkit", "bridge", "macvlan", "macvtap", "ipvlan", "vxlan", "geneve")
 NEIGHBOURS_MAX = shm.ADJ_MAX * 3 // 4  # the rest is for MACs learned from clients
 ROUTES_MAX = shm.FIB_MAX
 
 VLANS_MAX = shm.LINK_MAX - shm.IFACE_MAX
+TURNING, HASHING = (0,), (2, 4)  # modes of a bond: balance-rr; balance-xor, 802.3ad
+POLICIES = {0: shm.BOND_L2, 1: shm.BOND_L34, 2: shm.BOND_L23, 3: shm.BOND_L23, 4: shm.BOND_L34}
 
 Place = tuple[int, int]  # interface number, tags
 GATEWAYS_MAX = 64
@@ -48,12 +51,20 @@ NextHops = set[tuple[int, Address4or6]]  # ifindex, address
 
 
 class Reach:
-    """One snapshot, seen from lbd's interfaces. `zero_copy`: numbers of the interfaces whose sockets are."""
+    """One snapshot, seen from lbd's interfaces. `ports`: ifindex -> number of what has sockets (nic.py); `zero_copy`: of these
+    numbers, those whose sockets are."""
 
-    def __init__(self, config: Config, snapshot: Snapshot, zero_copy: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        config: Config,
+        snapshot: Snapshot,
+        zero_copy: frozenset[int] = frozenset(),
+        ports: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
         self.config = config
         self.snapshot = snapshot
         self.zero_copy = zero_copy
+        self.ports = ports
         self.links: dict[int, Link] = {}  # of lbd's interfaces, by number
         self.missing: list[str] = []  # interfaces of the configuration that the host does not have
         self.alarms: list[str] = []
@@ -83,7 +94,32 @@ class Reach:
     # -- interfaces ------------------------------------------------------------------------------------------
 
     def interfaces(self) -> tuple[Interface, ...]:
-        return (*(self._interface(number, link) for number, link in self.links.items()), *self._vlan_devices())
+        own = [self._ported(self._interface(number, link), link) for number, link in self.links.items()]
+        return (*own, *self._slaves(), *self._vlan_devices())
+
+    def _nics(self, link: Link) -> list[tuple[int, Link]]:
+        """Ports of an interface, and the devices that they are on."""
+        devices = [s for s in self.snapshot.links if s.master == link.ifindex] if link.kind == "bond" else [link]
+        return sorted(((self.ports[d.ifindex], d) for d in devices if d.ifindex in self.ports), key=lambda found: found[0])
+
+    def _ported(self, interface: Interface, link: Link) -> Interface:
+        """With the ports that it sends by, where these are not just its own."""
+        nics = self._nics(link)
+        if [port for port, _ in nics] == [interface.number] or not self.ports:
+            return interface
+        partial = IFACE_PARTIAL if any(d.kind in PARTIAL_KINDS for _, d in nics) else 0
+        sending = [port for port, d in nics if d.up and d.sends][: shm.MEMBER_MAX]
+        policy = bond_policy(link) if link.kind == "bond" else shm.BOND_TURN
+        if link.kind == "bond" and link.bond_mode not in TURNING + HASHING:
+            sending = sending[:1]  # active-backup and what comes near: one slave at a time
+        return replace(interface, flags=interface.flags | partial, policy=policy, members=tuple(sending))
+
+    def _slaves(self) -> Iterator[Interface]:
+        for number, link in self.links.items():
+            for port, device in self._nics(link):
+                if port != number:
+                    plain = self._interface(port, device)
+                    yield replace(plain, of=number, address4=b"", address6=b"")
 
     def _vlan_devices(self) -> Iterator[Interface]:
         tagged = [link for link in self.snapshot.links if self.places.get(link.ifindex, (0, 0))[1]]
@@ -217,6 +253,10 @@ class Reach:
             else:
                 used[id(route)] = route
         return hops | {(route.ifindex, route.gateway) for route in used.values() if route.gateway is not None}
+
+
+def bond_policy(link: Link) -> int:
+    return shm.BOND_TURN if link.bond_mode in TURNING else POLICIES.get(link.bond_policy, shm.BOND_L2)
 
 
 def tags_within(link: Link, outer: int) -> int | None:

@@ -9,7 +9,7 @@ under `links` (XDP attachments) and `maps`, by name:
 
     prog, map:NAME      the XDP program and its maps
     segment:N  conn:N   worker N's segment and connection file
-    socket:I:Q          the AF_XDP socket of interface number I, queue Q
+    socket:I:Q          the AF_XDP socket of port number I, queue Q
 
 and `extra` says what the descriptors can't: sizes, interfaces, ports (`Ports` of all workers), the version of lbd.
 """
@@ -31,7 +31,9 @@ class Port:
     """An AF_XDP socket: its place, its ring sizes, whose it is."""
 
     worker: int
-    iface: int
+    iface: int  # port number: see nic.py
+    of: int  # the interface that it is for, by its place in the configuration
+    nic: str  # device's name
     ifindex: int
     queue: int
     fd: int
@@ -105,7 +107,7 @@ def worker_set(r: Resources, number: int, config: Config) -> WorkerSet:
         peers={n: copy(fd) for n, fd in r.segments.items() if n != number},
         wake={n: copy(fd) for n, fd in r.wake.items()},
         ports=own,
-        via=via(r, number, len(config.interface)),
+        via=via(r, number),
         links={name: copy(fd) for name, fd in program.items() if name.startswith("link:")},
         maps=held,
         core=config.workers.core(number),
@@ -120,10 +122,10 @@ def worker_set(r: Resources, number: int, config: Config) -> WorkerSet:
     )
 
 
-def via(r: Resources, number: int, interfaces: int) -> dict[int, int]:
-    """Interface on which this worker has no queue -> a worker that has one; spread over those that have."""
+def via(r: Resources, number: int) -> dict[int, int]:
+    """Port on which this worker has no queue -> a worker that has one; spread over those that have."""
     found = {}
-    for iface in range(interfaces):
+    for iface in sorted({port.iface for port in r.ports}):
         owners = sorted({port.worker for port in r.ports if port.iface == iface})
         if owners and number not in owners:
             found[iface] = owners[number % len(owners)]

@@ -230,7 +230,7 @@ def resident(pid: int) -> int:
 
 
 def queues(page: Exposition, daemon: Daemon) -> None:
-    names = [interface.name for interface in daemon.config.interface]
+    names = {port.iface: port.nic for port in daemon.ports}
     seen = [(port, daemon.segments[port.worker].queue(port.iface)) for port in daemon.ports]
     by_worker = [((names[p.iface], p.queue, p.worker), q) for p, q in seen]
     sockets = [((names[p.iface], p.queue), p, q) for p, q in seen]
@@ -245,7 +245,7 @@ def queues(page: Exposition, daemon: Daemon) -> None:
         (
             ((names[iface], action), n)
             for iface, each in actions.items()
-            if iface < len(names)
+            if iface in names
             for action, n in each.items()
         ),
     )

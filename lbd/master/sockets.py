@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opening the AF_XDP sockets of all workers: which queue is whose, how many frames each gets, zero-copy or copies.
 
-Queue q of every interface is worker q % workers'. A worker has one socket for each interface at most, all over one UMEM,
+Queue q of every NIC is worker q's. A worker has one socket for each NIC at most, all over one UMEM,
 and the kernel wants all sockets of one UMEM zero-copy, or all copies. So there is one answer for all: zero-copy if every
-interface can, else copies for all, unless the configuration demands zero-copy of one of them.
+interface can, else copies for all, unless the configuration demands zero-copy of one of them. What comes later, to running
+sockets, has to be as they are.
 
 A worker's frames are shared out evenly over its sockets' fill rings, and one share stays free for sending.
 """
@@ -13,12 +14,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
 from lbd.config import Config
-from lbd.master.record import Channels, Link
+from lbd.master.nic import Nic
+from lbd.master.record import Channels
 from lbd.master.refusal import Refusal
 from lbd.master.resources import Port
 from lbd.shm._shm import Area
@@ -32,12 +34,11 @@ QUEUES_MAX = 64  # STEER_QUEUES of steer.h
 NOT_ZERO_COPY = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT)
 
 
-def queue_counts(config: Config, channels: Mapping[str, Channels]) -> dict[str, int]:
-    """Sockets per interface, or a Refusal."""
+def queue_counts(config: Config, channels: Mapping[str, Channels], names: Iterable[str] | None = None) -> dict[str, int]:
+    """Sockets per NIC (default: the interfaces are), or a Refusal."""
     workers = config.workers.number
     counts = {}
-    for interface in config.interface:
-        name = interface.name
+    for name in [i.name for i in config.interface] if names is None else names:
         known = channels.get(name)
         queues = known.rx if known else 1
         if queues > workers:
@@ -57,10 +58,12 @@ def queue_counts(config: Config, channels: Mapping[str, Channels]) -> dict[str, 
 
 
 class Opener:
-    def __init__(self, config: Config, area: Area, links: Mapping[str, Link], queues: Mapping[str, int]) -> None:
+    """`nics`: by port number. `queues`: by NIC."""
+
+    def __init__(self, config: Config, area: Area, nics: Mapping[int, Nic], queues: Mapping[str, int]) -> None:
         self.config = config
         self.area = area
-        self.links = links
+        self.nics = nics
         self.queues = queues
 
     def open(self) -> list[Port]:
@@ -80,8 +83,8 @@ class Opener:
                 raise
             log.warning("copy mode on all interfaces: %s", error)
             return self._open_all("off")
-        without = sorted({self.config.interface[p.iface].name for p in ports if not p.zero_copy})
-        if without and len(without) < len(self.config.interface):
+        without = sorted({p.nic for p in ports if not p.zero_copy})
+        if without and len(without) < len(self.nics):
             # between workers, not within one: the kernel would not have minded, but one mode is one thing to know
             close_ports(ports)
             log.warning("copy mode on all interfaces: no zero-copy on %s", ", ".join(without))
@@ -101,30 +104,53 @@ class Opener:
         return ports
 
     def _open_worker(self, worker: int, mode: Mode) -> list[Port]:
-        served = [(n, i) for n, i in enumerate(self.config.interface) if worker < self.queues[i.name]]
+        served = [n for n, nic in self.nics.items() if worker < self.queues[nic.name]]
         frames = self.config.tables.frames
         share = frames // (len(served) + 1)
         ports: list[Port] = []
         try:
-            for place, (number, interface) in enumerate(served):
+            for place, number in enumerate(served):
                 first = worker * frames + place * share
-                link = self.links[interface.name]
-                made: Any = _xsk.open_socket(
-                    ifindex=link.ifindex,
-                    ifname=interface.name,
-                    queue=worker,
-                    iface=number,
-                    area=self.area.address,
-                    area_bytes=self.area.frame_bytes,
-                    fill=interface.ring,
-                    comp=interface.ring,
-                    rx=interface.ring,
-                    tx=interface.ring,
-                    prefill_frames=range(first, first + min(share, interface.ring)),
-                    zero_copy=mode if not ports else "require" if ports[0].zero_copy else "off",
-                    shared_with=ports[0].fd if ports else None,
-                )
-                ports.append(Port(worker=worker, iface=number, **asdict(made)))
+                ports.append(self.open_port(worker, number, mode, ports, range(first, first + share)))
+        except BaseException:
+            close_ports(ports)
+            raise
+        return ports
+
+    def open_port(self, worker: int, number: int, mode: Mode, beside: Sequence[Port], frames: Sequence[int]) -> Port:
+        """`beside`: the worker's other ports, whose frames and mode it shares; `frames`: free ones that it may take."""
+        nic = self.nics[number]
+        ring = self.config.interface[nic.iface].ring
+        made: Any = _xsk.open_socket(
+            ifindex=nic.ifindex,
+            ifname=nic.name,
+            queue=worker,
+            iface=number,
+            area=self.area.address,
+            area_bytes=self.area.frame_bytes,
+            fill=ring,
+            comp=ring,
+            rx=ring,
+            tx=ring,
+            prefill_frames=frames[:ring],
+            zero_copy=mode if not beside else "require" if beside[0].zero_copy else "off",
+            shared_with=beside[0].fd if beside else None,
+        )
+        return Port(worker=worker, iface=number, of=nic.iface, nic=nic.name, **asdict(made))
+
+    def open_more(self, there: Sequence[Port]) -> list[Port]:
+        """Those that are missing, while no worker runs. Copies, if the first that is opened can't else."""
+        ports: list[Port] = []
+        try:
+            for worker in range(self.config.workers.number):
+                for number, nic in self.nics.items():
+                    if worker >= self.queues[nic.name] or any((p.worker, p.iface) == (worker, number) for p in there):
+                        continue
+                    known = [*there, *ports]
+                    own = [p for p in known if p.worker == worker]
+                    free = self.area.free_frames(worker)
+                    mode: Mode = "auto" if not known else "require" if known[0].zero_copy else "off"
+                    ports.append(self.open_port(worker, number, mode, own, free[: len(free) // 2]))
         except BaseException:
             close_ports(ports)
             raise

@@ -20,7 +20,7 @@ import fcntl
 import grp
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -28,11 +28,13 @@ from lbd._fastpath import conn_bytes
 from lbd.config import Config
 from lbd.config.host import disk_under
 from lbd.config.tunnel import TUNNEL_MAX
-from lbd.master.record import Channels, Link, Snapshot
+from lbd.master.nic import Nic, nics, numbered
+from lbd.master.record import Snapshot
 from lbd.master.refusal import Refusal
 from lbd.master.resources import Resources
 from lbd.master.rss import ownership
 from lbd.master.sockets import Opener, close_ports, queue_counts
+from lbd.shm import _shm as shm
 from lbd.shm._shm import Area, HostSegment, SegmentError, WorkerSegment
 from lbd.xdp import _xsk
 from lbd.xdp.kernel import probe
@@ -95,28 +97,44 @@ def check_host() -> None:
         raise Refusal(problems[0])
 
 
-def check_interfaces(config: Config, links: Mapping[str, Link], channels: Mapping[str, Channels]) -> dict[str, int]:
-    """Queues with a socket, by interface."""
+def check_interfaces(config: Config, snapshot: Snapshot) -> dict[int, Nic]:
+    """What gets sockets, by port number."""
     if not config.interface:
         raise Refusal("no [[interface]] in the configuration", "name those that lbd receives and sends on")
-    for interface in config.interface:
-        if interface.name not in links:
+    found = nics(config, snapshot.links)
+    for number, interface in enumerate(config.interface):
+        if snapshot.link(interface.name) is None:
             raise Refusal(f"there is no interface {interface.name}", "see: ip link; is this the right network namespace?")
-    return queue_counts(config, channels)
+        if not any(nic.iface == number for nic in found):
+            raise Refusal(f"the bond {interface.name} has no slave", f"ip link set NAME master {interface.name}")
+    check_frames(config, snapshot)
+    return numbered(config, found, {})
+
+
+def check_frames(config: Config, snapshot: Snapshot) -> None:
+    """A frame of the area has to hold a packet, its tags, and what the kernel keeps before it."""
+    for interface in config.interface:
+        link = snapshot.link(interface.name)
+        if link is not None and link.mtu > shm.MTU_MAX:
+            raise Refusal(
+                f"{interface.name} has an MTU of {link.mtu}, and frames of lbd hold packets of {shm.MTU_MAX} bytes",
+                f"ip link set {interface.name} mtu {shm.MTU_MAX}, or less",
+            )
 
 
 # -- create ----------------------------------------------------------------------------------------------------
 
 
-def create(config: Config, snapshot: Snapshot, links: Mapping[str, Link]) -> Resources:
+def create(config: Config, snapshot: Snapshot) -> Resources:
     sizes = config.sizes()
-    channels = {c.name: c for c in snapshot.channels}
-    queues = check_interfaces(config, links, channels)
+    ports_of = check_interfaces(config, snapshot)
+    names = [nic.name for nic in ports_of.values()]
+    queues = queue_counts(config, {c.name: c for c in snapshot.channels}, names)
     with ExitStack() as stack:
         host = stack.enter_context(HostSegment.create(sizes))
         why = set_owners(host, config, snapshot, queues)
         try:
-            area = stack.enter_context(Area.create(sizes, config.tables.hugepages, numa_node(config)))
+            area = stack.enter_context(Area.create(sizes, config.tables.hugepages, numa_node(names)))
         except SegmentError as error:
             raise Refusal(str(error)) from None
         segments = open_segments(stack, sizes)
@@ -124,13 +142,14 @@ def create(config: Config, snapshot: Snapshot, links: Mapping[str, Link]) -> Res
         wake = {n: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for n in range(sizes["workers"])}
         for fd in wake.values():
             stack.callback(os.close, fd)
-        ports = Opener(config, area, links, queues).open()
+        ports = Opener(config, area, ports_of, queues).open()
         stack.callback(close_ports, ports)
         program = _xsk.Program.load(
             services=sizes["services"], lips=sizes["lips"], sources=sizes["dests"], tunnels=sizes["dests"] + 2 * TUNNEL_MAX
         )
         stack.callback(program.close)
-        attach(program, config, links)
+        for number, nic in ports_of.items():  # undone by close: no other process has the links yet
+            attach(program, config, number, nic)
         for port in ports:
             program.set_socket(port.iface, port.queue, port.fd)
         stack.pop_all()
@@ -155,8 +174,7 @@ def open_segments(stack: ExitStack, sizes: dict[str, int]) -> dict[int, int]:
 def set_owners(host: HostSegment, config: Config, snapshot: Snapshot, queues: Mapping[str, int]) -> str:
     """Tells how flows find their owner, in words."""
     host.set_hash_key(hash_key(config.daemon.run_dir))
-    names = [i.name for i in config.interface]
-    owners = ownership(names, snapshot.rss, config.workers.number, dict(queues))
+    owners = ownership(list(queues), snapshot.rss, config.workers.number, dict(queues))
     host.set_rss(owners.key, owners.known, owners.udp_ports)
     host.set_owner(owners.table, False)
     return owners.why
@@ -181,11 +199,11 @@ def hash_key(run_dir: Path) -> bytes:
     return key
 
 
-def numa_node(config: Config) -> int | None:
-    """The NIC's, if it tells one."""
-    for interface in config.interface:
+def numa_node(names: Iterable[str]) -> int | None:
+    """The first NIC's that tells one."""
+    for name in names:
         try:
-            node = int(Path(f"/sys/class/net/{interface.name}/device/numa_node").read_text())
+            node = int(Path(f"/sys/class/net/{name}/device/numa_node").read_text())
         except (OSError, ValueError):
             continue
         if node >= 0:
@@ -215,9 +233,6 @@ def open_connection_file(config: Config, number: int, stack: ExitStack) -> int:
     return fd
 
 
-def attach(program: _xsk.Program, config: Config, links: Mapping[str, Link]) -> None:
-    """Undone by the caller's close: no other process has the links yet."""
-    for number, interface in enumerate(config.interface):
-        ifindex = links[interface.name].ifindex
-        program.attach(ifindex, interface.name, interface.attach)
-        program.set_iface(ifindex, number)
+def attach(program: _xsk.Program, config: Config, number: int, nic: Nic) -> None:
+    program.attach(nic.ifindex, nic.name, config.interface[nic.iface].attach)
+    program.set_iface(nic.ifindex, number)

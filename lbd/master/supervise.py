@@ -342,6 +342,21 @@ class Supervisor:
             member.segment.wake_fd = given.wake.get(number, -1)
         self._spawn(member, again=True)
 
+    def take_set(self, number: int) -> None:
+        """Of a stopped worker: nothing of it is open here any more. `resume` gives it a new one."""
+        member = self.members[number]
+        if member.process is not None:
+            raise ValueError(f"worker {number} runs")
+        member.given.close()
+
+    def resume(self, number: int, given: WorkerSet) -> None:
+        """The stopped worker goes on, by another set; its tables are as they were."""
+        member = self.members[number]
+        member.given = given
+        member.segment.wake_fd = given.wake.get(number, -1)
+        self._spawn(member, again=False)
+        self._call(self.on_restart, number)
+
     # -- periodic work ---------------------------------------------------------------------------------------
 
     async def _run(self) -> None:

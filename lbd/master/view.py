@@ -267,13 +267,13 @@ def _worker(daemon: Daemon, n: int) -> Json:
 def port_mode(daemon: Daemon, port: Port) -> str:
     if port.zero_copy:
         return "zero-copy"
-    return "generic" if daemon.config.interface[port.iface].attach == "generic" else "copy"
+    return "generic" if daemon.config.interface[port.of].attach == "generic" else "copy"
 
 
 def _queue(daemon: Daemon, n: int, port: Port) -> Json:
     q = daemon.segments[n].queue(port.iface)
     return {
-        "interface": daemon.config.interface[port.iface].name,
+        "interface": port.nic,
         "queue": port.queue,
         "mode": port_mode(daemon, port),
         "rx_packets": q["rx_pkts"],
@@ -336,10 +336,11 @@ def drops(daemon: Daemon) -> Json:
     for reason, text in REASONS[1:]:
         by_worker = [counts[reason] for counts in each]
         rows.append({"reason": reason, "help": text, "packets": sum(by_worker), "by_worker": by_worker})
+    names = {port.iface: port.nic for port in daemon.resources.ports}
     xdp = [
-        {"interface": daemon.config.interface[iface].name, **actions}
-        for iface, actions in daemon.resources.program.counters().items()
-        if iface < len(daemon.config.interface)
+        {"interface": names[number], **actions}
+        for number, actions in daemon.resources.program.counters().items()
+        if number in names
     ]
     return {"drops": rows, "xdp": xdp}
 
@@ -354,7 +355,7 @@ def interfaces(daemon: Daemon) -> Json:
     rows = []
     for number, interface in enumerate(daemon.config.interface):
         link = snapshot.link(interface.name)
-        ports = [p for p in daemon.resources.ports if p.iface == number]
+        ports = [p for p in daemon.resources.ports if p.of == number]
         known = seen.get(number, {})
         own = [a for a in snapshot.addresses if link is not None and a.ifindex == link.ifindex]
         rows.append(

@@ -56,6 +56,8 @@ ROUTE_USED = c_fib.ROUTE_USED
 ROUTE_ONLINK = c_fib.ROUTE_ONLINK
 FIB_MAX = c_fib.FIB_MAX
 IFACE_MAX = c_pkt.IFACE_MAX
+# of what a frame holds behind XDP_PACKET_HEADROOM: without Ethernet's header and two tags
+MTU_MAX = c_lay.CHUNK - 256 - 14 - 8
 LINK_MAX = c_neigh.LINK_MAX
 MEMBER_MAX = c_neigh.MEMBER_MAX
 TPID_AD = c_neigh.TPID_AD

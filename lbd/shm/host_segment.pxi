@@ -68,7 +68,9 @@ cdef class HostSegment(Mapping):
         del plain["spare"]
         plain["sizes"] = dict(plain["sizes"])
         plain["hash_key"] = (<const char *>c.hash_key)[:sizeof(c.hash_key)]
-        plain["rss_key"] = (<const char *>c.rss_key)[:sizeof(c.rss_key)]
+        at = c.epoch & 1
+        plain["rss_key"] = (<const char *>c.rss_key)[64 * at:64 * at + 64]
+        plain["rss_known"], plain["rss_udp_ports"] = c.rss_known[at], c.rss_udp_ports[at]
         return plain
 
     # -- scheduling tables -----------------------------------------------------------------------------------
@@ -100,20 +102,26 @@ cdef class HostSegment(Mapping):
 
     # -- who owns a flow -------------------------------------------------------------------------------------
 
-    def set_owner(self, workers, bint keep_previous=True):
-        """The worker of each bucket; the table in force becomes the previous. Then send CMD_OWNER."""
+    def set_owner(self, workers, bint keep_previous=True, rss=None):
+        """The worker of each bucket; the table in force becomes the previous. rss: (key, known, udp_ports), as of set_rss; None: as
+        before. Then send CMD_OWNER: until a worker has read that, it goes by the epoch before, and may miss what lies with the
+        owner by the one before that."""
         cdef uint8_t table[1024]
         cdef uint8_t *owner
         cdef size_t i
+        cdef uint32_t at, now
         self.writable()
         if len(workers) != c_lay.OWNER_BUCKETS:
             raise ValueError(f"an owner table has {c_lay.OWNER_BUCKETS} buckets, not {len(workers)}")
         for i in range(c_lay.OWNER_BUCKETS):
             table[i] = bounded("owner", workers[i], 0, self.lay.sizes.workers - 1)
         owner = <uint8_t *>self.base + self.lay.off_owner
-        # in place: a lookup in between sees buckets of both tables, and a miss asks the other worker anyway
-        memcpy(owner + c_lay.OWNER_BUCKETS, owner, c_lay.OWNER_BUCKETS)
-        memcpy(owner, table, c_lay.OWNER_BUCKETS)
+        now, at = self.head.epoch & 1, self.head.epoch + 1 & 1
+        if rss is None:
+            rss = (<const char *>self.head.rss_key)[64 * now:64 * now + 64], self.head.rss_known[now], self.head.rss_udp_ports[now]
+        key, known, udp_ports = rss
+        self.put_rss(at, key, known, udp_ports)
+        memcpy(owner + at * c_lay.OWNER_BUCKETS, table, c_lay.OWNER_BUCKETS)
         lbd_store32(&self.head.owner_prev_valid, keep_previous and self.head.epoch > 0)
         lbd_store32(&self.head.epoch, self.head.epoch + 1)
 
@@ -127,9 +135,9 @@ cdef class HostSegment(Mapping):
         cdef const uint8_t *owner
         self.mapped()
         owner = <const uint8_t *>self.base + self.lay.off_owner
-        now = list((<const char *>owner)[:c_lay.OWNER_BUCKETS])
-        before = list((<const char *>owner)[c_lay.OWNER_BUCKETS:2 * c_lay.OWNER_BUCKETS])
-        return now, before if self.head.owner_prev_valid else None
+        both = [list((<const char *>owner)[i * c_lay.OWNER_BUCKETS:(i + 1) * c_lay.OWNER_BUCKETS]) for i in range(2)]
+        now = self.head.epoch & 1
+        return both[now], both[1 - now] if self.head.owner_prev_valid else None
 
     # -- keys; before the first worker starts, or every hash in use would change -----------------------------
 
@@ -140,14 +148,17 @@ cdef class HostSegment(Mapping):
 
     def set_rss(self, key, bint known, bint udp_ports):
         """The Toeplitz key of flow_owner, up to 64 bytes: the NIC's (`known`: its indirection table is the
-        owner table, too), or random."""
+        owner table, too), or random. Later on: set_owner."""
         self.writable()
-        if len(key) > sizeof(self.head.rss_key):
-            raise ValueError(f"an RSS key has at most {sizeof(self.head.rss_key)} bytes, not {len(key)}")
-        padded = bytes(key).ljust(sizeof(self.head.rss_key), b"\0")
-        put_bytes(self.head.rss_key, "key", padded, sizeof(self.head.rss_key))
-        lbd_store32(&self.head.rss_udp_ports, udp_ports)
-        lbd_store32(&self.head.rss_known, known)
+        self.put_rss(self.head.epoch & 1, key, known, udp_ports)
+
+    cdef int put_rss(self, uint32_t at, key, bint known, bint udp_ports) except -1:
+        if len(key) > 64:
+            raise ValueError(f"an RSS key has at most 64 bytes, not {len(key)}")
+        put_bytes(self.head.rss_key + 64 * at, "key", bytes(key).ljust(64, b"\0"), 64)
+        lbd_store32(&self.head.rss_udp_ports[at], udp_ports)
+        lbd_store32(&self.head.rss_known[at], known)
+        return 0
 
     def set_stopping(self, bint stopping):
         self.writable()

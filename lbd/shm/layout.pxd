@@ -113,14 +113,15 @@ cdef struct HostCtl:                # first page of the host segment
     uint32_t magic
     uint32_t version
     uint32_t layout_hash
-    uint32_t epoch                  # of the owner table in force
+    uint32_t epoch                  # number of the owner table in force
     uint64_t bytes
     Sizes sizes
     uint64_t hash_key[4]            # secret of this host's connection hash, random at creation
-    uint8_t rss_key[64]             # Toeplitz key of flow_owner: the NIC's where known, random otherwise
-    uint32_t rss_known              # 1: key and table are the NICs'
-    uint32_t rss_udp_ports          # 1: the NIC hashes UDP ports too
-    uint64_t off_owner              # uint8 owner[2][OWNER_BUCKETS]: [0] in force, [1] previous epoch
+    # Of two epochs, by the lowest bit of its number: the one in force, and the one before. The next is written over the latter.
+    uint8_t rss_key[128]            # [2][64]: Toeplitz key of flow_owner: the NIC's where known, random otherwise
+    uint32_t rss_known[2]           # 1: key and table are the NICs'
+    uint32_t rss_udp_ports[2]       # 1: the NIC hashes UDP ports too
+    uint64_t off_owner              # uint8 owner[2][OWNER_BUCKETS]
     uint64_t off_arena
     uint64_t off_hand               # packet rings, [from][to]
     uint64_t hand_bytes             # of one

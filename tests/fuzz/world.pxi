@@ -26,7 +26,7 @@ cdef struct World:              # everything an input works on; the pointers liv
     void *frags
     uint32_t fib_gen
     uint64_t key[4]
-    uint8_t rss_key[64]
+    uint8_t rss_key[128]
     bint commanded              # the input brought commands of its own: counts of what they reset mean nothing
 
 cdef World world
@@ -213,7 +213,7 @@ cdef void begin(uint8_t setup) noexcept nogil:
     cdef uint32_t i
     for i in range(32):
         (<uint8_t *> world.key)[i] = 17 * i + 3
-    for i in range(64):
+    for i in range(128):
         world.rss_key[i] = 91 * i + 5
     world.now = 5000000000
     world.n = 0
@@ -229,8 +229,10 @@ cdef void begin(uint8_t setup) noexcept nogil:
     e.svc_hash_mask = SERVICES * 2 - 1
     e.arena_slots = ARENA
     e.workers = 2 if setup & 8 else 1
-    e.rss_known = (setup & 16) != 0
-    e.rss_udp_ports = 0
+    e.epoch = 0
+    for i in range(2):
+        e.rss_known[i] = (setup & 16) != 0
+        e.rss_udp_ports[i] = 0
     e.owner_prev_valid = (setup & 128) != 0
     e.verify_csum = (setup & 2) != 0
     e.return_route = (setup & 4) != 0

@@ -54,11 +54,13 @@ class Cluster(Balancer):
         for m in self.members:
             m.engine.set_owner(table, previous)
 
-    def set_rss(self, key: bytes, udp_ports: bool) -> None:
-        """From now on the NIC is known, and packets arrive where it puts them."""
+    def set_rss(self, key: bytes, udp_ports: bool, previous: tuple[bytes, bool] | None = None) -> None:
+        """From now on the NIC is known, and packets arrive where it puts them. previous: it was known before, and was so."""
         self.rss = (key, udp_ports)
         for m in self.members:
             m.engine.set_rss(key, udp_ports)
+            if previous is not None:
+                m.engine.set_rss(*previous, 1)
 
     def arrives_at(self, frame: bytes) -> int:
         if self.rss is None:

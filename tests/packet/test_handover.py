@@ -123,6 +123,37 @@ def test_a_new_owner_table(workers: int, af: int) -> None:
 
 
 @FAMILIES
+@WORKERS
+@pytest.mark.parametrize("udp_ports", [True, False])
+def test_another_rss_key_and_table(workers: int, af: int, udp_ports: bool) -> None:
+    """`ethtool -X` under way: what is established goes on, handed over at most twice; what is new needs no hand-over at all."""
+    c = Cluster(workers, servers=1)
+    first, second = owner_table(1, workers), owner_table(2, workers)
+    c.set_owner(first)
+    c.set_rss(RSS_KEY, udp_ports)
+    old = [Tcp(c, af, 1024 + i).open() for i in range(40)]
+    udp = [Udp(c, af, 5000 + i) for i in range(20)]
+    talk([*udp])
+    where = {(r["client"], r["proto"]): r["worker"] for r in c.conns()}
+    c.set_owner(second, first)
+    c.set_rss(RSS_KEY[::-1], udp_ports, (RSS_KEY, udp_ports))
+    c.hops.clear()
+    for _ in range(3):
+        talk([*old, *udp])
+    assert 0 < max(c.hops) <= min(workers - 1, 2)
+    c.hops.clear()
+    new = [Tcp(c, af, 20000 + i).open() for i in range(40)]
+    talk(new)
+    assert set(c.hops) == {0}, "their ports are chosen by the new key"
+    talk([*old, *new, *udp])
+    now = {(r["client"], r["proto"]): r["worker"] for r in c.conns()}
+    assert {k: now[k] for k in where} == where
+    local = [(r["local"], r["real_server"], r["proto"]) for r in c.conns()]
+    assert len(local) == len(set(local)), "no port was given out twice"
+    c.audit()
+
+
+@FAMILIES
 def test_segments_of_nobody_end(af: int) -> None:
     """No worker has the connection: dropped after at most three hops, whoever receives it, with a previous table too."""
     c = Cluster(3)

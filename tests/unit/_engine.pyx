@@ -24,6 +24,7 @@ from lbd.datapath.reason cimport *
 from lbd.datapath.rss cimport toeplitz as c_toeplitz
 from lbd.datapath.sched cimport stable_hash as c_stable_hash
 from lbd.datapath.tcp cimport lbd_tcp_next, tcp_event as c_tcp_event, tcp_in_window
+from lbd.loop.bond cimport bond_hash as c_bond_hash
 from lbd.datapath.timer cimport Timer, timer_slot as c_timer_slot
 
 REASON_TOTAL = <int> REASON_COUNT
@@ -116,6 +117,10 @@ def flow_hash(key: bytes, source: bytes, destination: bytes, sport: int, dport: 
     cdef Tuple t = tuple_of(source, destination, sport, dport, proto)
     memcpy(words, <const uint8_t *> key, 32)
     return tuple_hash(&t, words, t.af)
+
+
+def bond_hash(frame: bytes, policy: int) -> int:
+    return c_bond_hash(<const uint8_t *> frame, len(frame), policy)
 
 
 def stable_hash(source: bytes, sport: int, with_port: bool, again: int = 0) -> int:

@@ -101,16 +101,16 @@ class FakeDaemon:
         )
         self.network = SimpleNamespace(snapshot=lambda: self.snapshot)
         self.composer.look(Reach(self.config, self.snapshot))
-        self.ports = [Port(n, 0, 2, n, -1, 64, 64, 64, 64, n == 0) for n in range(2)]
+        self.ports = [Port(n, 0, 0, "eth0", 2, n, -1, 64, 64, 64, 64, n == 0) for n in range(2)]
         self.resources = SimpleNamespace(
             ports=self.ports,
             sizes=sizes,
             area=SimpleNamespace(huge=False, note=""),
-            host=SimpleNamespace(ctl=lambda: {"rss_known": 0}),
             program=SimpleNamespace(counters=lambda: {0: {"pass": 1, "redirect": 2, "drop": 3}}, attached=lambda: {2: 9}),
         )
         arena = Arena(sizes["arena"], lambda at, table: None)
         self.reconciler = Reconciler(sizes["services"], sizes["dests"], sizes["lips"], arena)
+        self.epochs = SimpleNamespace(waiting=0.0)
         self.applier = SimpleNamespace(failures={}, places={2: (0, 0)}, reconciler=self.reconciler)
         self.batch = self.reconciler.update(self.composer.desired)
         self.supervisor = SimpleNamespace(
@@ -252,7 +252,7 @@ async def test_problems_are_told(api: Api) -> None:
     _, got = await api("GET", "/v1/status")
     assert got["problems"] == [
         "worker 1 is killed",
-        "eth0 has gone: bring it back, then restart lbd",
+        "eth0 has gone: bring it back",
         "service web has no real server that can take a connection: its sorry server 10.0.1.99:8080 gets them",
         "the last reload was refused: line one",
     ]

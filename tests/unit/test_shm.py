@@ -512,6 +512,21 @@ def test_owner_tables():
         assert host.owners() == (second, None) and host.ctl()["epoch"] == 2
 
 
+def test_the_next_epoch_leaves_the_one_in_force_alone():
+    """Workers go by the epoch in force until they read CMD_OWNER: key and table of it are not written over."""
+    with shm.HostSegment.create(SIZES) as host:
+        tables, keys = [[n % 2] * 1024 for n in range(4)], [bytes([n]) * 40 for n in range(4)]
+        host.set_rss(keys[0], True, True)
+        host.set_owner(tables[0], False)
+        for n in (1, 2, 3):
+            host.set_owner(tables[n], True, (keys[n], n != 2, n == 3))
+            head = host.ctl()
+            assert host.owners() == (tables[n], tables[n - 1])
+            assert (head["rss_key"][:40], head["rss_known"], head["rss_udp_ports"]) == (keys[n], n != 2, n == 3)
+        host.set_owner(tables[1])
+        assert host.ctl()["rss_key"][:40] == keys[3], "without another RSS, as it was"
+
+
 def test_keys():
     with shm.HostSegment.create(SIZES) as host:
         host.set_hash_key(bytes(range(32)))

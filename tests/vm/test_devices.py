@@ -28,3 +28,21 @@ def test_clients_and_servers_in_vlans_of_one_port(vmlab) -> None:
     assert seen["after"][1] == 10 and seen["mode"] == ["zero-copy"]
     assert set(seen["drops"]) <= {"no_neighbor", "link_down", "no_route", "no_state"}, seen["drops"]
     assert seen["restarts"] == [0] * len(seen["restarts"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(620)
+def test_a_bond_loses_slaves_and_is_made_anew(vmlab) -> None:
+    seen = guest(vmlab, "guest_bond.py", "virtio", "--modprobe", "bonding", *["--pair", "virtio"] * 3)
+    assert seen["lacp"] == 4, "LACP frames passed: both slaves, at both ends, collect and distribute"
+    assert (seen["both"], seen["pulled"], seen["back"], seen["removed"], seen["added"]) == (20, 10, 10, 10, 10)
+    assert all(min(counts) > 0 for counts in seen["spread"].values()) and len(seen["spread"]) == 2
+    assert {mode: right for mode, (right, _) in seen["modes"].items()} == dict.fromkeys(seen["modes"], 10)
+    sent = {mode: counts for mode, (_, counts) in seen["modes"].items()}
+    assert sent["active-backup"][0] == 0 < sent["active-backup"][1], "by the active one alone"
+    low, high = sent["balance-rr"]
+    assert high - low <= 2, "in turn"
+    answers, longest = seen["steady"]
+    assert int(answers) > 20 and float(longest) < 30, "one connection, from the first bond to the last"
+    assert seen["restarts"] == [0] and seen["modes_of_sockets"] == ["zero-copy"]
+    assert seen["frames"] == [0], "every frame has a holder again"
