@@ -91,8 +91,7 @@ def sound(testbed: Testbed, lbd: Daemon) -> None:
     assert testbed.iperf3(4, seconds=1).bits_per_second > 50e6
     wait_until("all frames are accounted for", lambda: whole(lbd), 10)
     assert [w["restarts"] for w in workers(lbd)] == [0, 0]
-    # an alarm of a moment's race stays for a minute
-    assert all(p.startswith("address ") for p in lbd.get("/v1/status")["problems"])
+    assert not [p for p in lbd.get("/v1/status")["problems"] if "eth" in p and not p.startswith("address ")]
 
 
 def test_queues_that_come(testbed: Testbed) -> None:
@@ -110,15 +109,12 @@ def test_queues_that_come(testbed: Testbed) -> None:
     testbed.balancer.run(["ethtool", "-L", "eth1", "rx", "2", "tx", "2"])
     wait_until("the second queue is served", lambda: served(lbd) == [["eth0", "eth1"]] * 2, 10)
     load.join()
+    assert workers(lbd)[1]["queues"][1]["tx_packets"] > 100, "worker 1 sends by a queue of its own now"
     assert result[0].requests > 300 and result[0].errors == 0, state(lbd)
     for steady in kept:
         answers, longest = steady.end()
         assert answers > 20 and longest < 3
     assert "workers stood still" in lbd.log()
-    # now its switch uses both, too. (That takes the link down for a moment: what is sent meanwhile comes a second later)
-    topology.switch.run(["ethtool", "-L", "lb", "rx", "2", "tx", "2"])
-    for _ in range(10):
-        wait_until("the switch forwards again", lambda: testbed.curl(4, timeout=1).status == 200, 10)
     sound(testbed, lbd)
     assert lbd.stop() == 0
 

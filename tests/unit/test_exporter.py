@@ -166,7 +166,7 @@ def daemons(wanted: Config) -> Iterator[Daemon]:
     }
     segments = {n: shm.WorkerSegment.create(sizes, n) for n in range(sizes["workers"])}
     d = Daemon(wanted, {n: Segment(s) for n, s in segments.items()})
-    d.ports = [SimpleNamespace(worker=n, iface=0, queue=n, zero_copy=n == 0) for n in segments]
+    d.ports = [SimpleNamespace(worker=n, iface=0, nic="eth0", queue=n, zero_copy=n == 0) for n in segments]
     yield d
     for segment in segments.values():
         segment.close()
