@@ -45,7 +45,7 @@ QUIET = 0.3  # seconds: a bond is made in several steps
 AGAIN = 2.0  # after a failure
 START_LIMIT = 5.0
 REST = 2.0  # of a dead port's frames
-LINGER = 10.0  # of the program on a device that is no slave any more
+LINGER = 60.0  # of the program on a device that is no slave any more
 CAUSE = "ports"  # in Applier.failures
 KINDS = {"link", "channels"}
 
