@@ -1,5 +1,5 @@
 """Runs inside the lab VM: a bond of two cables between clients and lbd, which loses a slave, gets it back and is made anew by other
-modes, while one connection goes on from the beginning to the end.
+modes; one connection goes on while the slave is away.
 
     guest_bond.py NIC-MODEL        eth0, eth2 client's bond | eth1, eth3 balancer's | eth5 balancer | eth4 real server; prints JSON
 """
@@ -127,6 +127,13 @@ def main(model: str) -> None:
         sh("ip link set eth1 up")
         until("the slave is back", lambda: "eth1" not in " ".join(ask("status")["problems"]), 60)
         found["back"] = curl("client", *[url] * 10)
+        steady.send_signal(signal.SIGTERM)
+        try:
+            out, _ = steady.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            steady.kill()
+            out = "stuck"
+        found["steady"] = out.split()
         sh("ip link set eth3 nomaster")
         until("its sockets are closed", lambda: set(slaves()) == {"eth1"}, 60)
         found["removed"] = curl("client", "--retry", "3", "--retry-all-errors", *[url] * 10)
@@ -141,13 +148,6 @@ def main(model: str) -> None:
             before = slaves()
             right = curl("client", "-H", "Connection: close", *[url] * 10)
             found["modes"][mode.split()[0]] = [right, sorted(now[1] - before[name][1] for name, now in slaves().items())]
-        steady.send_signal(signal.SIGTERM)
-        try:
-            out, _ = steady.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
-            steady.kill()
-            out = "stuck"
-        found["steady"] = out.split()
         time.sleep(3)  # until dead ports' frames are free again
         workers = ask("workers")["workers"]
         found["restarts"] = [w["restarts"] for w in workers]

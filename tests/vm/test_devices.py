@@ -43,6 +43,6 @@ def test_a_bond_loses_slaves_and_is_made_anew(vmlab) -> None:
     low, high = sent["balance-rr"]
     assert high - low <= 2, "in turn"
     answers, longest = seen["steady"]
-    assert int(answers) > 20 and float(longest) < 30, "one connection, from the first bond to the last"
+    assert int(answers) > 20 and float(longest) < 30, "one connection, while a slave was away"
     assert seen["restarts"] == [0] and seen["modes_of_sockets"] == ["zero-copy"]
     assert seen["frames"] == [0], "every frame has a holder again"
