@@ -282,6 +282,7 @@ cdef dict counters_dict(CEngine *e):
         "icmp_sent": c.icmp_sent, "resets_sent": c.resets_sent, "icmp_mapped": c.icmp_mapped, "bad_commands": c.bad_commands,
         "frag_forwarded": c.frag_forwarded, "frag_held": c.frag_held, "frag_expired": c.frag_expired,
         "frag_evicted": c.frag_evicted,
+        "quic_by_id": c.quic_by_id, "quic_unknown": c.quic_unknown, "quic_no_id": c.quic_no_id,
     }
 
 

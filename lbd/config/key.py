@@ -135,6 +135,7 @@ _READ: dict[Callable[..., Any], str] = {
     value.read_interface: "interface name",
     value.read_run_dir: "absolute path",
     value.read_request_path: "path",
+    value.read_server_id: "hexadecimal digits",
     address.read_address: "address",
     address.read_next_hop: "address",
     address.read_endpoint: '"ADDRESS:PORT"',

@@ -134,7 +134,11 @@ def _families(view: View) -> Iterator[Finding]:
     for outer, service in view.services():
         af = service.af
         for loc, server in view.real_servers(outer, service):
-            if server.af == af or service.mode == "tunnel" or (service.mode, af) == ("fullnat", 6):
+            if server.af == af or service.mode == "tunnel":
+                continue
+            if (service.mode, af) == ("fullnat", 6):
+                if service.protocol == "sctp":
+                    yield (*loc, "address"), f"must be IPv6, not IPv{server.af}: SCTP is not translated between them"
                 continue
             wrong = f"must be IPv{af} as the service's address, not IPv{server.af}"
             why = f"{service.mode} does not translate between them"
@@ -294,9 +298,6 @@ def _schedulers(view: View) -> Iterator[Finding]:
                 yield (*loc, "scheduler_flags", i), f"{shown(flag)} is no flag of {shown(name)}, which {have}; remove it"
             elif flag in flags[:i]:
                 yield (*loc, "scheduler_flags", i), f"{shown(flag)} stands there already; remove one"
-        if service.hash_target == "qid":
-            remedy = 'write hash_target = "sip"'
-            yield (*loc, "hash_target"), f"qid needs the connection id of QUIC, which lbd does not read yet; {remedy}"
         number, room = len(service.real_server), method.LIMIT
         if room and number > room:
             yield (*loc, "scheduler"), f"{name} takes at most {room} real servers, not {number}; split the service, or use wlc"

@@ -8,7 +8,7 @@ from pydantic import Field
 from lbd.config.address import Endpoint, EndpointValue, IPAddress
 from lbd.config.section import Section
 from lbd.config.tunnel import Encapsulation, ServerEncapsulation
-from lbd.config.value import Bool, Duration, Int, InterfaceName, Name, RequestPath
+from lbd.config.value import Bool, Duration, Int, InterfaceName, Name, RequestPath, ServerId
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
@@ -63,6 +63,11 @@ class RealServer(Section):
         None, ge=0, le=86400, description='Overrides the service\'s `slow_start`; "0s": none.', examples=["2m"]
     )
     tunnel: ServerEncapsulation | None = Field(None, description="Its own way in mode `tunnel`.")
+    quic_id: ServerId | None = Field(
+        None,
+        description="Its id in QUIC connection ids, in hexadecimal, with the service's `quic` = `quic-lb` or `katran`.",
+        examples=["2a"],
+    )
 
     @property
     def af(self) -> int:
@@ -93,7 +98,19 @@ class Service(Section):
         examples=[["mh-fallback", "mh-port"]],
     )
     hash_target: Literal["sip", "qid"] = Field(
-        "sip", description="What `conhash` hashes: the client's address (`sip`). `qid` (QUIC's connection id) is not there yet."
+        "sip",
+        description="What `conhash` hashes: the client's address (`sip`), or the first 8 bytes of the connection id in QUIC "
+        "packets (`qid`, UDP alone).",
+    )
+    quic: Literal["quic-lb", "katran", "dpvs"] | None = Field(
+        None,
+        description="UDP: real servers are found again by QUIC connection ids, when a client changes its address. How servers "
+        "write their id into them: `quic-lb` (unencrypted), `katran` or `dpvs`. See [quic](quic.md).",
+        examples=["quic-lb"],
+    )
+    quic_config: Int = Field(0, ge=0, le=6, description="quic-lb: the configuration that servers name in connection ids.")
+    quic_id_length: Int = Field(
+        2, ge=1, le=8, description="dpvs: bytes of a real server's address, from its end, that tell it from the others."
     )
     interface: InterfaceName = Field(
         "lo", description="Where the VIP is added if `manage`.", examples=["eth0"]

@@ -195,6 +195,13 @@ def read_request_path(value: object) -> str:
     return value
 
 
+def read_server_id(value: object) -> str:
+    """Hexadecimal digits, in pairs."""
+    if not isinstance(value, str) or not re.fullmatch(r"(?:[0-9a-fA-F]{2}){1,8}", value):
+        raise refusal('an id in hexadecimal such as "2a" or "00c4605e"', value, "2 to 16 digits, two for each byte, in quotes")
+    return value.lower()
+
+
 Name = Annotated[
     str, PlainValidator(read_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"})
 ]
@@ -206,6 +213,9 @@ RunDir = Annotated[
     PlainValidator(read_run_dir),
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": "string", "pattern": "^/", "maxLength": 80}),
+]
+ServerId = Annotated[
+    str, PlainValidator(read_server_id), WithJsonSchema({"type": "string", "pattern": "^([0-9a-fA-F]{2}){1,8}$"})
 ]
 RequestPath = Annotated[
     str, PlainValidator(read_request_path), WithJsonSchema({"type": "string", "pattern": "^/[!-~]*$"})

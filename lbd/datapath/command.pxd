@@ -74,6 +74,9 @@ cdef struct CmdSvc:
     uint16_t sorry          # number + 1, 0 = none
     uint8_t source4[4]      # of tunnels' outer headers, 0 = lbd's choice
     uint8_t source6[16]
+    uint8_t quic            # as in Svc
+    uint8_t quic_len
+    uint8_t quic_config
 
 cdef struct CmdSnat:        # fields as those of Svc
     uint8_t digest[16]      # of the rule's name
@@ -97,6 +100,8 @@ cdef struct CmdDest:
     uint16_t weight
     uint16_t tunnel_port    # network order
     uint8_t tunnel          # TunnelWay
+    uint64_t quic_id
+    uint8_t quic            # 1: it has that id
 
 cdef struct CmdLip:
     uint8_t addr[16]

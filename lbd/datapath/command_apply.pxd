@@ -13,6 +13,7 @@ from lbd.datapath.link cimport adj_tags, link_of, tag_word
 from lbd.datapath.neigh cimport (Iface, adj_refresh, Adj, ADJ_NONE, ADJ_MAX, ADJ_USED, ADJ_VALID, ADJ_LEARNED, BOND_L34,
                                  IFACE_PARTIAL, IFACE_USED, LINK_MAX, MEMBER_MAX)
 from lbd.datapath.fast cimport LANE_CLOSED, LANE_OPEN, LANE_WHOLE
+from lbd.datapath.quic cimport QUIC_FORMS, quic_hash_in, quic_unhash
 from lbd.datapath.timer cimport TIMEOUT_MAX
 from lbd.datapath.fib cimport Route, FIB_MAX, ROUTE_USED
 from lbd.datapath.pkt cimport IFACE_MAX
@@ -87,6 +88,8 @@ cdef inline bint svc_set(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogi
         return False
     if c.id >= e.max_svc or (b.af != 4 and b.af != 6) or b.table_len > e.arena_slots or b.table_off > e.arena_slots - b.table_len:
         return False
+    if b.quic >= QUIC_FORMS or b.quic_len > 8:
+        return False
     s = e.svc + c.id
     if b.sorry > e.max_dest or not svc_timeouts(e, s, b):
         return False
@@ -103,6 +106,9 @@ cdef inline bint svc_set(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogi
     s.sorry = b.sorry
     memcpy(s.source4, b.source4, 4)
     memcpy(s.source6, b.source6, 16)
+    s.quic = b.quic
+    s.quic_len = b.quic_len
+    s.quic_config = b.quic_config
     s.gen = c.gen
     if c.flags & CMD_FRESH:
         memset(e.svc_stat + c.id, 0, sizeof(SvcStat))
@@ -164,6 +170,7 @@ cdef inline bint dest_stands(const Dest *d) noexcept nogil:
 
 cdef inline void dest_unhash(Engine *e, uint32_t id) noexcept nogil:
     cdef uint32_t *p = e.dest_hash + dest_bucket(e.dest[id].addr, e.dest[id].port)
+    quic_unhash(e, id)
     while p[0]:
         if p[0] == id + 1:
             p[0] = e.dest[id].next
@@ -202,10 +209,12 @@ cdef inline void nat_refresh(Engine *e) noexcept nogil:
     """What is private to the process, from tables that were there before it."""
     cdef uint32_t i
     memset(e.dest_hash, 0, sizeof(e.dest_hash))
+    memset(e.quic_hash, 0, sizeof(e.quic_hash))
     for i in range(e.max_dest - 1, -1, -1):
         if e.dest[i].flags & DEST_USED:
             dest_hash_in(e, i)
             gue_note(e, e.dest + i)
+            quic_hash_in(e, i)
         if e.dest[i].flags & DEST_END:
             ending_begin(e)
     snat_refresh(e)
@@ -249,7 +258,10 @@ cdef inline bint dest_set(Engine *e, const Cmd *c, const CmdDest *b) noexcept no
     d.fib_gen = e.fib_gen[0] - 1
     d.flags = b.flags | DEST_USED
     gue_note(e, d)
+    d.quic = b.quic
+    d.quic_id = b.quic_id
     dest_hash_in(e, c.id)
+    quic_hash_in(e, c.id)
     if stood and not dest_stands(d):
         dest_left(e, d.svc)
     if d.flags & DEST_END and not ended:

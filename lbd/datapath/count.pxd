@@ -30,7 +30,10 @@ cdef struct Counters:
     uint64_t frag_held              # fragments kept until the first one of their datagram came
     uint64_t frag_expired           # datagrams of which something was still missing after the timeout
     uint64_t frag_evicted           # datagrams that made room for others
-    uint64_t spare[27]
+    uint64_t quic_by_id             # QUIC packets without a connection: the connection id named the real server
+    uint64_t quic_unknown           # it named none that there is: scheduled
+    uint64_t quic_no_id             # it is not of the service's form: scheduled
+    uint64_t spare[24]
 
 cdef enum ExpireReason:
     EXPIRE_TIMEOUT = 0

@@ -38,6 +38,7 @@ cdef enum:
     EXT_SHARE = 16              # one extension for so many connections
     DEST_HASH = 1024            # buckets of the real servers by address and port
     VIP_HASH = 1024             # of the services by address
+    QUIC_HASH = 4096            # of those that have an id in QUIC's connection ids
 
 cdef struct Engine:
     # tables; `max_*` are their sizes
@@ -102,6 +103,7 @@ cdef struct Engine:
     uint32_t lip_cursor
     uint32_t dest_hash[1024]    # heads: number + 1
     uint32_t vip_hash[1024]     # the same
+    uint32_t quic_hash[4096]    # heads: number + 1
     uint32_t nat_services       # services of mode NAT
     uint32_t nat64              # there is or was a NAT64 connection: IPv4 misses may be found in the IPv6 table
     uint16_t ip_id              # identification of the last IPv4 packet made (NAT64)

@@ -9,12 +9,12 @@ from lbd.datapath.engine cimport ConnExt, Engine, Plan
 from lbd.datapath.ext cimport ext_give, ext_take
 from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_ICMP_ERROR, PKT_NEW
 from lbd.datapath.flow cimport Tuple, tuple_hash
-from lbd.datapath.hdr cimport PROTO_SCTP, PROTO_TCP, TcpHdr, TCP_ACK, TCP_RST, TCP_SYN
+from lbd.datapath.hdr cimport PROTO_SCTP, PROTO_TCP, PROTO_UDP, TcpHdr, TCP_ACK, TCP_RST, TCP_SYN
 from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
 from lbd.datapath.svc cimport (DEST_NONE, DEST_UP, DEST_USED, LIP_NONE, MODE_FULLNAT, MODE_NAT, MODE_NAT64, MODE_SNAT, MODE_TUNNEL,
-                               SVC_NONE)
+                               SVC_HASH_QID, SVC_NONE, Svc)
 from lbd.datapath.echo cimport is_icmp
 from lbd.datapath.neigh cimport ADJ_NONE
 from lbd.datapath.lookup cimport dest_bucket, lip_lookup, nat_dest, svc_of
@@ -22,6 +22,7 @@ from lbd.datapath.lifetime cimport conn_end, conn_schedule, evict, stat_count, t
 from lbd.datapath.laddr cimport FIT_REUSED, laddr_guess, laddr_pick, port_fit, port_prefetch, server_edge
 from lbd.datapath.owner cimport flow_owner
 from lbd.datapath.sctp cimport CHUNK_ABORT, CHUNK_INIT
+from lbd.datapath.quic cimport QUIC_NONE, quic_schedule
 from lbd.datapath.sched cimport schedule, schedule_prefetch
 from lbd.datapath.nat cimport delta_set
 from lbd.datapath.nat64 cimport addr_map, tuple_map
@@ -175,6 +176,14 @@ cdef inline void reserve(Engine *e, uint32_t svc, uint32_t dest, int by) noexcep
     e.dest_stat[dest].inactive += by
 
 
+cdef inline uint32_t choose(Engine *e, const Pkt *p, const Tuple *t) noexcept nogil:
+    """A real server for this packet of service p.svc, or DEST_NONE."""
+    cdef Svc *s = e.svc + p.svc
+    if lbd_unlikely(s.quic != QUIC_NONE or s.flags & SVC_HASH_QID) and p.proto == PROTO_UDP:
+        return quic_schedule(e, p, p.svc, t)
+    return schedule(e, s, t)
+
+
 cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32_t nth, int af) noexcept nogil:
     """For a packet that looks new. nth: how many connections of this family were planned before in this burst."""
     cdef ConnTable *tab = table_of(e, af)
@@ -184,7 +193,7 @@ cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32
         return STEP_DONE
     plan.isn = syn_number(p)
     plan.over = REF_NONE
-    plan.dest = schedule(e, e.svc + p.svc, &e.tuple[i])
+    plan.dest = choose(e, p, &e.tuple[i])
     if plan.dest == DEST_NONE:
         drop(p, REASON_NO_BACKEND)
         return STEP_DONE

@@ -29,6 +29,7 @@ cdef enum SvcFlag:
     SVC_USED = 1
     SVC_HASH_PORT = 2       # SCHED_HASH, SCHED_SOURCE: the client's port takes part (sh-port, mh-port)
     SVC_LEAST_WEIGHTED = 4  # SCHED_LEAST: divide by weight (wlc)
+    SVC_HASH_QID = 1024     # SCHED_HASH: QUIC's connection id instead of the client's address
     SVC_HASH_FALLBACK = 8   # SCHED_HASH, SCHED_SOURCE: another slot when the hashed one's server can't (sh-fallback, mh-fallback)
     SVC_EXPIRE_NODEST = 256     # connections of a real server that was removed or is down end at their next packet
     SVC_EXPIRE_QUIESCENT = 512  # and those of one whose weight is 0
@@ -70,7 +71,10 @@ cdef struct Svc:            # 128 bytes; what established packets and plain serv
     uint32_t homes_changed  # when the mask last changed, ms
     uint8_t source4[4]      # outer source addresses of its tunnels; 0 = lbd's choice
     uint8_t source6[16]
-    uint8_t reserved[12]
+    uint8_t quic            # QuicForm (quic.pxd)
+    uint8_t quic_len        # bytes of a server's id
+    uint8_t quic_config     # QUIC_LB: config rotation bits
+    uint8_t reserved[9]
     uint32_t vip_next       # chain of services by address: number + 1, 0 = end (worker)
     uint32_t timeout_fin    # ms, of states after a FIN; 0 = the worker's defaults
     uint32_t timeout_udp    # ms; 0 = the worker's default
@@ -125,7 +129,10 @@ cdef struct Dest:           # 64 bytes
     uint32_t pmtu_seen      # when `pmtu` was learned, ms (worker)
     uint16_t pmtu           # of the way to it, by ICMP errors about its tunnel; 0 = not known (worker)
     uint8_t tunnel          # TunnelWay
-    uint8_t reserved[17]
+    uint8_t quic            # it has an id in QUIC connection ids:
+    uint64_t quic_id
+    uint32_t quic_next      # chain of real servers by that id: number + 1, 0 = end (worker)
+    uint8_t reserved[4]
 
 cdef enum LipFlag:
     LIP_USED = 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from lbd.config import Config
+from lbd.config.quic import FORMS, id_length, server_id
 from lbd.config.service import RealServer as ConfiguredServer
 from lbd.config.service import Service as ConfiguredService
 from lbd.config.snat import AddressRange, Snat
@@ -194,6 +195,8 @@ class Composer:
             sorry=(s.sorry_server.addr.packed, s.sorry_server.port) if s.sorry_server is not None else None,
             sources=(s.tunnel.source.packed,) if s.tunnel is not None and s.tunnel.source is not None else (),
             sorry_tunnel=encapsulation(s, None, s.sorry_server.af) if s.sorry_server is not None else IPIP,
+            hash_qid=s.hash_target == "qid",
+            quic=(FORMS[s.quic], id_length(s), s.quic_config) if s.quic else (0, 0, 0),
         )
 
     def _real_server(self, s: ConfiguredService, r: ConfiguredServer) -> RealServer:
@@ -210,6 +213,7 @@ class Composer:
             share=standing.share if weight else FULL,
             end=standing.end,
             tunnel=encapsulation(s, r.tunnel, r.af),
+            quic_id=server_id(s, r),
         )
 
 

@@ -46,6 +46,7 @@ class RealServer:
     share: int = 100  # percent of its weight that counts for now: slow start, a drain in stages
     end: str = ""  # its connections are to be ended: "expire", or "reset", with a RST to both ends
     tunnel: Encapsulation = IPIP
+    quic_id: int | None = None  # in QUIC connection ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ class Service:
     sorry: tuple[bytes, int] | None = None  # address and port
     sources: tuple[bytes, ...] = ()  # of outer headers, at most one of each family
     sorry_tunnel: Encapsulation = IPIP
+    hash_qid: bool = False  # conhash: by QUIC's connection id
+    quic: tuple[int, int, int] = (0, 0, 0)  # form (QuicForm of quic.pxd), bytes of a server's id, config rotation bits
 
     @property
     def key(self) -> ServiceKey:

@@ -131,7 +131,7 @@ def dest(number: int, real: RealServer, svc: int, weight: int) -> bytes:
     """`weight`: its own, in the measure of its service at the moment."""
     return shm.dest_set(
         number, 0, af=family(real.address), addr=real.address, port=real.port, svc=svc, weight=weight, up=real.up,
-        flags=END[real.end], tunnel=way(real.tunnel), tunnel_port=real.tunnel.port,
+        flags=END[real.end], tunnel=way(real.tunnel), tunnel_port=real.tunnel.port, quic_id=real.quic_id,
     )  # fmt: skip
 
 
@@ -148,8 +148,9 @@ def service(number: int, s: Service, kind: int, flags: int, table_at: int, table
         flags |= EXPIRE[name]
     return shm.svc_set(
         number, 0, af=family(s.address), addr=s.address, port=s.port, proto=s.protocol, sched=kind,
-        flags=flags, mode=MODES[s.mode], table_off=table_at, table_len=table_len, timeout_established=s.timeout_established,
-        timeout_fin=s.timeout_fin, timeout_udp=s.timeout_udp, sorry=sorry,
+        flags=flags | (shm.SVC_HASH_QID if s.hash_qid else 0), mode=MODES[s.mode], table_off=table_at, table_len=table_len,
+        timeout_established=s.timeout_established, timeout_fin=s.timeout_fin, timeout_udp=s.timeout_udp, sorry=sorry,
+        quic=s.quic[0], quic_len=s.quic[1], quic_config=s.quic[2],
         source4=next((a for a in s.sources if len(a) == 4), bytes(4)),
         source6=next((a for a in s.sources if len(a) == 16), bytes(16)),
     )  # fmt: skip

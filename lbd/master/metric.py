@@ -158,6 +158,12 @@ SECTIONS = (
                 ("reason",),
                 "Datagrams in fragments that were given up: timeout (something was missing), table_full (the oldest made room).",
             ),
+            c(
+                "lbd_quic_packets_total",
+                ("result",),
+                "QUIC packets without a connection, Initial and 0-RTT aside: by_id (the connection id named the real server), "
+                "unknown_id (one that there is not, or is down: scheduled), no_id (not of the service's form: scheduled).",
+            ),
             c("lbd_slow_path_packets_total", ("direction",), "Packets by the slow path: to_kernel."),
             c(
                 "lbd_xdp_actions_total",

@@ -112,6 +112,8 @@ def packets(page: Exposition, daemon: Daemon) -> None:
     page.rows("lbd_fragments_total", [((what,), sum(c[f"frag_{what}"] for c in each)) for what in ("forwarded", "held")])
     lost = {"timeout": "frag_expired", "table_full": "frag_evicted"}
     page.rows("lbd_fragmented_datagrams_lost_total", [((why,), sum(c[key] for c in each)) for why, key in lost.items()])
+    quic = (("by_id", "quic_by_id"), ("unknown_id", "quic_unknown"), ("no_id", "quic_no_id"))
+    page.rows("lbd_quic_packets_total", (((result,), sum(c[key] for c in each)) for result, key in quic))
     page.rows("lbd_slow_path_packets_total", [(("to_kernel",), sum(c["kernel_out"] for c in each))])
     page.one("lbd_connections_opened_total", sum(c["conns_made"] for c in each))
     page.rows("lbd_connections_expired_total", total("conns_expired"))

@@ -23,6 +23,7 @@ SVC_LEAST_WEIGHTED: int
 SVC_HASH_FALLBACK: int
 SVC_EXPIRE_NODEST: int
 SVC_EXPIRE_QUIESCENT: int
+SVC_HASH_QID: int
 MODE_FULLNAT: int
 MODE_NAT: int
 MODE_DR: int
@@ -171,6 +172,9 @@ def svc_set(
     mode: int = 0,
     source4: bytes = ...,
     source6: bytes = ...,
+    quic: int = 0,
+    quic_len: int = 0,
+    quic_config: int = 0,
     fresh: bool = False,
 ) -> bytes: ...
 def snat_set(
@@ -204,6 +208,7 @@ def dest_set(
     flags: int = 0,
     tunnel: int = 0,
     tunnel_port: int = 0,
+    quic_id: int | None = None,
     fresh: bool = False,
 ) -> bytes: ...
 def dest_del(id: int, gen: int) -> bytes: ...

@@ -65,7 +65,7 @@ def nop(gen):
 
 def svc_set(id, gen, *, af, addr, port, proto, sched, flags=0, table_off=0, table_len=0,
             timeout_established=0, timeout_fin=0, timeout_udp=0, sorry=None, mode=c_svc.MODE_FULLNAT, source4=bytes(4),
-            source6=bytes(16), fresh=False):
+            source6=bytes(16), quic=0, quic_len=0, quic_config=0, fresh=False):
     """source4, source6: outer source addresses of its tunnels; zeros: lbd's choice."""
     cdef c_cmd.CmdSvc b
     memset(&b, 0, sizeof(b))
@@ -81,7 +81,7 @@ def svc_set(id, gen, *, af, addr, port, proto, sched, flags=0, table_off=0, tabl
     b.mode = mode
     b.flags = bounded("flags", flags, 0, 0xffff)
     if b.flags & ~(c_svc.SVC_HASH_PORT | c_svc.SVC_LEAST_WEIGHTED | c_svc.SVC_HASH_FALLBACK | c_svc.SVC_EXPIRE_NODEST
-                   | c_svc.SVC_EXPIRE_QUIESCENT):
+                   | c_svc.SVC_EXPIRE_QUIESCENT | c_svc.SVC_HASH_QID):
         raise ValueError(f"flags {flags:#x}: there is a bit in it that may not be set")
     b.table_off = bounded("table_off", table_off, 0, 0xffffffff)
     b.table_len = bounded("table_len", table_len, 0, 0xffffffff)
@@ -91,6 +91,9 @@ def svc_set(id, gen, *, af, addr, port, proto, sched, flags=0, table_off=0, tabl
     b.sorry = 0 if sorry is None else bounded("sorry", sorry, 0, 0xfffe) + 1
     put_bytes(b.source4, "source4", source4, 4)
     put_bytes(b.source6, "source6", source6, 16)
+    b.quic = bounded("quic", quic, c_quic.QUIC_NONE, c_quic.QUIC_FORMS - 1)
+    b.quic_len = bounded("quic_len", quic_len, 1 if quic in (c_quic.QUIC_LB, c_quic.QUIC_DPVS) else 0, 8)
+    b.quic_config = bounded("quic_config", quic_config, 0, 6)
     return finish(c_cmd.CMD_SVC_SET, number16(id), gen, c_cmd.CMD_FRESH if fresh else 0, &b, sizeof(b))
 
 
@@ -122,7 +125,8 @@ def svc_del(id, gen):
     return finish(c_cmd.CMD_SVC_DEL, number16(id), gen, 0, NULL, 0)
 
 
-def dest_set(id, gen, *, af, addr, port, svc, weight=1, up=True, flags=0, tunnel=c_svc.TUNNEL_IPIP, tunnel_port=0, fresh=False):
+def dest_set(id, gen, *, af, addr, port, svc, weight=1, up=True, flags=0, tunnel=c_svc.TUNNEL_IPIP, tunnel_port=0, quic_id=None,
+             fresh=False):
     """flags: DEST_SORRY, DEST_END, DEST_RESET; tunnel: a kind (TUNNEL_IPIP, TUNNEL_GRE, TUNNEL_GUE), TUNNEL_CSUM with it for the
     latter two; tunnel_port: GUE's."""
     cdef c_cmd.CmdDest b
@@ -141,6 +145,9 @@ def dest_set(id, gen, *, af, addr, port, svc, weight=1, up=True, flags=0, tunnel
     if b.tunnel & c_svc.TUNNEL_KIND > c_svc.TUNNEL_GUE or b.tunnel == c_svc.TUNNEL_CSUM:
         raise ValueError(f"tunnel {tunnel!r} is none of TUNNEL_IPIP, TUNNEL_GRE and TUNNEL_GUE, the latter two with TUNNEL_CSUM")
     b.tunnel_port = htons(bounded("tunnel_port", tunnel_port, 1 if b.tunnel & c_svc.TUNNEL_KIND == c_svc.TUNNEL_GUE else 0, 65535))
+    if quic_id is not None:
+        b.quic = 1
+        b.quic_id = bounded("quic_id", quic_id, 0, 0xffffffffffffffff)
     return finish(c_cmd.CMD_DEST_SET, number16(id), gen, c_cmd.CMD_FRESH if fresh else 0, &b, sizeof(b))
 
 

@@ -14,7 +14,7 @@ from lbd.datapath.count cimport Counters, ExpireReason  # re-exported: Counters 
 
 cdef enum:
     SEG_MAGIC = 0x3144424c          # "LBD1"
-    SEG_VERSION = 4
+    SEG_VERSION = 6
     CHUNK = 2048                    # frame size, bytes
     CHUNK_SHIFT = 11
     CAPTURE_SLOT = 2048             # one capture or slow-path record: CaptureHead + bytes

@@ -34,6 +34,9 @@ def warned(text: str) -> list[tuple[int | None, str, str]]:
 
 
 SECOND = '[[service]]\nname = "second"\naddress = "192.0.2.11:80"\ninterface = "eth0"\n'
+QUIC = SECOND + 'protocol = "udp"\nquic = "quic-lb"\n'
+ONE = '[[service.real_server]]\naddress = "10.1.0.1:80"\n'
+TWO = ONE.replace("10.1.0.1", "10.1.0.2")
 # What is appended to GOOD: the line after that (0: the first appended), the field, words of the message.
 BROKEN = {
     "unknown table": ("[demon]", 0, "demon", "did you mean `[daemon]`?"),
@@ -263,11 +266,81 @@ BROKEN = {
         "service[1].scheduler_flags[1]",
         '"mh-port" stands there already; remove one',
     ),
-    "service, hash_target": (
+    "service, hash_target of tcp": (
         SECOND + 'scheduler = "conhash"\nhash_target = "qid"',
         5,
         "service[1].hash_target",
-        'which lbd does not read yet; write hash_target = "sip"',
+        'qid needs protocol = "udp"; write hash_target = "sip"',
+    ),
+    "service, hash_target, scheduler": (
+        SECOND + 'protocol = "udp"\nhash_target = "qid"',
+        5,
+        "service[1].hash_target",
+        'goes with scheduler = "conhash", not with "wlc"; remove it',
+    ),
+    "service, sctp by NAT64": (
+        '[[service]]\nname = "6"\naddress = "[2001:db8::1]:80"\nprotocol = "sctp"\n' + ONE,
+        5,
+        "service[1].real_server[0].address",
+        "must be IPv6, not IPv4: SCTP is not translated between them",
+    ),
+    "service, quic": (SECOND + 'quic = "quic-bl"', 4, "service[1].quic", 'did you mean "quic-lb"?'),
+    "service, quic of tcp": (SECOND + 'quic = "dpvs"', 4, "service[1].quic", 'needs protocol = "udp", not "tcp"'),
+    "service, quic_config": (
+        SECOND + 'protocol = "udp"\nquic = "dpvs"\nquic_config = 1',
+        6,
+        "service[1].quic_config",
+        'goes with quic = "quic-lb" alone; remove it',
+    ),
+    "service, quic_id_length": (
+        SECOND + 'protocol = "udp"\nquic_id_length = 3',
+        5,
+        "service[1].quic_id_length",
+        'goes with quic = "dpvs" alone; remove it',
+    ),
+    "real server, quic_id missing": (
+        QUIC + ONE,
+        6,
+        "service[1].real_server[0]",
+        'needs quic_id, by which quic = "quic-lb" knows it; write quic_id = "2a" or the like',
+    ),
+    "real server, quic_id no digits": (QUIC + ONE + "quic_id = 12", 8, "service[1].real_server[0].quic_id", "in quotes"),
+    "real server, quic_id odd": (QUIC + ONE + 'quic_id = "abc"', 8, "service[1].real_server[0].quic_id", "two for each byte"),
+    "real server, quic_id of another length": (
+        QUIC + ONE + 'quic_id = "ab"\n' + TWO + 'quic_id = "abcd"',
+        11,
+        "service[1].real_server[1].quic_id",
+        "has 4 digits, another one 2: all ids of a service are of one length",
+    ),
+    "real server, quic_id twice": (
+        QUIC + ONE + 'quic_id = "ab"\n' + TWO + 'quic_id = "AB"',
+        11,
+        "service[1].real_server[1].quic_id",
+        "real_server[0] has this id already; choose another",
+    ),
+    "real server, quic_id too long": (
+        QUIC.replace("quic-lb", "katran") + ONE + 'quic_id = "0102030405"',
+        8,
+        "service[1].real_server[0].quic_id",
+        "has 10 digits; katran has 8 at most",
+    ),
+    "real server, quic_id with dpvs": (
+        QUIC.replace("quic-lb", "dpvs") + ONE + 'quic_id = "01"',
+        8,
+        "service[1].real_server[0].quic_id",
+        "has no effect: dpvs takes it from the address; remove it",
+    ),
+    "real server, quic_id without quic": (
+        SECOND + ONE + 'quic_id = "01"',
+        6,
+        "service[1].real_server[0].quic_id",
+        "has no effect: the service has no `quic`; remove it",
+    ),
+    "real server, dpvs, ends alike": (
+        QUIC.replace("quic-lb", "dpvs") + ONE + TWO.replace("10.1.0.2", "10.9.0.1"),
+        9,
+        "service[1].real_server[1].address",
+        "ends as that of real_server[0], so that connection ids can't tell them apart; raise quic_id_length",
     ),
     "service, lblc of many": (
         SECOND + 'scheduler = "lblc"\n' + "".join(f'[[service.real_server]]\naddress = "10.1.0.{n}:80"\n' for n in range(65)),

@@ -1,0 +1,172 @@
+"""Runs inside the lab VM: the kernel's own SCTP through lbd over veth, in every mode, both families. Prints one JSON object.
+
+    client | veth | balancer (the VM itself, lbd) | veth | server
+
+The veth devices keep their offloads: what the kernel's SCTP sends comes without a checksum (NETIF_F_SCTP_CRC), and what it gets is
+verified by it. DR and tunnel: the server has the VIP on lo and answers from it, routed by the balancer's kernel; ipip is its tunl0.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from guest_mode import process, sh, until
+
+PORTS = {"fullnat": 3868, "nat": 3869, "dr": 3870, "tunnel": 3871}
+NEAR = {4: "192.0.2.10", 6: "2001:db8:1::10"}
+FAR = {4: "198.51.100.10", 6: "2001:db8:51::10"}
+SERVER = {4: "10.77.0.11", 6: "fd77::11"}
+MESSAGES = [1, 100, 1000, 1400, 5000, 30000]
+
+CONFIG = """
+[daemon]
+run_dir = "{run}"
+[workers]
+count = 1
+heartbeat_limit = "30s"
+[tables]
+connections_ipv4 = 4096
+connections_ipv6 = 4096
+frames = 4096
+services = 16
+real_servers = 64
+hugepages = "off"
+[[interface]]
+name = "veth-c"
+ring = 512
+[[interface]]
+name = "veth-s"
+ring = 512
+[[local_address]]
+address = "10.77.0.2"
+interface = "veth-s"
+[[local_address]]
+address = "fd77::2"
+interface = "veth-s"
+"""
+
+
+def vip(mode: str, family: int) -> str:
+    return (FAR if mode in ("dr", "tunnel") else NEAR)[family]
+
+
+def endpoint(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def config(run: Path) -> str:
+    text = CONFIG.format(run=run)
+    for mode, port in PORTS.items():
+        for family in (4, 6):
+            managed = 'interface = "veth-c"' if mode in ("fullnat", "nat") else "manage = false"
+            text += f"""
+[[service]]
+name = "{mode}{family}"
+address = "{endpoint(vip(mode, family), port)}"
+protocol = "sctp"
+mode = "{mode}"
+{managed}
+[[service.real_server]]
+address = "{endpoint(SERVER[family], port)}"
+"""
+    return text
+
+
+def network() -> None:
+    for name, near, near6, far, far6, lb in (
+        ("client", "192.0.2.100/24", "2001:db8:1::100/64", "192.0.2.1/24", "2001:db8:1::1/64", "veth-c"),
+        ("server", f"{SERVER[4]}/24", f"{SERVER[6]}/64", "10.77.0.1/24", "fd77::1/64", "veth-s"),
+    ):
+        ns = f"ip -n {name}"
+        sh(f"ip netns add {name}; ip link add {lb} type veth peer name eth0 netns {name}; {ns} link set lo up")
+        sh(f"ip addr add {far} dev {lb}; ip addr add {far6} dev {lb} nodad; ip link set {lb} up")
+        sh(f"{ns} addr add {near} dev eth0; {ns} addr add {near6} dev eth0 nodad; {ns} link set eth0 up")
+        sh(f"{ns} route add default via {far.split('/')[0]}; {ns} -6 route add default via {far6.split('/')[0]}")
+    sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+    sh("sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0")
+    sh("sysctl -qw net.ipv4.conf.veth-s.rp_filter=0 net.ipv4.conf.veth-c.rp_filter=0")
+    inside = "ip netns exec server"
+    sh(f"{inside} sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2 net.ipv4.conf.all.rp_filter=0")
+    sh(f"ip -n server addr add {FAR[4]}/32 dev lo; ip -n server addr add {FAR[6]}/128 dev lo nodad")
+    sh("ip -n server link set tunl0 up; ip -n server link set ip6tnl0 up")
+    sh(f"{inside} sysctl -qw net.ipv4.conf.tunl0.rp_filter=0 net.ipv4.conf.default.rp_filter=0")
+
+
+def serve(address: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
+    listening.bind((address, port))
+    listening.listen()
+    while True:
+        peer, _ = listening.accept()
+        while data := peer.recv(1 << 16):
+            peer.sendall(data)
+        peer.close()
+
+
+def talk(address: str, port: int) -> int:
+    """Messages there and back; bytes."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    total = 0
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_SCTP) as s:
+        s.settimeout(30)
+        s.bind(("2001:db8:1::100" if ":" in address else "192.0.2.100", 0))
+        s.connect((address, port))
+        for size in MESSAGES:
+            sent = os.urandom(size)
+            s.sendall(sent)
+            got = b""
+            while len(got) < size:
+                more = s.recv(1 << 16)
+                assert more, "closed too early"
+                got += more
+            assert got == sent
+            total += size
+    return total
+
+
+def main() -> None:
+    work = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    run = work / "run"
+    run.mkdir(mode=0o700)
+    network()
+    (work / "lbd.toml").write_text(config(run))
+    lbd = [sys.executable, "-m", "lbd.cli.main"]
+    control = f"{' '.join(lbd)} -s {run}/control.sock"
+    servers = [(vip(mode, family) if mode in ("dr", "tunnel") else SERVER[family], port)
+               for mode, port in PORTS.items() for family in (4, 6)]  # fmt: skip
+    for address, port in servers:
+        subprocess.Popen(["ip", "netns", "exec", "server", sys.executable, __file__, "serve", address, str(port)])
+    offload = [line.strip() for line in sh("ip netns exec client ethtool -k eth0").splitlines() if "sctp" in line]
+    with process([*lbd, "run", str(work / "lbd.toml")], work / "lbd.log"):
+        until("lbd is ready", lambda: json.loads(sh(f"{control} status -j")).get("ready"), 240)
+        seen = {}
+        for mode, port in PORTS.items():
+            for family in (4, 6):
+                ask = f"ip netns exec client {sys.executable} {__file__} talk {vip(mode, family)} {port}"
+                try:
+                    seen[f"{mode} {family}"] = int(sh(ask))
+                except RuntimeError as e:
+                    seen[f"{mode} {family}"] = str(e)
+        services = {s["name"]: s for s in json.loads(sh(f"{control} service -j"))["services"]}
+        states = {c["state"] for c in json.loads(sh(f"{control} conns -j"))["conns"]}
+        errors = sh("ip netns exec client cat /proc/net/sctp/snmp; ip netns exec server cat /proc/net/sctp/snmp")
+        print(json.dumps({
+            "kernel": os.uname().release, "offload": offload, "seen": seen, "states": sorted(states),
+            "connections": {name: s["connections"] for name, s in services.items()},
+            "checksum_errors": [int(line.split()[1]) for line in errors.splitlines() if line.startswith("SctpChecksumErrors")],
+        }))  # fmt: skip
+    print((work / "lbd.log").read_text(), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["serve"]:
+        serve(sys.argv[2], int(sys.argv[3]))
+    elif sys.argv[1:2] == ["talk"]:
+        print(talk(sys.argv[2], int(sys.argv[3])))
+    else:
+        main()
