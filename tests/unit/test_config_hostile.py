@@ -398,4 +398,4 @@ def test_round_trip(data: dict[str, Any]) -> None:
 def test_the_good_file_round_trips() -> None:
     config = loads(GOOD_TEXT)
     assert loads(tomlkit.dumps(config.to_plain())) == config
-    assert config.to_plain()["timeouts"] == {"tcp_time_wait": "2m"}
+    assert config.to_plain()["timeouts"] == {"tcp_time_wait": "2m", "sctp_shutdown": "5s"}

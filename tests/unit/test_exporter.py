@@ -5,15 +5,16 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import parser
+from prometheus_client import CollectorRegistry, Gauge, generate_latest, parser
 from prometheus_client.openmetrics import parser as openmetrics
 
 from lbd.config import Config, loads
@@ -362,19 +363,31 @@ def test_label_values_are_escaped(a: str, b: str) -> None:
 # -- speed ---------------------------------------------------------------------------------------------------
 
 
-def test_forty_thousand_series_take_fifty_milliseconds() -> None:
+def seconds(render: Callable[[], object]) -> float:
+    """Of processor time; the least of seven, since others work on this machine too."""
+    took = []
+    for _ in range(7):
+        start = time.process_time()
+        render()
+        took.append(time.process_time() - start)
+    return min(took)
+
+
+def test_forty_thousand_series_take_a_tenth_of_what_the_library_needs() -> None:
+    """Some 30 ms beside 900: the loop serves nobody else meanwhile."""
+    registry = CollectorRegistry()
+    gauge = Gauge("lbd_real_server_weight", "of as many series, with labels as long", ("service", "real_server"), registry=registry)
+    for n in range(4000):
+        gauge.labels(f"service-{n // 10}", f"10.0.{n // 250}.{n % 250}:8080").set(n)
+    library = seconds(partial(generate_latest, registry)) / 4000
     for d in daemons(config(500, 10)):
         for segment in d.segments.values():
             segment.services = dict.fromkeys(range(500), (1 << 40, 2, 3, 4, 5, 6, 7))
             segment.dests = dict.fromkeys(range(5000), (1 << 40, 2, 3, 4, 5, 6, 7))
         _, page = d.exporter.render()  # the first one makes the labels' texts
-        assert sum(not line.startswith(b"#") for line in page.splitlines()) > 40_000
-        took = []
-        for _ in range(7):
-            start = time.process_time()
-            d.exporter.render()
-            took.append(time.process_time() - start)
-        assert min(took) < 0.05, took
+        series = sum(not line.startswith(b"#") for line in page.splitlines())
+        assert series > 40_000
+        assert seconds(d.exporter.render) / series < library / 10
 
 
 def test_the_loop_gets_its_turn_between_parts() -> None:
