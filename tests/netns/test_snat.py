@@ -7,6 +7,7 @@ same, with the client's own address, and each server tells which address it saw.
 
 import hashlib
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
@@ -199,28 +200,34 @@ def test_a_service_beside_it(gateway: tuple[Testbed, Daemon], family: int) -> No
     assert seen not in pools(testbed, family) and seen != own(testbed, family)
 
 
+class Talker:
+    """One connection to a server outside, for as long as it lives."""
+
+    def __init__(self, testbed: Testbed, server: str) -> None:
+        code = (
+            "import socket, sys\n"
+            f"s = socket.create_connection(('{server}', {WEB}))\n"
+            "for line in sys.stdin:\n"
+            " s.sendall(b'GET /address HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n')\n"
+            " print(s.recv(4096).split(b'\\r\\n\\r\\n')[1].decode().strip(), flush=True)\n"
+        )
+        self.process = testbed.popen(testbed.client, ["python3", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def ask(self) -> list[str]:
+        """Address and port that the server sees."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().decode().split()
+
+
 def test_reload(make_testbed: Callable[..., Testbed]) -> None:
     """A changed rule, and a rule for another protocol put before it, leave connections
     alone; what a removed rule was for the kernel routes."""
     testbed = make_testbed(workers=2, routing=True).up()
     daemon = testbed.lbd(configuration(testbed))
-    code = (
-        "import socket, sys\n"
-        f"s = socket.create_connection(('{outside(testbed, 4)}', {WEB}))\n"
-        "for line in sys.stdin:\n"
-        " s.sendall(b'GET /address HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n')\n"
-        " print(s.recv(4096).split(b'\\r\\n\\r\\n')[1].decode().strip(), flush=True)\n"
-    )
-    talker = testbed.popen(testbed.client, ["python3", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert talker.stdin and talker.stdout
-
-    def ask() -> list[str]:
-        assert talker.stdin and talker.stdout
-        talker.stdin.write(b"\n")
-        talker.stdin.flush()
-        return talker.stdout.readline().decode().split()
-
-    first = ask()
+    talker = Talker(testbed, outside(testbed, 4))
+    first = talker.ask()
     assert first[0] in pools(testbed, 4)
     settings = testbed.settings(services=("web",))
     used = {*pools(testbed, 4), *pools(testbed, 6)}
@@ -229,10 +236,35 @@ def test_reload(make_testbed: Callable[..., Testbed]) -> None:
     settings["snat"] = [dns, rule(testbed, 4, destination=["10.77.0.0/24"]), rule(testbed, 6)]
     daemon.config_file.write_text(config_text(settings))
     daemon.call("POST", "/v1/reload")
-    assert ask() == first
+    assert talker.ask() == first
     assert seen_as(testbed, 4) in pools(testbed, 4)
     settings["snat"] = [dns]
     daemon.config_file.write_text(config_text(settings))
     daemon.call("POST", "/v1/reload")
     wait_until("the kernel routes it", lambda: seen_as(testbed, 4) == own(testbed, 4), 5)
     assert load.dnsperf(testbed.client, outside(testbed, 4), "www.lbd.test", testbed.directory).lost == 0
+
+
+def test_a_new_master_and_a_new_worker(make_testbed: Callable[..., Testbed]) -> None:
+    """Both are killed, one after the other: connections go on from the same address and port, new ones are translated too."""
+    testbed = make_testbed(workers=2, routing=True).up()
+    daemon = testbed.lbd(configuration(testbed))
+    talker = Talker(testbed, outside(testbed, 4))
+    first = talker.ask()
+    assert first[0] in pools(testbed, 4)
+    number = row(daemon, "out4")["number"]
+    daemon.kill()
+    assert talker.ask() == first, "nobody is needed to forward"
+    daemon = testbed.lbd(configuration(testbed))
+    assert daemon.get("/v1/status")["took_over"] and row(daemon, "out4")["number"] == number
+    assert talker.ask() == first and seen_as(testbed, 4) in pools(testbed, 4)
+    pids = [w["pid"] for w in daemon.get("/v1/workers")["workers"]]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+    def replaced() -> bool:
+        now = daemon.get("/v1/workers")["workers"]
+        return all(w["state"] == "running" and w["pid"] not in pids for w in now)
+
+    wait_until("successors run", replaced, 20)
+    assert talker.ask() == first and seen_as(testbed, 4) in pools(testbed, 4) and seen_as(testbed, 6) in pools(testbed, 6)
