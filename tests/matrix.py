@@ -26,6 +26,7 @@ RANK = {"passes": 0, "skipped": 1, "FAILS": 2}
 # (mode, family, protocol, device) as regular expressions, and why there is no test; the first that fits is told
 WHY_NOT: tuple[tuple[Cell, str], ...] = (
     (("nat64", "IPv4", ".*", ".*"), "its clients are IPv6"),
+    (("snat", ".*", "sctp", ".*"), "rules are for TCP, UDP and ICMP echo; the kernel routes the rest"),
 )
 
 

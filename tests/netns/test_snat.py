@@ -75,6 +75,7 @@ def row(daemon: Daemon, name: str) -> dict[str, int]:
 
 
 @families
+@pytest.mark.cell("snat", "{family}", "tcp", "veth")
 def test_requests(gateway: tuple[Testbed, Daemon], family: int) -> None:
     """20,000 of them, each on a connection of its own, none fails."""
     testbed, daemon = gateway
@@ -117,6 +118,7 @@ def test_a_large_transfer(gateway: tuple[Testbed, Daemon], family: int) -> None:
 
 
 @families
+@pytest.mark.cell("snat", "{family}", "icmp", "veth")
 def test_ping(gateway: tuple[Testbed, Daemon], family: int) -> None:
     testbed, daemon = gateway
     said = testbed.client.run(["ping", f"-{family}", "-c", "20", "-i", "0.02", "-W", "2", outside(testbed, family)])
@@ -126,6 +128,7 @@ def test_ping(gateway: tuple[Testbed, Daemon], family: int) -> None:
 
 
 @families
+@pytest.mark.cell("snat", "{family}", "udp", "veth")
 def test_udp(gateway: tuple[Testbed, Daemon], family: int) -> None:
     testbed, _ = gateway
     result = load.dnsperf(testbed.client, outside(testbed, family), "www.lbd.test", testbed.directory)

@@ -78,6 +78,7 @@ def open_flow(b: Balancer, af: int, kind: str, port: int = 40000, **ends: str) -
 
 @FAMILIES
 @PROTOCOLS
+@pytest.mark.cell("snat", "{af}", "{kind}", "engine")
 def test_there_and_back(af: int, kind: str) -> None:
     b = Gateway()
     [(iface, frame)] = b.send(outbound(af, ask(af, kind, 40000, payload=b"question")), 1).out
