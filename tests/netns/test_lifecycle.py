@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lbd.master.daemon import MOVE
 from lbd.testbed import Testbed
 from lbd.testbed import load as loads
 from lbd.testbed.netns import wait_until
@@ -81,6 +82,7 @@ def test_the_sorry_server_takes_over_and_gives_back(site: Site) -> None:
     with ExitStack() as stack, site.load(4, close=True, seconds=8) as load:
         for address in addresses(site):
             lbd(site.daemon, "real-server", "down", "web4", address)
+            stack.callback(lbd, site.daemon, "real-server", "up", "web4", address)
         wait_until("it serves", lambda: sorry_of(site, "web4")["connections"] > before + 200, SOON)
         assert "sorry, in use" in lbd(site.daemon, "service", "web4")
         assert any("its sorry server" in problem for problem in site.daemon.get("/v1/status")["problems"])
@@ -164,12 +166,14 @@ def test_a_drain_with_a_deadline_in_stages(site: Site) -> None:
         other = testbed.servers[0].host.address4
         assert established(site, 0) >= len(mine), other
         began = time.time()
+        stack.callback(lbd, site.daemon, "real-server", "up", "web4", address)
         said = lbd(site.daemon, "real-server", "drain", "web4", address, "--deadline", "8s", "--stages", "2", "--reset")
         assert "to the deadline" in said
         row = site.real_servers("web4")[address]
         assert row["state"] == "drain" and row["drain"]["stages"] == 2 and row["effective_weight"] == 0.5
         wait_until("it has no weight", lambda: site.real_servers("web4")[address]["weight"] == 0, 6)
         assert 3.5 < time.time() - began < 6
+        time.sleep(3 * MOVE)  # the weight is shown by the clock; the master looks at it so often, then tells workers
         told(site)
         count = site.connections("web4")[address]
         assert testbed.wrk(4, connections=8, seconds=1, close=True).errors == 0
@@ -202,6 +206,7 @@ def test_a_deadline_outlives_the_master(site: Site) -> None:
     with ExitStack() as stack:
         mine = kept_by_name(site, stack)[name]
         lbd(site.daemon, "real-server", "drain", "web4", address, "--deadline", "12s")
+        stack.callback(lambda: lbd(site.daemon, "real-server", "up", "web4", address))
         deadline = site.real_servers("web4")[address]["drain"]["deadline"]
         site.daemon.kill()
         site.daemon = testbed.lbd(config_text(site.settings))
