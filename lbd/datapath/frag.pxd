@@ -54,7 +54,7 @@ cdef struct Frag:
     uint8_t list                # FragList
     uint8_t worker              # FRAG_AWAY
     uint8_t proto               # of the connection
-    uint8_t spare
+    uint8_t table               # FRAG_BOUND: family of the table that ref is in
 
 cdef struct Held:
     uint64_t frame              # Pkt.frame, for adapters that number packets

@@ -21,6 +21,7 @@ from lbd.datapath.conn cimport CONN_ONE_WAY, REF_NONE, conn_common, conn_is, con
 from lbd.datapath.frag cimport (FRAG_AWAY, FRAG_BOUND, FRAG_KERNEL, FRAG_NIL, FRAG_REFUSED, FRAG_WAITING, Frag, frag_decide,
                                 frag_hold, frag_known, frag_make, frag_passed)
 from lbd.datapath.lifetime cimport table_of
+from lbd.datapath.nat64 cimport tuple_map
 from lbd.datapath.owner cimport fragment_owner
 from lbd.datapath.forward cimport drop, forward_known
 from lbd.datapath.open cimport HOPS_MAX, hand_on
@@ -62,20 +63,43 @@ cdef inline bint hand_to_owner(Engine *e, Pkt *p, const Tuple *k, uint64_t h, in
     return False
 
 
-cdef inline void ident_write(Engine *e, Pkt *p, const Frag *f, int af) noexcept nogil:
+cdef inline void ident_write(Engine *e, Pkt *p, const Frag *f) noexcept nogil:
     """Into a packet that was rewritten."""
     cdef uint32_t ident = f.ident * e.workers + e.worker
     cdef IpHdr *ip
     cdef uint16_t new
-    if conn_common(table_of(e, af), f.ref >> 1, af).flags & CONN_ONE_WAY:
+    if conn_common(table_of(e, f.table), f.ref >> 1, f.table).flags & CONN_ONE_WAY:
         return
-    if af == 4:
+    if p.af == 4:
         ip = <IpHdr *> (p.data + p.l3)
         new = lbd_bswap16(<uint16_t> ident)
         ip.check = csum_add(ip.check, csum_fold(csum_diff(&ip.id, &new, 2, 0)))
         ip.id = new
     else:
         lbd_st32(p.data + p.l3 + p.inner + 4, lbd_bswap32(ident))
+
+
+cdef inline bint is_bound(Engine *e, const Frag *f, const Tuple *t, int af) noexcept nogil:
+    """Is f.ref still this tuple's connection?"""
+    cdef Tuple k
+    if f.ref == REF_NONE:
+        return False
+    if f.table == af:
+        return conn_is(table_of(e, af), f.ref, t, af)
+    tuple_map(&k, t)
+    return conn_is(&e.t6, f.ref, &k, 6)
+
+
+cdef inline bint bind(Engine *e, Frag *f, const Tuple *t, uint64_t h, int af) noexcept nogil:
+    """Sets f.ref and f.table by a tuple as packets carry it. False: it has no connection."""
+    cdef Tuple k
+    f.table = af
+    f.ref = conn_lookup(table_of(e, af), t, h, af)
+    if af == 4 and f.ref == REF_NONE and e.nat64:
+        tuple_map(&k, t)
+        f.table = 6
+        f.ref = conn_lookup(&e.t6, &k, tuple_hash(&k, e.hash_key, 6), 6)
+    return f.ref != REF_NONE
 
 
 # --- the first one ---------------------------------------------------------------------------------------------------
@@ -118,10 +142,9 @@ cdef inline void frag_bind(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil
         return
     f = e.frags.entry + n
     if p.verdict == VERDICT_FORWARD:
-        f.ref = conn_lookup(table_of(e, af), t, e.hash[i], af)
-        if f.ref != REF_NONE:               # else it ended the connection
+        if bind(e, f, t, e.hash[i], af):    # else it ended the connection
             state = FRAG_BOUND
-            ident_write(e, p, f, af)
+            ident_write(e, p, f)
         e.count.frag_forwarded += 1
     elif p.verdict == VERDICT_HANDOVER:
         state = FRAG_AWAY
@@ -150,15 +173,16 @@ cdef inline void follow(Engine *e, Pkt *p, const Tuple *k, Frag *f, int af) noex
     t.sport = f.sport
     t.dport = f.dport
     t.proto = f.proto
-    if f.ref == REF_NONE or not conn_is(table_of(e, af), f.ref, &t, af):
-        f.ref = conn_lookup(table_of(e, af), &t, tuple_hash(&t, e.hash_key, af), af)
-        if f.ref == REF_NONE:
-            drop(p, REASON_FRAG_ORPHAN)
-            return
+    if not is_bound(e, f, &t, af) and not bind(e, f, &t, tuple_hash(&t, e.hash_key, af), af):
+        drop(p, REASON_FRAG_ORPHAN)
+        return
     p.proto = f.proto
-    forward_known(e, p, f.ref, af)
+    if f.table == af:
+        forward_known(e, p, f.ref, af)
+    else:
+        forward_known(e, p, f.ref, 6)
     if p.verdict == VERDICT_FORWARD:
-        ident_write(e, p, f, af)
+        ident_write(e, p, f)
         e.count.frag_forwarded += 1
 
 

@@ -6,18 +6,19 @@
 # mapped address: one that does is refused (nat64_obstacle).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
-from lbd.datapath.compiler cimport (lbd_bswap16, lbd_bswap32, lbd_copy16, lbd_ld32, lbd_prefetch, lbd_st32, lbd_st64,
-                                    lbd_swap16s)
+from lbd.datapath.compiler cimport (lbd_bswap16, lbd_bswap32, lbd_copy16, lbd_ld16, lbd_ld32, lbd_prefetch, lbd_st16, lbd_st32,
+                                    lbd_st64, lbd_swap16s, lbd_unlikely)
 from lbd.datapath.engine cimport Engine
-from lbd.datapath.pkt cimport FRAG_NONE, Pkt, PKT_PARTIAL
+from lbd.datapath.pkt cimport FRAG_LATER, FRAG_NONE, Pkt, PKT_PARTIAL
 from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.hdr cimport *
 from lbd.datapath.reason cimport *
-from lbd.datapath.csum cimport csum_fold, csum_reverse
+from lbd.datapath.csum cimport csum_fold, csum_partial, csum_reverse
 from lbd.datapath.conn cimport Conn6, conn_bucket
 from lbd.datapath.nat cimport check_complete, transport_changed
 
 cdef enum:
+    FRAGMENT_HLEN = 8           # IPv6 fragment header (RFC 8200 §4.5)
     IP4_UNFRAGMENTED = 1260     # up to here DF stays off: a packet of the least IPv6 MTU may meet a smaller IPv4 one (§5.1)
 
 
@@ -119,16 +120,24 @@ cdef inline bint source_routed(const uint8_t *options, uint32_t n) noexcept nogi
     return False
 
 
-cdef inline bint routing_left(const Pkt *p) noexcept nogil:
-    """A routing header with segments left? (parse has walked the chain: it is sound.)"""
+cdef inline bint untranslatable6(const Pkt *p) noexcept nogil:
+    """A routing header with segments left among the extension headers, or in a fragment one behind its fragment header, which would
+    be missed where the datagram is put together? (parse has walked the chain: it is sound.)"""
     cdef uint32_t off = p.l3 + sizeof(Ip6Hdr)
     cdef uint8_t next = (<const Ip6Hdr *> (p.data + p.l3)).nexthdr
     while off < p.l4:
         if next == 43 and p.data[off + 3] != 0:
             return True
+        if next == PROTO_FRAGMENT:
+            return p.frag != FRAG_NONE and off + 8 != p.l4
         next = p.data[off]
         off += (<uint32_t> p.data[off + 1] + 1) * 8
     return False
+
+
+cdef inline bint unsummed(const Pkt *p) noexcept nogil:
+    """UDP without a checksum?"""
+    return p.proto == PROTO_UDP and p.frag != FRAG_LATER and (<const UdpHdr *> (p.data + p.l4)).check == 0
 
 
 cdef inline uint32_t nat64_obstacle(const Pkt *p, uint32_t direction) noexcept nogil:
@@ -137,30 +146,33 @@ cdef inline uint32_t nat64_obstacle(const Pkt *p, uint32_t direction) noexcept n
     cdef uint32_t head = p.l4 - p.l3
     if (p.af == 4) != (direction == 1):         # mapped addresses on the wire
         return REASON_MARTIAN
-    if p.frag != FRAG_NONE:                     # XXX: not translated yet (RFC 7915 §4.1, §5.1.1)
-        return REASON_UNTRANSLATABLE
     if p.af == 4:
         if head > sizeof(IpHdr) and source_routed(p.data + p.l3 + sizeof(IpHdr), head - sizeof(IpHdr)):
             return REASON_UNTRANSLATABLE
-        return REASON_NONE
-    if head > sizeof(Ip6Hdr) and routing_left(p):
+        # a part of the datagram is not enough to compute one (§4.5)
+        return REASON_UNTRANSLATABLE if p.frag != FRAG_NONE and unsummed(p) else REASON_NONE
+    if head > sizeof(Ip6Hdr) and untranslatable6(p):
         return REASON_UNTRANSLATABLE
     # over IPv4 it would pass for one that was not computed (RFC 8200 §8.1)
-    if p.proto == PROTO_UDP and (<const UdpHdr *> (p.data + p.l4)).check == 0:
-        return REASON_BAD_CHECKSUM
-    return REASON_NONE
+    return REASON_BAD_CHECKSUM if unsummed(p) else REASON_NONE
 
 
 cdef inline uint32_t nat64_mtu(const Pkt *p, uint32_t mtu) noexcept nogil:
     """What the packet that came may measure for the translated one to fit an MTU."""
-    return mtu + (p.l4 - p.l3) - <uint32_t> (sizeof(IpHdr) if p.af == 6 else sizeof(Ip6Hdr))
+    cdef uint32_t head = sizeof(IpHdr)
+    if p.af == 4:
+        head = sizeof(Ip6Hdr) + (FRAGMENT_HLEN if p.frag != FRAG_NONE else 0)
+    return mtu + (p.l4 - p.l3) - head
 
 
 cdef inline void ports_write(Pkt *p, const void *far, uint16_t delta) noexcept nogil:
-    """far: the ports of the record's other end. The checksum with them; one that is partial or missing is made here."""
+    """far: the ports of the record's other end, if the packet shows them. The checksum with them; one that is partial or missing is
+    made here."""
     cdef uint8_t *l4 = p.data + p.l4
     cdef uint16_t came = p.l3_len
     cdef uint32_t before = lbd_ld32(l4)
+    if p.frag == FRAG_LATER:
+        return
     lbd_st32(l4, lbd_swap16s(lbd_ld32(far)))
     p.l3_len = p.len - p.l3                     # for the checksum: the transport's length follows from it
     if p.flags & PKT_PARTIAL or (p.proto == PROTO_UDP and (<UdpHdr *> l4).check == 0):
@@ -177,16 +189,47 @@ cdef inline void nat64_server_side(uint8_t *side, const Conn6 *c) noexcept nogil
     memcpy(side + 8, &c.dport, 4)
 
 
+cdef inline void nat64_fragment(Engine *e, Pkt *p, const Conn6 *c) noexcept nogil:
+    """The headers of a fragment (§4.1, §5.1.1); its identification is written later (frag_flow.pxd)."""
+    cdef const uint8_t *ip = p.data + p.l3
+    cdef uint8_t *l4 = p.data + p.l4
+    cdef uint32_t n = p.l3 + p.l3_len - p.l4
+    cdef IpHdr *h
+    cdef uint8_t *f
+    cdef uint16_t at
+    if p.af == 6:
+        at = lbd_bswap16(lbd_ld16(ip + p.inner + 2))
+        h = <IpHdr *> (l4 - sizeof(IpHdr))
+        head4(e, <uint8_t *> h, c.laddr, c.daddr, n + sizeof(IpHdr), traffic_class(ip), ip[7] - 1, p.proto)
+        h.frag_off = lbd_bswap16(at >> 3 | (IP_MF if at & 1 else 0))
+        h.check = 0
+        h.check = <uint16_t> ~csum_fold(csum_partial(<uint8_t *> h, sizeof(IpHdr), 0))
+        moved(p, p.l4 - sizeof(IpHdr), n + sizeof(IpHdr), 4, sizeof(IpHdr))
+        return
+    at = lbd_bswap16((<const IpHdr *> ip).frag_off)
+    f = l4 - FRAGMENT_HLEN
+    head6(f - sizeof(Ip6Hdr), c.vaddr, c.caddr, n + FRAGMENT_HLEN, ip[1], ip[8] - 1, PROTO_FRAGMENT)
+    f[0], f[1] = p.proto, 0
+    lbd_st16(f + 2, lbd_bswap16(<uint16_t> (at << 3) | (1 if at & IP_MF else 0)))
+    lbd_st32(f + 4, p.frag_id)
+    moved(p, p.l4 - FRAGMENT_HLEN - sizeof(Ip6Hdr), n + FRAGMENT_HLEN + sizeof(Ip6Hdr), 6, sizeof(Ip6Hdr) + FRAGMENT_HLEN)
+    p.inner = sizeof(Ip6Hdr)
+
+
 cdef inline void nat64_packet(Engine *e, Pkt *p, const Conn6 *c) noexcept nogil:
     """TCP, UDP or SCTP, without an obstacle. Its family is its direction."""
     cdef const uint8_t *ip = p.data + p.l3
     cdef uint8_t *l4 = p.data + p.l4
     cdef uint32_t n = p.l3 + p.l3_len - p.l4
-    if p.af == 6:
+    if lbd_unlikely(p.frag != FRAG_NONE):
+        nat64_fragment(e, p, c)
+    elif p.af == 6:
         head4(e, l4 - sizeof(IpHdr), c.laddr, c.daddr, n + sizeof(IpHdr), traffic_class(ip), ip[7] - 1, p.proto)
         moved(p, p.l4 - sizeof(IpHdr), n + sizeof(IpHdr), 4, sizeof(IpHdr))
-        ports_write(p, &c.dport, c.c.l4_delta)
     else:
         head6(l4 - sizeof(Ip6Hdr), c.vaddr, c.caddr, n, ip[1], ip[8] - 1, p.proto)
         moved(p, p.l4 - sizeof(Ip6Hdr), n + sizeof(Ip6Hdr), 6, sizeof(Ip6Hdr))
+    if p.af == 4:                               # now
+        ports_write(p, &c.dport, c.c.l4_delta)
+    else:
         ports_write(p, &c.cport, csum_reverse(c.c.l4_delta))

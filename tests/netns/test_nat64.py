@@ -12,10 +12,12 @@ import pytest
 
 from lbd.testbed import Testbed, load
 from lbd.testbed.daemon import Daemon
+from lbd.testbed.netns import wait_until
 from lbd.testbed.server import DNS_PORT, HTTP_PORT, IPERF_PORT
 from lbd.testbed.testbed import config_text, endpoint
 from tests.netns.command import lbd
 from tests.netns.metrics import scrape
+from tests.netns.test_frag import ECHO, echoes, payloads, start_echo, warm
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
@@ -33,6 +35,13 @@ def site(make_shared: Callable[..., Testbed]) -> tuple[Testbed, Daemon]:
         if service["name"] in PORTS:
             port = PORTS[service["name"]]
             service["real_server"] = [{"address": endpoint(s.host.address4, port)} for s in testbed.servers]
+    start_echo(testbed)
+    settings["service"].append(
+        {
+            "name": "echo6", "address": endpoint(testbed.vip(6), ECHO), "protocol": "udp", "interface": "eth0",
+            "real_server": [{"address": endpoint(s.host.address4, ECHO)} for s in testbed.servers],
+        }
+    )  # fmt: skip
     return testbed, testbed.lbd(config_text(settings))
 
 
@@ -91,6 +100,18 @@ def test_throughput_both_ways(site: tuple[Testbed, Daemon]) -> None:
         assert testbed.iperf3(6, seconds=2, reverse=reverse).bits_per_second > 1e6
 
 
+def test_datagrams_in_fragments(site: tuple[Testbed, Daemon]) -> None:
+    """Up to 60 kB to an echo server and back; of IPv4 fragments of a full Ethernet frame the real servers learn that they grow."""
+    testbed, _ = site
+    warm(testbed, testbed.vip(6))
+    # each real server, for each local address: the first datagram that is too big tells it, and is lost
+    learn = [b"?" * 60000] * 24
+    wait_until("all have learned", lambda: all(echoes(testbed.client, testbed.vip(6), ECHO, learn, 0.5)), 30)
+    assert all(echoes(testbed.client, testbed.vip(6), ECHO, payloads(each=4)))
+    seen = "".join(s.ns.run(["ip", "route", "get", lip]) for s in testbed.servers for lip in testbed.topology.lips4)
+    assert "mtu 1472" in seen, seen
+
+
 def test_a_port_that_nobody_listens_on(site: tuple[Testbed, Daemon]) -> None:
     """UDP: the real server's port unreachable reaches the client as an error of its own connection."""
     testbed, _ = site
@@ -114,4 +135,4 @@ def test_a_port_that_nobody_listens_on(site: tuple[Testbed, Daemon]) -> None:
 def test_nothing_was_dropped(site: tuple[Testbed, Daemon]) -> None:
     _, daemon = site
     drops = {d["reason"]: d["packets"] for d in daemon.get("/v1/drops")["drops"] if d["packets"]}
-    assert drops.keys() <= {"no_neighbor", "no_state"}, drops
+    assert drops.keys() <= {"no_neighbor", "no_state", "frag_orphan"}, drops  # orphans: of datagrams whose first one was too big
