@@ -50,8 +50,8 @@ def read_range(value: object) -> AddressRange:
         network = read_network(value)
         return AddressRange(network[0], network[-1])
     first, dash, last = value.partition("-")
-    low = parse_address(first.strip())
-    high = parse_address(last.strip()) if dash else low
+    low = parse_address(first.rstrip(" ") if dash else first)
+    high = parse_address(last.lstrip(" ")) if dash else low
     if low.version != high.version:
         raise refusal(wanted, value, "both ends are of one family")
     if int(low) > int(high):

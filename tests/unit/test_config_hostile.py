@@ -60,6 +60,7 @@ GOOD: list[tuple[str, dict[str, str]]] = [
             "tcp_close_wait": "60.0",
             "tcp_last_ack": '"30s"',
             "udp": '"300000ms"',
+            "icmp": '"60s"',
             "sctp_established": '"15m"',
             "sctp_shutdown": '"5s"',
         },
@@ -104,12 +105,30 @@ GOOD: list[tuple[str, dict[str, str]]] = [
     ("[[service.real_server]]", {"address": '"10.0.1.1:80"', "weight": "1", "slow_start": '"0s"'}),
     ("[service.real_server.tunnel]", {"type": '"gue"', "port": "6081", "checksum": '"full"'}),
     ("[[tunnel]]", {"name": '"edge"', "type": '"gre"', "local": '"10.0.0.10"', "remote": '"203.0.113.9"'}),
+    (
+        "[[snat]]",
+        {
+            "name": '"office"',
+            "source": '["10.9.0.0/16"]',
+            "destination": '["0.0.0.0/0"]',
+            "protocol": '"tcp"',
+            "in_interface": '"eth0"',
+            "out_interface": '"eth0"',
+            "tcp_established": '"124m"',
+        },
+    ),
+    ("[[snat.pool]]", {"address": '"203.0.113.5"', "interface": '"eth0"', "ports": '"2000-3000"', "manage": "true"}),
     ("[[neighbor]]", {"interface": '"eth0"', "address": '"10.0.1.1"', "mac": '"02:00:00:00:00:01"'}),
     ("[[route]]", {"destination": '"10.0.1.0/24"', "gateway": '"10.0.0.1"', "interface": '"eth0"'}),
 ]
 
 # without it, what other keys of the good file say is refused
-OTHERS_NEED = {("[[local_address]]", "interface"), ("[[service]]", "mode"), ("[service.tunnel]", "type")}
+OTHERS_NEED = {
+    ("[[local_address]]", "interface"),
+    ("[[service]]", "mode"),
+    ("[service.tunnel]", "type"),
+    ("[[snat.pool]]", "interface"),
+}
 NAMED = [(table, key) for table in TABLES.values() if table.path for key in table.keys.values()]
 KEYS = [(t.header, key) for t, key in NAMED if (*t.path, key.name) not in TABLES]
 IDS = [f"{header}{key.name}" for header, key in KEYS]
@@ -130,8 +149,9 @@ def text_with(header: str, name: str, literal: str) -> tuple[str, int]:
 
 def field_text(header: str, name: str) -> str:
     parts = header.strip("[]").split(".")
-    arrays = {"interface", "local_address", "service", "neighbor", "route", "real_server"}
-    return ".".join(p + "[0]" * (p in arrays) for p in parts) + f".{name}"
+    headers = dict(GOOD)  # by the whole path: [[tunnel]] is an array, [service.tunnel] is none
+    arrays = [f"[[{'.'.join(parts[: i + 1])}]]" in headers for i in range(len(parts))]
+    return ".".join(p + "[0]" * array for p, array in zip(parts, arrays, strict=True)) + f".{name}"
 
 
 def test_the_good_file_is_good_and_complete() -> None:
@@ -177,9 +197,11 @@ def bad(key: Key) -> st.SearchStrategy[str]:
             TEXT.filter(lambda t: t not in key.choices).map(toml), NUMBERS, FLOATS, TRUTH, OTHERS
         )
     if key.element is not None:
-        elements = st.one_of(
-            outside(key, element=True), TEXT.map(toml), TRUTH, FLOATS, TABLES_INLINE, st.just("[]")
-        )
+        if key.bounds(element=True)[0] is None:  # texts of a form: no number at all, and no text that ends so
+            elements = st.one_of(NUMBERS, TEXT.map(lambda t: toml(t + " \t")), st.just(toml("10.0.0.5 ")))
+        else:
+            elements = st.one_of(outside(key, element=True), TEXT.map(toml))
+        elements = st.one_of(elements, TRUTH, FLOATS, DATES, TABLES_INLINE, st.just("[]"))
         return st.one_of(
             elements.map("[{}]".format), NUMBERS, TEXT.map(toml), TRUTH, FLOATS, DATES, TABLES_INLINE
         )
