@@ -65,7 +65,7 @@ def test_a_conversation_by_a_reused_port(af: int, isn: int, moved: int) -> None:
     f.close_by_server()
     assert f.state == "TIME_WAIT"
     b.later(61)
-    assert b.engine.used() == {"conns4": 0, "conns6": 0, "half_open": 0, "extensions": 0}
+    assert b.engine.used() == {"conns4": 0, "conns6": 0, "half_open": 0, "extensions": 0, "held": 0}
     b.audit()
 
 

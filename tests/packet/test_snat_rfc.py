@@ -6,15 +6,16 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from scapy.layers.inet import ICMP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6TimeExceeded
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6TimeExceeded, IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
+from tests.packet import fragment
 from tests.packet import test_snat as plain
 from tests.packet import test_snat_icmp as icmp
-from tests.packet.balancer import MAC_LB0, ip
-from tests.packet.gateway import HOST, MAC_ROUTER, REMOTE, Gateway, came_back, inbound, outbound, pool
+from tests.packet.balancer import MAC_LB0, MAC_LB1, ip
+from tests.packet.gateway import HOST, MAC_HOST, MAC_ROUTER, REMOTE, Gateway, came_back, inbound, outbound, pool
 from tests.packet.test_snat import FAMILIES, ask, hops, open_flow, reply
 
 PAGE = Path(__file__).parents[2] / "docs/modes/snat.md"
@@ -117,6 +118,27 @@ def test_other_icmp_is_the_kernels(af: int) -> None:
             assert b.send(outbound(4, ICMP(type=kind)), 1).verdict == "kernel"
 
 
+@FAMILIES
+def test_fragments_in_any_order(af: int) -> None:
+    """Both ways; the datagram that arrives is the one that was sent, from and to the pool's address (RFC 4787 REQ-14)."""
+    data = fragment.payload(1200)
+    for order in fragment.ORDERS.values():
+        b = Gateway()
+        link = Ether(src=MAC_HOST, dst=MAC_LB1)
+        asked = fragment.cut(link, fragment.built(ip(af, HOST[af], REMOTE[af]) / UDP(sport=5000, dport=53) / Raw(data)))
+        out = fragment.frames_out(fragment.send(b, order(asked), 1))
+        got = fragment.together(out)
+        layer = IP if af == 4 else IPv6
+        assert (got[layer].src, got[layer].dst) == (pool(af), REMOTE[af])
+        assert bytes(got[UDP].payload) == data and got[UDP].dport == 53
+        link = Ether(src=MAC_ROUTER, dst=MAC_LB0)
+        answer = UDP(sport=53, dport=got[UDP].sport) / Raw(data)
+        back = fragment.cut(link, fragment.built(ip(af, REMOTE[af], pool(af)) / answer), ident=99)
+        got = fragment.together(fragment.frames_out(fragment.send(b, order(back), 0)))
+        assert (got[layer].src, got[layer].dst, got[UDP].dport) == (REMOTE[af], HOST[af], 5000)
+        assert bytes(got[UDP].payload) == data
+
+
 HOLDS: dict[str, Callable[..., None]] = {
     "RFC 4787 REQ-2": plain.test_a_host_keeps_its_address,
     "RFC 4787 REQ-3": test_no_port_overloading,
@@ -127,6 +149,7 @@ HOLDS: dict[str, Callable[..., None]] = {
     "RFC 4787 REQ-11": test_the_same_under_load,
     "RFC 4787 REQ-12": icmp.test_an_error_changes_no_state,
     "RFC 4787 REQ-13": plain.test_too_large,
+    "RFC 4787 REQ-14": test_fragments_in_any_order,
     "RFC 5382 REQ-2": plain.test_simultaneous_open,
     "RFC 5382 REQ-3": plain.test_nobody_else_comes_in,
     "RFC 5382 REQ-4": test_unsolicited_syns_get_no_answer,

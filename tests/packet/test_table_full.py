@@ -113,7 +113,7 @@ def test_syn_and_reset_leave_nothing(af: int) -> None:
         f = Tcp(b, af, 1024 + i, isn=i)
         f.client("S")
         f.client("R")
-    assert b.engine.used() == {"conns4": 0, "conns6": 0, "half_open": 0, "extensions": 0}
+    assert b.engine.used() == {"conns4": 0, "conns6": 0, "half_open": 0, "extensions": 0, "held": 0}
     assert Tcp(b, af, 50000).open().state == "ESTABLISHED"
     assert b.engine.counters()["conns_expired"][2] == 4 * CAPACITY
     b.audit()
@@ -147,7 +147,7 @@ def test_a_flood_leaves_nothing_behind() -> None:
     b = small()
     flood(b, 4, TCP, 10 * CAPACITY)
     b.later(61)
-    assert b.engine.used() == {"conns4": 0, "conns6": 0, "half_open": 0, "extensions": 0}
+    assert b.engine.used() == {"conns4": 0, "conns6": 0, "half_open": 0, "extensions": 0, "held": 0}
     assert b.engine.lip_stats(0)["in_use"] == 0
     b.audit()
 
