@@ -44,13 +44,13 @@ class Model:
 
     SETS = {  # noqa: RUF012
         shm.CMD_SVC_SET: "svc", shm.CMD_DEST_SET: "dest", shm.CMD_LIP_SET: "lip", shm.CMD_IFACE_SET: "iface",
-        shm.CMD_NEIGH_SET: "neigh", shm.CMD_ROUTE_SET: "route"}  # fmt: skip
+        shm.CMD_NEIGH_SET: "neigh", shm.CMD_ROUTE_SET: "route", shm.CMD_TUNNEL_SET: "tunnel"}  # fmt: skip
     DELS = {  # noqa: RUF012
         shm.CMD_SVC_DEL: "svc", shm.CMD_DEST_DEL: "dest", shm.CMD_LIP_DEL: "lip", shm.CMD_IFACE_DEL: "iface",
-        shm.CMD_NEIGH_DEL: "neigh", shm.CMD_ROUTE_DEL: "route"}  # fmt: skip
+        shm.CMD_NEIGH_DEL: "neigh", shm.CMD_ROUTE_DEL: "route", shm.CMD_TUNNEL_DEL: "tunnel"}  # fmt: skip
     SWEEPS = {  # noqa: RUF012
         shm.SWEEP_SVC: "svc", shm.SWEEP_DEST: "dest", shm.SWEEP_LIP: "lip", shm.SWEEP_IFACE: "iface",
-        shm.SWEEP_NEIGH: "neigh", shm.SWEEP_ROUTE: "route"}  # fmt: skip
+        shm.SWEEP_NEIGH: "neigh", shm.SWEEP_ROUTE: "route", shm.SWEEP_TUNNEL: "tunnel"}  # fmt: skip
 
     def key(self, kind: str, number: int, body: bytes) -> tuple[str, bytes]:
         if kind == "neigh":  # addr, iface

@@ -96,7 +96,7 @@ def test_the_same_services_in_other_objects_are_no_change() -> None:
     again = replace(desired, services=tuple(map(replace, desired.services)))
     assert reconciler.update(again) == []
     assert len(reconciler.update(turned(again, 5, 5))) == 3
-    assert len(reconciler.full()) == len(reconciler._sent) + 7
+    assert len(reconciler.full()) == len(reconciler._sent) + 8
 
 
 def test_a_removed_service_is_its_own_commands() -> None:
