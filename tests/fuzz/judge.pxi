@@ -2,45 +2,106 @@
 # fuzz_engine.pyx.
 
 
-cdef bint transport_right(const Pkt *p, const uint8_t *l3, const uint8_t *l4) noexcept nogil:
+cdef uint32_t ip_size(const uint8_t *l3) noexcept nogil:
+    """Of the packet there, by its own header. (Pkt.l3_len is that of the packet as it came: NAT64 and tunnels change it.)"""
+    return lbd_bswap16(lbd_ld16(l3 + 2)) if l3[0] >> 4 == 4 else 40 + lbd_bswap16(lbd_ld16(l3 + 4))
+
+
+cdef bint transport_right(uint8_t proto, const uint8_t *l3, const uint8_t *l4) noexcept nogil:
     """The transport checksum of the packet whose headers lie there; the engine's offsets, this one's arithmetic."""
-    cdef uint32_t size = p.l3 + p.l3_len - p.l4
-    cdef uint32_t alen = 4 if p.af == 4 else 16
-    cdef const uint8_t *addrs = l3 + (12 if p.af == 4 else 8)
-    if p.proto == PROTO_SCTP:
+    cdef uint32_t size = ip_size(l3) - <uint32_t> (l4 - l3)
+    cdef uint32_t alen = 4 if l3[0] >> 4 == 4 else 16
+    cdef const uint8_t *addrs = l3 + (12 if alen == 4 else 8)
+    if proto == PROTO_SCTP:
         return sctp_checksum(l4, size) == lbd_ld32(l4 + 8)
-    if p.proto == 17:
+    if proto == 17:
         size = lbd_bswap16(lbd_ld16(l4 + 4))
-    if p.proto == 1:
+    if proto == 1:
         return csum_fold(csum_partial(l4, size, 0)) == 0xffff
-    return csum_fold(csum_partial(l4, size, csum_pseudo(addrs, addrs + alen, alen, p.proto, size))) == 0xffff
+    return csum_fold(csum_partial(l4, size, csum_pseudo(addrs, addrs + alen, alen, proto, size))) == 0xffff
+
+
+cdef uint32_t tunnel_head(const Pkt *p, const uint8_t *l3) noexcept nogil:
+    """Bytes before the inner IP header if the packet goes in a tunnel, else 0: no packet of a connection is of these protocols, and
+    UDP's header lies right behind the outer one's, where that of the inner packet does not."""
+    cdef uint32_t n = (l3[0] & 15) * 4 if p.af == 4 else 40
+    cdef uint8_t proto = l3[9] if p.af == 4 else l3[6]
+    if proto == 4 or proto == 41:
+        return n
+    if proto == 47:
+        return n + (8 if l3[n] & 0x80 else 4)
+    return n + 12 if proto == 17 and p.l4 >= p.l3 + n + 12 + 20 else 0
+
+
+cdef const uint8_t *came_at(const Pkt *p, const uint8_t *before, uint64_t at) noexcept nogil:
+    """The IP header of the packet as it came. Link headers grow and shrink before it: where it lies in the block stays, except that
+    NAT64 writes another one, before the transport header, which stays. NULL: that, and it came in a tunnel."""
+    cdef const uint8_t *frame = before + FRAME_SLACK
+    cdef uint32_t tag = 12
+    if not translated(p):
+        return before + at
+    if p.flags & PKT_TUNNEL:
+        return NULL
+    while lbd_ld16(frame + tag) == 0x0081 or lbd_ld16(frame + tag) == 0xa888:
+        tag += 4
+    return frame + tag + 2
+
+
+cdef bint translated(const Pkt *p) noexcept nogil:
+    """By NAT64? A connection of its own family's addresses never is; those of the record say which."""
+    return (p.af == 4) != (world.e.tuple[p - world.pkt].af == 4)
 
 
 cdef void judge_out(const Pkt *p, const uint8_t *block, const uint8_t *before, uint32_t size) noexcept nogil:
     """A packet that leaves lies within its block, its lengths fit, and its checksums are no better than they came."""
     cdef const uint8_t *l3 = p.data + p.l3
     cdef const uint8_t *l4 = p.data + p.l4
-    cdef uint64_t at
+    cdef const uint8_t *came
+    cdef uint32_t n
+    cdef uint8_t proto = p.proto
     never(p.data < block or p.data + p.len > block + size)
     never(p.ifout >= IFACE_MAX)
     if p.verdict == VERDICT_CONSUME:            # the offsets are those of the packet that it answers
         never(p.ifout != p.ifin)
         return
     never(not world.e.iface[p.ifout].flags & IFACE_UP)
-    never(p.l3 + <uint32_t> p.l3_len > p.len or p.l4 < p.l3 + 20 or p.l4 >= p.l3 + p.l3_len)
+    never(p.l3 + 20 > p.len or l3[0] >> 4 != p.af or (p.af == 6 and p.l3 + 40 > p.len))
+    n = ip_size(l3)
+    if world.e.kind[p - world.pkt] == KIND_OUTER:       # an error about a tunnel's packet, made one for the client (relay.pxd)
+        never(p.l3 + n > p.len or n > world.e.iface[p.ifout].mtu)
+        never(not transport_right(1 if p.af == 4 else 58, l3, l3 + (20 if p.af == 4 else 40)))
+        return
+    never(p.l3 + n > p.len or p.l4 < p.l3 + 20 or p.l4 >= p.l3 + n)
+    never(n > world.e.iface[p.ifout].mtu)
+    n = tunnel_head(p, l3)
     if p.af == 4:
-        never(csum_fold(csum_partial(l3, p.l4 - p.l3, 0)) != 0xffff)
-    never(p.l3_len > world.e.iface[p.ifout].mtu)
-    if p.flags & PKT_PARTIAL:
-        never(not transport_right(p, l3, l4))
-        return
+        never(csum_fold(csum_partial(l3, (l3[0] & 15) * 4, 0)) != 0xffff)
+        never(n == 0 and p.l4 != p.l3 + (l3[0] & 15) * 4)
+    if n:                                       # what is in the tunnel, which ends where the tunnel's packet does
+        never(n + ip_size(l3 + n) != ip_size(l3))
+        l3 += n
+        never(l4 < l3 + 20 or l4 >= l3 + ip_size(l3))
+        if l3[0] >> 4 == 4:
+            never(csum_fold(csum_partial(l3, (l3[0] & 15) * 4, 0)) != 0xffff)
     if p.frag != FRAG_NONE:                     # its checksum is the datagram's, or bytes of its payload
+        never(p.flags & PKT_PARTIAL and not transport_right(proto, l3, l4))
         return
-    at = l3 - block                             # link headers grow and shrink before it: where it lies in the block stays
-    never(transport_right(p, l3, l4) != transport_right(p, before + at, before + (l4 - block))
-          and not (p.proto == 17 and lbd_ld16(before + (l4 - block) + 6) == 0))
     if p.flags & PKT_ICMP_ERROR:
-        never(not transport_right(p, l3, l4))
+        proto = 1 if l3[0] >> 4 == 4 else 58
+        never(not transport_right(proto, l3, l4))
+        if n == 0 and translated(p):            # into an error of the other family
+            return
+    if p.flags & PKT_PARTIAL:
+        never(not transport_right(proto, l3, l4))
+        return
+    if n:                                       # (its family is the outer header's)
+        came = before + (l3 - block)
+    else:
+        came = came_at(p, before, l3 - block)
+    if came == NULL:
+        return
+    never(transport_right(proto, l3, l4) != transport_right(proto, came, before + (l4 - block))
+          and not (proto == 17 and lbd_ld16(before + (l4 - block) + 6) == 0))
 
 
 cdef void judge(const Pkt *p, const uint8_t *block, const uint8_t *before, uint32_t size) noexcept nogil:

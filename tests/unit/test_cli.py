@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -456,13 +456,21 @@ def test_no_slow_imports_and_a_quick_start(daemon: FakeDaemon) -> None:
     slow = {"pydantic", "aiohttp", "pyroute2", "rich", "asyncio", "lbd.config", "lbd.master", "lbd.shm._shm"}
     assert "http.client" in loaded
     assert not loaded & slow
-    took = []
-    for _ in range(5):
-        before = os.times()
-        spawn("status", stdout=subprocess.DEVNULL)
-        after = os.times()  # CPU time of the child: others share these cores
-        took.append(sum(after[2:4]) - sum(before[2:4]))
-    assert min(took) <= 0.1, took
+
+    def cpu(run: Callable[[], object]) -> float:
+        """The least processor time of five, seconds: others share these cores."""
+        took = []
+        for _ in range(5):
+            before = os.times()
+            run()
+            after = os.times()
+            took.append(sum(after[2:4]) - sum(before[2:4]))
+        return min(took)
+
+    bare = [sys.executable, "-c", "import argparse, http.client, json"]
+    floor = cpu(lambda: subprocess.run(bare, timeout=60, check=True))
+    # some 60 ms beside 35; a library of those above alone takes more than the whole
+    assert cpu(lambda: spawn("status", stdout=subprocess.DEVNULL)) <= 2.5 * floor
 
 
 # -- text and docs -------------------------------------------------------------------------------------------
