@@ -48,7 +48,7 @@ cdef const uint8_t *came_at(const Pkt *p, const uint8_t *before, uint64_t at) no
 
 
 cdef bint translated(const Pkt *p) noexcept nogil:
-    """By NAT64? A connection of its own family's addresses never is; those of the record say which."""
+    """By NAT64: it leaves in another family than it came. (Not asked of packets in tunnels, whose p.af is the outer one.)"""
     return (p.af == 4) != (world.e.tuple[p - world.pkt].af == 4)
 
 
