@@ -12,7 +12,7 @@ from tests.netns.metrics import scrape
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
-PORTS = 1024
+PORTS = 4096  # each may serve ten times a second
 
 
 @pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
@@ -24,7 +24,7 @@ def test_ports_in_time_wait_serve_again_at_once(make_testbed: Callable[..., Test
     settings["service"][0].pop("health")
     daemon = testbed.lbd(config_text(settings))
     requests = 0
-    while requests < 10 * PORTS:
+    while requests < 5 * PORTS:
         result = testbed.wrk(family, connections=16, seconds=2, close=True)
         assert result.requests and result.errors == 0, result
         assert result.longest < 0.9, "a SYN that was not taken is sent again after a second"
