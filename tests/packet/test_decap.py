@@ -251,5 +251,5 @@ def test_mutations(kind: str, oaf: int, af: int, flips: list[tuple[int, int]]) -
     for at, bit in flips:
         frame[at % len(frame)] ^= 1 << bit
     r = b.send(bytes(frame))
-    assert r.verdict in ("forward", "drop", "kernel", "consume")
+    assert r.verdict in ("forward", "drop", "kernel", "consume", "hold"), "the inner packet may have become a fragment"
     b.audit()
