@@ -97,7 +97,8 @@ class SnatSteering:
         self._locals = wanted
 
     def _links(self, interfaces: Iterable[Interface]) -> None:
-        for interface in interfaces:
+        # VLAN devices have numbers from IFACE_MAX on: their packets come by the port below, and are told by its MAC
+        for interface in (i for i in interfaces if i.number < shm.IFACE_MAX):
             if self._macs.get(interface.number) != interface.mac:
                 self._program.set_mac(interface.number, interface.mac)
                 self._macs[interface.number] = interface.mac
