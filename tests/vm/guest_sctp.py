@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from guest_mode import process, sh, until
@@ -143,7 +144,9 @@ def main() -> None:
         subprocess.Popen(["ip", "netns", "exec", "server", sys.executable, __file__, "serve", address, str(port)])
     offload = [line.strip() for line in sh("ip netns exec client ethtool -k eth0").splitlines() if "sctp" in line]
     with process([*lbd, "run", str(work / "lbd.toml")], work / "lbd.log"):
+        print(time.monotonic(), "started", file=sys.stderr, flush=True)
         until("lbd is ready", lambda: json.loads(sh(f"{control} status -j")).get("ready"), 240)
+        print(time.monotonic(), "ready", file=sys.stderr, flush=True)
         seen = {}
         for mode, port in PORTS.items():
             for family in (4, 6):
@@ -152,8 +155,9 @@ def main() -> None:
                     seen[f"{mode} {family}"] = int(sh(ask))
                 except RuntimeError as e:
                     seen[f"{mode} {family}"] = str(e)
+                print(time.monotonic(), mode, family, seen[f"{mode} {family}"], file=sys.stderr, flush=True)
         services = {s["name"]: s for s in json.loads(sh(f"{control} service -j"))["services"]}
-        states = {c["state"] for c in json.loads(sh(f"{control} conns -j"))["conns"]}
+        states = {c["state"] for c in json.loads(sh(f"{control} conn -j"))["conns"]}
         errors = sh("ip netns exec client cat /proc/net/sctp/snmp; ip netns exec server cat /proc/net/sctp/snmp")
         print(json.dumps({
             "kernel": os.uname().release, "offload": offload, "seen": seen, "states": sorted(states),

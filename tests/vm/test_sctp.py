@@ -11,14 +11,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(590)
 @pytest.mark.cell("fullnat nat dr tunnel", "4 6", "sctp", "veth")
 def test_the_kernels_sctp(vmlab) -> None:
     done = vmlab(f"ulimit -l unlimited; {sys.executable} {GUEST}", "--mem", "2G", "--modprobe", "sctp,ipip,ip6_tunnel",
-                 "--env", f"PYTHONPATH={ROOT}", timeout=400)  # fmt: skip
+                 "--env", f"PYTHONPATH={ROOT}", timeout=570)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     seen = json.loads(done.stdout)
-    assert seen["offload"] == ["tx-checksum-sctp: on"]
+    assert "tx-checksum-sctp: on" in seen["offload"]
     assert seen["seen"] == {f"{mode} {family}": 37_501 for mode in ("fullnat", "nat", "dr", "tunnel") for family in (4, 6)}
     assert set(seen["connections"].values()) == {1}
     assert seen["checksum_errors"] == [0, 0]
