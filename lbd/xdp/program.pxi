@@ -227,6 +227,8 @@ cdef class Program:
             self._sources.discard(at)
             self._answering.get((af, addr), set()).discard(end)
         self.settings().sources = len(self._sources)
+        if port == 0:
+            self._settings.any_sources = any(each[2] == 0 for each in self._sources)
         return 0
 
     def set_service(self, int af, bytes addr not None, uint16_t port, uint8_t proto, uint32_t number=0):
@@ -254,6 +256,8 @@ cdef class Program:
             ports.add((port, proto))
         else:
             ports.discard((port, proto))
+        if port == 0:
+            self.settings().any_vips = any(each[0] == 0 for served in self._served.values() for each in served)
         if af == 4:
             port_key(&key, af, addr, port, proto)
             memcpy(&vip, &key, sizeof(vip))

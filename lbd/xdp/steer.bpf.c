@@ -3,7 +3,7 @@
  * steer: which packets are lbd's, and which stay the kernel's.
  *
  * A redirected packet can't be given back to the kernel, so little is decided here. Redirected are
- *   - TCP, UDP and SCTP to address and port of a service;
+ *   - TCP, UDP and SCTP to address and port of a service, or to any port of an address with a service of any;
  *   - TCP, UDP and SCTP to a local address (LIP), destination port within lbd's own range: health checks, SSH
  *     and BGP from or to the same address use other ports and stay the kernel's;
  *   - TCP, UDP and SCTP from address and port of a real server of mode nat;

@@ -52,6 +52,9 @@ struct steer_settings {
 	__u64 snat_proto[STEER_PROTOS]; /* of those that know the protocol */
 	__u64 snat_iface[STEER_IFACES]; /* of those that know the interface */
 	__u64 mac[STEER_IFACES];     /* by interface number, as STEER_MAC reads it; 0: not known, nothing is for it */
+	__u16 any_vips;              /* 1: entries of vips4 or vips6 have port 0, which stands for every one */
+	__u16 any_sources;           /* the same of sources4 and sources6 */
+	__u32 zero;
 	__u64 near_vips4[STEER_NEAR]; /* key of vips4 */
 	__u64 near_lips4[STEER_NEAR]; /* STEER_LIP4(address, lo, hi) */
 };

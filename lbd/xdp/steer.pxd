@@ -21,6 +21,8 @@ cdef extern from "steer.h" nogil:
         uint64_t snat_proto[3]
         uint64_t snat_iface[16]
         uint64_t mac[16]
+        uint16_t any_vips
+        uint16_t any_sources
         uint64_t near_vips4[1]
         uint64_t near_lips4[1]
 

@@ -64,8 +64,13 @@ static __always_inline bool is_vip4(__u32 addr, __u16 port, __u8 proto)
 {
 	__u64 vip = STEER_VIP4(addr, port, proto), near = settings.near_vips4[STEER_SLOT(vip)];
 
-	if (near == vip || !near)
-		return near;
+	if (near == vip)
+		return true;
+	if (near && bpf_map_lookup_elem(&vips4, &vip))
+		return true;
+	if (!settings.any_vips)
+		return false;
+	vip = STEER_VIP4(addr, 0, proto);
 	return bpf_map_lookup_elem(&vips4, &vip);
 }
 
@@ -100,6 +105,11 @@ static __always_inline bool is_ours6(const __u32 *addr, __u16 port, __u8 proto)
 		if (lip && within(lip->lo, lip->hi, port))
 			return true;
 	}
+	if (bpf_map_lookup_elem(&vips6, &vip))
+		return true;
+	if (!settings.any_vips)
+		return false;
+	vip.port = STEER_PORT(0, proto);
 	return bpf_map_lookup_elem(&vips6, &vip);
 }
 
@@ -107,7 +117,14 @@ static __always_inline bool is_source4(__u32 addr, __u16 port, __u8 proto)
 {
 	__u64 end = STEER_VIP4(addr, port, proto);
 
-	return settings.sources && bpf_map_lookup_elem(&sources4, &end);
+	if (!settings.sources)
+		return false;
+	if (bpf_map_lookup_elem(&sources4, &end))
+		return true;
+	if (!settings.any_sources)
+		return false;
+	end = STEER_VIP4(addr, 0, proto);
+	return bpf_map_lookup_elem(&sources4, &end);
 }
 
 static __always_inline bool is_source6(const __u32 *addr, __u16 port, __u8 proto)
@@ -117,7 +134,14 @@ static __always_inline bool is_source6(const __u32 *addr, __u16 port, __u8 proto
 		.port = STEER_PORT(port, proto),
 	};
 
-	return settings.sources && bpf_map_lookup_elem(&sources6, &end);
+	if (!settings.sources)
+		return false;
+	if (bpf_map_lookup_elem(&sources6, &end))
+		return true;
+	if (!settings.any_sources)
+		return false;
+	end.port = STEER_PORT(0, proto);
+	return bpf_map_lookup_elem(&sources6, &end);
 }
 
 struct snat_ends {               /* of a packet, or of the one that would answer a quoted one; IPv4 as ::ffff:a.b.c.d */
