@@ -52,7 +52,8 @@ class Scene:
         self.engine = Engine({"workers": 1, "services": self.services, "dests": self.services * self.servers, "lips": lips,
                               "conns4": self.capacity if self.af == 4 else 16, "conns6": self.capacity if self.af == 6 else 16,
                               "frames": 64, "arena": sum(map(len, tables)), "cmd_ring": 64, "evt_ring": 64,
-                              "capture_ring": self.slow_slots, "hand_ring": 64})  # fmt: skip
+                              "capture_ring": self.slow_slots, "hand_ring": 64,
+                              "templates": 65536})  # fmt: skip
         self.bench = Bench(self.engine, self.af, self.proto, self.services, self.step_ns, self.mode != "fullnat")
         self.configure(tables, lips)
 

@@ -11,7 +11,7 @@ from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, mun
 from posix.unistd cimport getpid
 
 from lbd.datapath.command cimport Cmd
-from lbd.datapath.command_apply cimport command_apply, lip_refresh, nat_refresh
+from lbd.datapath.command_apply cimport command_apply, lip_refresh, service_refresh
 from lbd.datapath.conn cimport (BUCKET_FILL_X100, BUCKET_SPARE, CONN_RESTING, Bucket, Conn4, Conn6, ConnCold, ConnCommon,
                                 ConnTable, conn4, conn6, conn_common, conn_mode, conn_server)
 from lbd.datapath.connfile cimport conn_file_attach, conn_file_bytes, conn_map_all
@@ -24,9 +24,10 @@ from lbd.datapath.count cimport Counters
 from lbd.datapath.fib cimport FIB_MAX, ROUTE_USED, Route
 from lbd.datapath.hdr cimport VLAN_HLEN, GueHdr, Ip6Hdr, UdpHdr
 from lbd.datapath.neigh cimport Adj, Iface
+from lbd.datapath.persist cimport template_recover
 from lbd.datapath.pipeline cimport engine_burst
 from lbd.datapath.pkt cimport BURST_MAX, FRAME_SLACK, IFACE_MAX, PKT_HANDED, PKT_ROUTED, Pkt
-from lbd.datapath.reason cimport VERDICT_CONSUME, VERDICT_FORWARD
+from lbd.datapath.reason cimport VERDICT_CONSUME, VERDICT_FORWARD, VERDICT_HANDOVER
 from lbd.datapath.snat cimport conn_is_snat
 from lbd.datapath.svc cimport (MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_NAT64, MODE_TUNNEL, DEST_NONE, SVC_NONE, Dest, Lip,
                                LipStat, Svc, SvcStat)
@@ -34,6 +35,7 @@ from lbd.datapath.tunnel_end cimport TunnelEnd
 from lbd.datapath.tcp cimport (STATE_CLOSE, STATE_CLOSE_WAIT, STATE_COUNT, STATE_ESTABLISHED, STATE_FIN_WAIT, STATE_LAST_ACK,
                                STATE_NONE, STATE_SYN_RECV, STATE_TIME_WAIT, STATE_UDP, STATE_UDP_ONEWAY, STATE_ICMP,
                                TIMEOUT_SCTP_ESTABLISHED, TIMEOUT_SCTP_SHUTDOWN, timeout_of)
+from lbd.datapath.template cimport Template
 from lbd.loop.epoch cimport owner_read
 from lbd.loop.repair cimport repair
 from lbd.loop.state cimport (Loop, NO_WORKER, POLL_ADAPTIVE, lbd_monotonic, lbd_store32_release)
@@ -72,10 +74,11 @@ cdef inline void layout_promises() noexcept nogil:
     lbd_static_assert(sizeof(Bucket) == 64)
     lbd_static_assert(sizeof(Pkt) == 64)
     lbd_static_assert(sizeof(Svc) == 128)
+    lbd_static_assert(sizeof(Dest) == 80)
+    lbd_static_assert(sizeof(Template) == 32)
     lbd_static_assert(sizeof(Cmd) == 128)
     lbd_static_assert(sizeof(Evt) == 64)
     lbd_static_assert(sizeof(Hand) == 16)
-    lbd_static_assert(sizeof(Dest) == 64)
     # the most that a packet grows by: two tags, and IPv6 and GUE around it
     lbd_static_assert(2 * VLAN_HLEN + sizeof(Ip6Hdr) + sizeof(UdpHdr) + sizeof(GueHdr) <= FRAME_SLACK)
     lbd_static_assert(sizeof(ConnExt) == 2 * EXT_SHARE)
@@ -90,7 +93,7 @@ SCTP_STATE_NAMES = ("NONE", "INIT", "ESTABLISHED", "SHUTDOWN_RECEIVED", "SHUTDOW
 MODE_NAMES = {MODE_FULLNAT: "fullnat", MODE_NAT: "nat", MODE_DR: "dr", MODE_NAT64: "nat64", MODE_TUNNEL: "tunnel"}
 VERDICTS = ("drop", "forward", "kernel", "consume", "handover", "hold")
 SIZE_FIELDS = ("workers", "services", "dests", "lips", "conns4", "conns6", "frames", "arena", "cmd_ring", "evt_ring",
-               "capture_ring", "hand_ring")
+               "capture_ring", "hand_ring", "templates")
 
 
 # The symbol that the purity test disassembles: everything the loop does is inlined below it.
@@ -109,6 +112,7 @@ cdef Sizes sizes_of(dict d) except *:
     s.workers, s.services, s.dests, s.lips = d["workers"], d["services"], d["dests"], d["lips"]
     s.conns4, s.conns6, s.frames, s.arena = d["conns4"], d["conns6"], d["frames"], d["arena"]
     s.cmd_ring, s.evt_ring, s.capture_ring, s.hand_ring = d["cmd_ring"], d["evt_ring"], d["capture_ring"], d["hand_ring"]
+    s.templates = d["templates"]
     if sizes_fault(&s) != NULL:
         raise ValueError("sizes: " + sizes_fault(&s).decode())
     return s
@@ -175,6 +179,8 @@ cdef void engine_over(CEngine *e, uint8_t *seg, uint8_t *host, uint32_t worker) 
     e.fib_gen = &c.fib_gen
     e.arena = <uint32_t *> (host + h.off_arena)
     e.owner = host + h.off_owner
+    e.template = <Template *> (host + h.off_template)
+    e.max_template = c.sizes.templates
     e.hash_key = h.hash_key
     e.rss_key = h.rss_key
     e.max_svc = c.sizes.services
@@ -193,7 +199,7 @@ cdef void engine_over(CEngine *e, uint8_t *seg, uint8_t *host, uint32_t worker) 
             else:
                 e.plen6[e.route[i].plen] += 1
     lip_refresh(e)
-    nat_refresh(e)
+    service_refresh(e)
 
 
 cdef tuple endpoint(const uint8_t *addr, int af, uint16_t port):
@@ -279,6 +285,7 @@ cdef dict counters_dict(CEngine *e):
         "verdicts": {name: c.verdicts[i] for i, name in enumerate(VERDICTS)},
         "conns_made": c.conns_made, "conns_expired": [c.conns_expired[i] for i in range(6)],
         "misplaced": c.misplaced, "handed_out": c.handed_out, "handed_in": c.handed_in,
+        "templates": c.templates, "templates_evicted": c.templates_evicted, "templates_asked": c.templates_asked,
         "icmp_sent": c.icmp_sent, "resets_sent": c.resets_sent, "icmp_mapped": c.icmp_mapped, "bad_commands": c.bad_commands,
         "frag_forwarded": c.frag_forwarded, "frag_held": c.frag_held, "frag_expired": c.frag_expired,
         "frag_evicted": c.frag_evicted,
@@ -296,6 +303,7 @@ cdef class Result:
     cdef readonly int owner         # handover: the worker it belongs to
     cdef readonly int flags         # PktFlag and hops so far, for that one
     cdef readonly int hops
+    cdef readonly object hand       # and what is said with it (Engine.hand)
 
     def __repr__(self):
         return f"Result({self.verdict}, {self.reason}, svc={self.svc}, dest={self.dest}, out={len(self.out)})"
@@ -390,15 +398,17 @@ cdef class Engine:
         r.owner = p.owner
         r.flags = p.flags
         r.hops = p.hops
+        r.hand = 0
         r.out = []
         if p.verdict == VERDICT_FORWARD or p.verdict == VERDICT_CONSUME:
             r.out.append((p.ifout, <bytes> p.data[:p.len]))
         return r
 
-    def process(self, frames, now_ns: int, handed: bool = False, hops: int = 0, flags: int = 0, number: int = 0) -> list:
+    def process(self, frames, now_ns: int, handed: bool = False, hops: int = 0, flags: int = 0, number: int = 0,
+                hand: int = 0) -> list:
         """frames: (bytes, iface) each, at most 64: one burst at this time. Returns a Result for each. The verdict `hold` is not the
-        last word: see `released`, to be called after each burst. handed, hops, flags: as the worker before said (Result); number:
-        of the first one, `released` tells it."""
+        last word: see `released`, to be called after each burst. handed, hops, flags, hand: as the worker before said (Result);
+        number: of the first one, `released` tells it."""
         cdef Pkt pkt[64]
         cdef uint8_t *block[64]
         cdef uint32_t n = len(frames)
@@ -423,8 +433,12 @@ cdef class Engine:
             pkt[i].flags = (flags & PKT_ROUTED) | (PKT_HANDED if handed else 0)
             pkt[i].hops = hops
             pkt[i].frame = <uint64_t> number + i
+            self.e.hand[i] = hand
         engine_burst(self.e, pkt, n, now_ns)
         out = [self.result(&pkt[i]) for i in range(n)]
+        for i in range(n):
+            (<Result> out[i]).hand = self.e.hand[i] if pkt[i].verdict == VERDICT_HANDOVER else 0
+            self.e.hand[i] = 0
         for i in range(n):
             free(block[i])
         return out
@@ -479,7 +493,24 @@ cdef class Engine:
     def recover(self, now_ns: int, fresh_tables: bool = False) -> int:
         """What a new process of the same worker does: everything from the live records. Returns how many."""
         self.e.now_ms = <uint32_t> (<uint64_t> now_ns // 1000000)
+        template_recover(self.e)
         return conn_file_attach(self.e, self.conn, boot_id(), self.sizes["conns4"], self.sizes["conns6"], fresh_tables)
+
+    def join(self, others: dict) -> None:
+        """The workers of one host, by number, this one among them: from now on they see each other's real-server statistics, and
+        share the first one's persistence templates. `others` must outlive this engine."""
+        cdef Engine other
+        for number, other in others.items():
+            if number == 0:
+                self.e.template = other.e.template
+            if other is not self:
+                self.e.peer_dest_stat[<uint32_t> number] = other.e.dest_stat
+
+    def templates(self) -> list:
+        """Persistence templates of all workers as this engine sees them: (service, real server, network)."""
+        cdef uint64_t i, n = <uint64_t> self.e.max_template * self.e.workers
+        cdef Template *m = self.e.template
+        return [(m[i].svc - 1, m[i].dest, <bytes> m[i].net[:16]) for i in range(n) if m[i].svc]
 
     def conns(self, limit: int = 1 << 30) -> list:
         return conn_list(self.e, self.e.now_ms, limit, SVC_NONE)
@@ -500,7 +531,7 @@ cdef class Engine:
     def dest_stats(self, dest: int) -> dict:
         cdef SvcStat *s = self.e.dest_stat + <uint32_t> dest
         return {"conns": s.conns, "in_pkts": s.in_pkts, "out_pkts": s.out_pkts, "in_bytes": s.in_bytes, "out_bytes": s.out_bytes,
-                "active": s.active, "inactive": s.inactive}
+                "active": s.active, "inactive": s.inactive, "templates": s.templates}
 
     def lip_stats(self, lip: int) -> dict:
         cdef LipStat *s = self.e.lip_stat + <uint32_t> lip
@@ -707,6 +738,7 @@ cdef class Worker:
             # the ring had no room for comes later, and those records are looked up at their next packet.
             while fresh and turn_commands(loop):
                 pass
+            template_recover(&loop.e)
             n = conn_file_attach(&loop.e, conn, boot_bytes, loop.ctl.sizes.conns4, loop.ctl.sizes.conns6, fresh)
             loop.ctl.heartbeat_ns = lbd_monotonic()
         if repair(loop) != 0:

@@ -209,7 +209,7 @@ class Replay:
 
     def _own_addresses(self, said: Interface) -> dict[int, bytes]:
         """The sources of ICMP errors: the host's own, neither a service's nor a LIP."""
-        taken = {s.vip.packed for s in self.config.service} | {
+        taken = {vip.packed for s in self.config.service for vip in s.vips} | {
             lip.address.packed for lip in self.config.own_addresses()
         }
         own = [a for a in said.addresses if a not in taken and not ip_address(a).is_link_local]

@@ -15,6 +15,7 @@ def add(commands: Commands) -> None:
     c = commands.add("conn", "list connections", conns)
     c.add_argument("--service", metavar="NAME", help="of this service only")
     c.add_argument("--limit", type=int, default=100, metavar="N", help="at most so many (%(default)s)")
+    c.add_argument("--persistent", action="store_true", help="clients and the real servers that persistence gave them")
     commands.add("worker", "list worker processes and their queues", workers)
     commands.add("lip", "list local addresses and how many ports of each are in use", lips)
     commands.add("snat", "list SNAT rules, in their order, and what they translate", snat)
@@ -32,7 +33,18 @@ def conns(args: argparse.Namespace) -> int:
     if args.limit < 1:
         raise Failure("--limit is 1 at least", code=USAGE)
     query = {"service": args.service} if args.service else {}
+    if args.persistent:
+        return show(args, client(args).get("/v1/templates", limit=args.limit, **query), template_table)
     return show(args, client(args).get("/v1/conns", limit=args.limit, **query), conn_table)
+
+
+def template_table(document: Document) -> str:
+    titles = ("CLIENT", "REAL SERVER", ">EXPIRES", ">WORKER", "SERVICE")
+    rows = [
+        (t["client"], t["real_server"], duration(t["expires"]), t["worker"], t["service"]) for t in document["templates"]
+    ]
+    more = f"\n… {len(rows)} of {document['total']}; --limit shows more" if document["truncated"] else ""
+    return table(titles, rows) + more
 
 
 def conn_table(document: Document) -> str:

@@ -98,8 +98,8 @@ def listing(services: list[dict[str, Any]], real_servers: dict[str, list[dict[st
     ]
     for s in services:
         forward = FORWARD.get(s["mode"], s["mode"])
-        flags = f" ({','.join(s['scheduler_flags'])})" if s["scheduler_flags"] else ""
-        lines.append(f"{s['protocol'].upper():<4} {s['address']} {s['scheduler']}{flags} name {s['name']}")
+        lines.append(f"{s['protocol'].upper():<4} {s['address']} {s['scheduler']}{options(s)} name {s['name']}")
+        lines += [f"{'':<4} {address}" for address in s["addresses"]]
         for r in real_servers[s["name"]]:
             state = ", ".join([*([] if r["state"] == "up" else [r["state"]]), *under_way(r)])
             other = s["mode"] == "fullnat" and s["address"].startswith("[") and not r["address"].startswith("[")
@@ -111,6 +111,20 @@ def listing(services: list[dict[str, Any]], real_servers: dict[str, list[dict[st
             counts = f"{sorry['active']:<10} {sorry['inactive']:<10}"
             lines.append(f"  -> {sorry['address']:<28} {forward:<7} {'-':<6} {counts} sorry{', in use' if sorry['in_use'] else ''}")
     return "\n".join(lines)
+
+
+def options(s: dict[str, Any]) -> str:
+    """In ipvsadm's words."""
+    text = f" ({','.join(s['scheduler_flags'])})" if s["scheduler_flags"] else ""
+    if s["persistence"] is not None:
+        text += f" persistent {s['persistence']:g}"
+        prefix, bits = s["persistence_prefix"], 128 if s["address"].startswith("[") else 32
+        if prefix != bits:
+            mask = 0xFFFFFFFF << 32 - prefix if bits == 32 else 0
+            text += f" mask {prefix if bits == 128 else '.'.join(str(mask >> at & 255) for at in (24, 16, 8, 0))}"
+    if s["one_packet"]:
+        text += " ops"
+    return text + (f" fwmark {s['fwmark']}" if s["fwmark"] is not None else "")
 
 
 def stats(services: list[dict[str, Any]], real_servers: dict[str, list[dict[str, Any]]]) -> str:
@@ -152,13 +166,15 @@ def real_servers(args: argparse.Namespace) -> int:
 
 
 def real_server_table(document: dict[str, Any]) -> str:
-    titles = ("SERVICE", "ADDRESS", "STATE", ">WEIGHT", "HEALTH", ">ACTIVECONN", ">INACTCONN", ">CONNS", "NOTE")
+    titles = ("SERVICE", "ADDRESS", "STATE", ">WEIGHT", "HEALTH", ">ACTIVECONN", ">INACTCONN", ">CLIENTS", ">CONNS", "NOTE")
     rows = []
     for r in document["real_servers"]:
         note = (
             [f"weight {r['configured_weight']} in the file"] if r["weight"] != r["configured_weight"] else []
         )
         note += under_way(r)
+        if r["overloaded"]:
+            note.append(f"overloaded: {r['upper_threshold']} connections are its threshold")
         health = r["health"]
         if health and health["status"] == "down" and health["detail"]:
             note.append(health["detail"])
@@ -171,6 +187,7 @@ def real_server_table(document: dict[str, Any]) -> str:
                 health["status"] if health else None,
                 r["active"],
                 r["inactive"],
+                r["persistent"],
                 r["connections"],
                 ", ".join(note) or " ",
             )

@@ -162,6 +162,41 @@ def read_endpoint(value: object) -> Endpoint:
     return endpoint
 
 
+def read_any_endpoint(value: object) -> Endpoint:
+    """The port may be left out, or 0: the real server's, or every one."""
+    if isinstance(value, str):
+        inner = value[1:-1] if value[:1] == "[" and value[-1:] == "]" else ""
+        if inner and _version(inner) == 6:
+            value = Endpoint(parse_address(inner), 0)
+        elif "[" not in value and value.count(":") != 1 and _version(value):
+            value = Endpoint(parse_address(value), 0)
+        elif value.endswith(":0") and ("[" in value or value.count(":") == 1):
+            value = Endpoint(parse_endpoint(f"{value[:-1]}1").addr, 0)
+    return read_endpoint(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A further address of a service: `192.0.2.10:443`, `192.0.2.10:53/udp`."""
+
+    endpoint: Endpoint
+    protocol: str | None  # None: the service's
+
+    def __str__(self) -> str:
+        return f"{self.endpoint}/{self.protocol}" if self.protocol else str(self.endpoint)
+
+
+def read_point(value: object) -> Point:
+    if isinstance(value, Point):
+        return value
+    if not isinstance(value, str):
+        raise refusal('ADDRESS:PORT such as "192.0.2.10:443" or "192.0.2.10:53/udp"', value, IN_QUOTES)
+    text, slash, protocol = value.partition("/")
+    if slash and protocol not in ("tcp", "udp", "sctp"):
+        raise refusal("ADDRESS:PORT, or with a protocol ADDRESS:PORT/tcp, /udp or /sctp", value, "or leave the protocol out")
+    return Point(read_any_endpoint(text), protocol or None)
+
+
 def read_listen(value: object) -> Endpoint | None:
     """Where to listen: any address goes, and "" is nowhere."""
     return None if value is None or value == "" else parse_endpoint(value)
@@ -217,6 +252,18 @@ _ADDRESS_SCHEMA = WithJsonSchema({"type": "string", "anyOf": [{"format": "ipv4"}
 AddressValue = Annotated[IPAddress, PlainValidator(read_address), _TEXT, _ADDRESS_SCHEMA]
 NextHopValue = Annotated[IPAddress, PlainValidator(read_next_hop), _TEXT, _ADDRESS_SCHEMA]
 EndpointValue = Annotated[Endpoint, PlainValidator(read_endpoint), _TEXT, _ENDPOINT_SCHEMA]
+AnyEndpointValue = Annotated[
+    Endpoint,
+    PlainValidator(read_any_endpoint),
+    _TEXT,
+    WithJsonSchema({"type": "string", "pattern": "^([0-9.]+(:[0-9]{1,5})?|[0-9A-Fa-f:]+|\\[[0-9A-Fa-f:.]+\\](:[0-9]{1,5})?)$"}),
+]
+PointValue = Annotated[
+    Point,
+    PlainValidator(read_point),
+    _TEXT,
+    WithJsonSchema({"type": "string", "pattern": "^[0-9A-Fa-f:.\\[\\]]+(/(tcp|udp|sctp))?$"}),
+]
 ListenValue = Annotated[
     Endpoint | None,
     PlainValidator(read_listen),

@@ -89,6 +89,13 @@ class Tables(Section):
     real_servers: Int = Field(
         8192, ge=1, le=65535, description="Real servers that can exist at a time, over all services."
     )
+    persistence_templates: PowerOfTwo = Field(
+        65536,
+        ge=64,
+        le=1 << 24,
+        description="Clients of services with `persistence` whose real server each worker remembers; a power of two. "
+        "When there is no room, the one that came back longest ago is forgotten.",
+    )
     hugepages: Literal["auto", "require", "off"] = Field(
         "auto",
         description="Packet buffers in huge pages: `auto` if there are enough, `off`, "

@@ -139,6 +139,8 @@ _READ: dict[Callable[..., Any], str] = {
     address.read_address: "address",
     address.read_next_hop: "address",
     address.read_endpoint: '"ADDRESS:PORT"',
+    address.read_any_endpoint: '"ADDRESS:PORT" or "ADDRESS"',
+    address.read_point: '"ADDRESS:PORT" or "ADDRESS:PORT/PROTOCOL"',
     address.read_listen: '"ADDRESS:PORT" or ""',
     address.read_network: '"ADDRESS/LENGTH"',
     address.read_mac: "MAC address",

@@ -6,11 +6,12 @@
     connections  125 bytes × connections_ipv4 + 189 bytes × connections_ipv6:
                  records and index, in a file of run_dir
     tables       3.3 MiB of neighbours, routes and rings to and from the master;
-                 200 bytes × services + 128 bytes × real_servers
+                 200 bytes × services + 144 bytes × real_servers
     frames       2049 bytes × frames: the packet, and a byte that says who holds it
     sockets      48 bytes × ring for each interface: the four rings of an AF_XDP socket
     process      10 MiB: interpreter, stacks, datagrams in fragments
     shared       4 bytes × 1024 × services, at least 16 MiB: scheduling tables;
+                 for each worker 32 bytes × persistence_templates;
                  for each ordered pair of workers 24 bytes × frames: rings between them
     master       80 MiB, and 7 KiB for each service and real server of the file
 

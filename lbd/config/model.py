@@ -92,6 +92,7 @@ class Config(Section):
             "evt_ring": 1024,
             "capture_ring": 256,
             "hand_ring": tables.frames,  # a ring of descriptors then holds all that its sender may receive
+            "templates": tables.persistence_templates,
         }
 
 

@@ -53,10 +53,16 @@ def _ineffective(view: View) -> Iterator[Finding]:
     if workers.count and len(workers.cores) > workers.count and view.good(("workers",), "count"):
         yield ("workers", "cores"), f"only the first {workers.count} are used, as `count` says"
     for loc, service in view.services():
-        unused = ("tcp_established", "tcp_fin") if service.proto == 17 else ("udp_timeout",)
+        protocols = {proto for proto, _, _ in service.points}
+        unused = ("tcp_established", "tcp_fin") if protocols == {17} else () if 17 in protocols else ("udp_timeout",)
         for key in unused:
             if getattr(service, key) is not None and view.good(loc, "protocol"):
                 yield (*loc, key), f"has no effect on a {service.protocol.upper()} service; remove it"
+        if service.persistence is None and service.persistence_prefix is not None and view.good(loc, "persistence"):
+            yield (*loc, "persistence_prefix"), "has no effect without `persistence`; remove it"
+        for at, server in view.real_servers(loc, service):
+            if server.lower_threshold and not server.upper_threshold and view.good(at, "upper_threshold"):
+                yield (*at, "lower_threshold"), "has no effect without `upper_threshold`; remove it"
 
 
 def _slow_start(view: View) -> Iterator[Finding]:

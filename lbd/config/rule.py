@@ -84,10 +84,10 @@ def _names(view: View) -> Iterator[Finding]:
 
 
 def _addresses(view: View) -> Iterator[Finding]:
-    known = ((loc, s.key) for loc, s in view.services() if view.good(loc, "protocol"))
+    known = ((loc, key) for loc, s in view.services() if view.good(loc, "protocol") for key in dict.fromkeys(s.points))
     for loc, first in _repeated(known):
         yield (*loc, "address"), f"{first} has this address, port and protocol: join the two, or change one"
-    vips = {s.vip: s.name for s in view.config.service}
+    vips = {vip: s.name for s in view.config.service for vip in s.vips}
     lips = {lip.address for lip in view.config.own_addresses()}
     local = list(view.each(view.config.local_address, "local_address"))
     for loc, first in _repeated((loc, lip.address) for loc, lip in local):
@@ -159,9 +159,11 @@ def _modes(view: View) -> Iterator[Finding]:
     for outer, service in view.services():
         if service.mode not in ("dr", "tunnel") or not view.good(outer, "mode", "address"):
             continue
+        port = service.fixed_port
         for loc, server in view.real_servers(outer, service):
-            if server.address.port != service.port:
-                wrong = f"must have port {service.port} as the service, not {server.address.port}"
+            if server.address.port != port and service.port:
+                must = f"must have port {port} as the service" if port else "must have no port, since the service has several"
+                wrong = f"{must}, not {server.address.port}"
                 yield (*loc, "address"), f"{wrong}: mode {service.mode} changes no port; or use nat or fullnat"
 
 
@@ -208,13 +210,14 @@ def _managed(view: View) -> Iterator[Finding]:
             )
     first: dict[object, tuple[Loc, Service]] = {}
     for loc, service in view.services():
-        where, other = first.setdefault(service.vip, (loc, service))
-        if not all(view.good(at, "manage", "interface") for at in (loc, where)):
-            continue
-        for key in ("manage", "interface"):
-            if getattr(service, key) != getattr(other, key):
-                same = f"{_element(where)}, whose VIP {service.vip} is the same"
-                yield (*loc, key), f"must be as in {same}; write it in both, and alike"
+        for vip in service.vips:
+            where, other = first.setdefault(vip, (loc, service))
+            if not all(view.good(at, "manage", "interface") for at in (loc, where)):
+                continue
+            for key in ("manage", "interface"):
+                if getattr(service, key) != getattr(other, key):
+                    same = f"{_element(where)}, whose VIP {vip} is the same"
+                    yield (*loc, key), f"must be as in {same}; write it in both, and alike"
 
 
 def _interfaces(view: View) -> Iterator[Finding]:
@@ -267,7 +270,8 @@ def _workers(view: View) -> Iterator[Finding]:
 def _capacity(view: View) -> Iterator[Finding]:
     real_servers = sum(len(s.real_server) + (s.sorry_server is not None) for s in view.config.service)
     rules = len(view.config.snat)  # each takes one of both
-    for key, have in (("services", len(view.config.service) + rules), ("real_servers", real_servers + rules)):
+    services = sum(1 + len(s.addresses) for s in view.config.service)  # each address has a place
+    for key, have in (("services", services + rules), ("real_servers", real_servers + rules)):
         room = getattr(view.config.tables, key)
         if have > room and view.good(("tables",), key):
             remedy = f"write {key} = {min(1 << have.bit_length(), 65535)}" if have <= 65535 else "remove some"

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of the configuration about services: [[service]] [service.health] [[service.real_server]]."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from lbd.config.address import Endpoint, EndpointValue, IPAddress
+from lbd.config.address import AnyEndpointValue, Endpoint, EndpointValue, IPAddress, PointValue
 from lbd.config.section import Section
 from lbd.config.tunnel import Encapsulation, ServerEncapsulation
 from lbd.config.value import Bool, Duration, Int, InterfaceName, Name, RequestPath, ServerId
@@ -28,6 +28,9 @@ class HealthCheck(Section):
     )
     rise: Int = Field(2, ge=1, le=1000, description="Good checks in a row that bring a real server back.")
     fall: Int = Field(3, ge=1, le=1000, description="Failed checks in a row that take a real server out.")
+    port: Int | None = Field(
+        None, ge=1, le=65535, description="Port that is checked. Without it: the real server's.", examples=[8081]
+    )
 
 
 class TcpHealth(HealthCheck):
@@ -52,7 +55,11 @@ Health = Annotated[TcpHealth | HttpHealth, Field(discriminator="type")]
 class RealServer(Section):
     """A server behind a service (in LVS's words: a destination)."""
 
-    address: EndpointValue = Field(description="Its address and port.", examples=["10.0.1.1:8080"])
+    address: AnyEndpointValue = Field(
+        description="Its address and port. Without a port it gets the client's: the service's, or with several of them the "
+        "one that the packet is for.",
+        examples=["10.0.1.1:8080"],
+    )
     weight: Int = Field(
         1,
         ge=0,
@@ -61,6 +68,21 @@ class RealServer(Section):
     )
     slow_start: Duration | None = Field(
         None, ge=0, le=86400, description='Overrides the service\'s `slow_start`; "0s": none.', examples=["2m"]
+    )
+    upper_threshold: Int = Field(
+        0,
+        ge=0,
+        le=0xFFFFFFFF,
+        description="Connections at which it gets no new ones (ipvsadm's `-x`); 0: no limit.",
+        examples=[1000],
+    )
+    lower_threshold: Int = Field(
+        0,
+        ge=0,
+        le=0xFFFFFFFF,
+        description="Having reached `upper_threshold`, it gets new ones again with fewer than so many (`-y`); 0: with fewer "
+        "than three quarters.",
+        examples=[800],
     )
     tunnel: ServerEncapsulation | None = Field(None, description="Its own way in mode `tunnel`.")
     quic_id: ServerId | None = Field(
@@ -76,12 +98,48 @@ class RealServer(Section):
 
 
 class Service(Section):
-    """A virtual service: an address and port that clients connect to."""
+    """A virtual service: an address and port that clients connect to. See [services](services.md)."""
 
     name: Name = Field(description="Name in commands, logs and metrics; unique.", examples=["web"])
-    address: EndpointValue = Field(description="VIP and port.", examples=["192.0.2.10:80"])
+    address: AnyEndpointValue = Field(
+        description="VIP and port. Without a port: every one that no other service of the VIP has; that needs `persistence`.",
+        examples=["192.0.2.10:80"],
+    )
     protocol: Literal["tcp", "udp", "sctp"] = Field(
         "tcp", description="Transport protocol: `tcp`, `udp` or `sctp`. See [protocols](protocols.md)."
+    )
+    addresses: tuple[PointValue, ...] = Field(
+        (),
+        max_length=1000,
+        description="Further addresses of the same service, each with a protocol of its own if need be: one scheduler, one "
+        "set of real servers, and with `persistence` one real server for a client whatever it connects to.",
+        examples=[["192.0.2.10:443", "192.0.2.11:53/udp"]],
+    )
+    fwmark: Int | None = Field(
+        None,
+        ge=1,
+        le=0xFFFFFFFF,
+        description="Number by which `ipvsadm -f` names the service; unique. lbd looks at addresses, not at marks.",
+        examples=[1],
+    )
+    persistence: Duration | None = Field(
+        None,
+        ge=1,
+        le=1036800,
+        description="A client's connections go to the real server of its first one, until so long after the last was opened "
+        "and while one lives (ipvsadm's `-p`, there 6m unless told).",
+        examples=["6m"],
+    )
+    persistence_prefix: Int | None = Field(
+        None,
+        ge=1,
+        le=128,
+        description="Clients whose addresses have so many first bits in common are one client (ipvsadm's `-M`, there a mask). "
+        "Without it: each address is one.",
+        examples=[24],
+    )
+    one_packet: Bool = Field(
+        False, description="Schedule every datagram of a UDP service, not every flow (ipvsadm's `-o`)."
     )
     scheduler: Scheduler = Field(
         "wlc",
@@ -170,6 +228,50 @@ class Service(Section):
         None, description="How real servers are checked. Without it they count as up."
     )
     real_server: tuple[RealServer, ...] = Field((), description="The servers behind it.")
+
+    @model_validator(mode="after")
+    def _fill_ports(self) -> Self:
+        """A real server without a port has the service's, if that has but one."""
+        if any(r.address.port == 0 for r in self.real_server) and (port := self.fixed_port):
+            self.__dict__["real_server"] = tuple(
+                r if r.address.port else r.model_copy(update={"address": Endpoint(r.address.addr, port)}) for r in self.real_server
+            )
+        return self
+
+    @property
+    def fixed_port(self) -> int:
+        """The one port of all its addresses; 0 if there are several, or any."""
+        if not self.addresses:
+            return self.address.port
+        ports = {self.address.port, *(p.endpoint.port for p in self.addresses)}
+        return ports.pop() if len(ports) == 1 else 0
+
+    @property
+    def limited(self) -> bool:
+        """Has one of its real servers a threshold?"""
+        return any(r.upper_threshold for r in self.real_server)
+
+    @property
+    def points(self) -> tuple[tuple[int, IPAddress, int], ...]:
+        """Protocol number, VIP, port: of all its addresses, its key first."""
+        if not self.addresses:
+            return (self.key,)
+        return (
+            self.key,
+            *((PROTOCOLS[p.protocol or self.protocol], p.endpoint.addr, p.endpoint.port) for p in self.addresses),
+        )
+
+    @property
+    def vips(self) -> tuple[IPAddress, ...]:
+        """Of all its addresses, each once."""
+        if not self.addresses:
+            return (self.vip,)
+        return tuple(dict.fromkeys(addr for _, addr, _ in self.points))
+
+    @property
+    def prefix(self) -> int:
+        """Bits that make a client."""
+        return self.persistence_prefix or (32 if self.af == 4 else 128)
 
     @property
     def vip(self) -> IPAddress:

@@ -60,7 +60,7 @@ cdef struct Cmd:            # 128 bytes: 16 of head, 112 of body
 
 cdef struct CmdSvc:
     uint8_t vaddr[16]
-    uint16_t vport          # network order
+    uint16_t vport          # network order, 0: any
     uint8_t af
     uint8_t proto
     uint8_t sched           # SchedKind
@@ -77,6 +77,9 @@ cdef struct CmdSvc:
     uint8_t quic            # as in Svc
     uint8_t quic_len
     uint8_t quic_config
+    uint16_t target         # SVC_ALIAS: the service's number
+    uint32_t persist        # SVC_PERSIST: ms
+    uint8_t persist_plen    # SVC_PERSIST
 
 cdef struct CmdSnat:        # fields as those of Svc
     uint8_t digest[16]      # of the rule's name
@@ -93,7 +96,7 @@ cdef struct CmdSnat:        # fields as those of Svc
 
 cdef struct CmdDest:
     uint8_t addr[16]
-    uint16_t port           # network order
+    uint16_t port           # network order, 0: the client's
     uint8_t af
     uint8_t flags           # DestFlag without DEST_USED
     uint16_t svc
@@ -102,6 +105,8 @@ cdef struct CmdDest:
     uint8_t tunnel          # TunnelWay
     uint64_t quic_id
     uint8_t quic            # 1: it has that id
+    uint32_t upper
+    uint32_t lower
 
 cdef struct CmdLip:
     uint8_t addr[16]

@@ -4,10 +4,10 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.command cimport *
-from lbd.datapath.svc cimport (LIP_MAX, Svc, SvcStat, Dest, Lip, LipStat, SVC_NONE, DEST_NONE, SVC_USED, DEST_USED, DEST_UP,
-                               DEST_END, SVC_EXPIRE_NODEST, SVC_EXPIRE_QUIESCENT, MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_SNAT,
-                               MODE_TUNNEL, LIP_SNAT, LIP_USED, SCHED_FIRST, SNAT_ANY, TUNNEL_CSUM, TUNNEL_GRE,
-                               TUNNEL_GUE, TUNNEL_IPIP, TUNNEL_KIND)
+from lbd.datapath.svc cimport (LIP_MAX, Svc, SvcStat, Dest, Lip, LipStat, SVC_NONE, DEST_NONE, SVC_ALIAS, SVC_ONE_PACKET, SVC_USED,
+                               DEST_OVERLOAD, DEST_USED, DEST_UP, DEST_END, SVC_EXPIRE_NODEST, SVC_EXPIRE_QUIESCENT, MODE_DR,
+                               MODE_FULLNAT, MODE_NAT, MODE_SNAT, MODE_TUNNEL, LIP_SNAT, LIP_USED, SCHED_FIRST, SNAT_ANY,
+                               TUNNEL_CSUM, TUNNEL_GRE, TUNNEL_GUE, TUNNEL_IPIP, TUNNEL_KIND)
 from lbd.datapath.tunnel_end cimport TUNNEL_MAX, TunnelEnd
 from lbd.datapath.link cimport adj_tags, link_of, tag_word
 from lbd.datapath.neigh cimport (Iface, adj_refresh, Adj, ADJ_NONE, ADJ_MAX, ADJ_USED, ADJ_VALID, ADJ_LEARNED, BOND_L34,
@@ -16,6 +16,7 @@ from lbd.datapath.fast cimport LANE_CLOSED, LANE_OPEN, LANE_WHOLE
 from lbd.datapath.quic cimport QUIC_FORMS, quic_hash_in, quic_unhash
 from lbd.datapath.timer cimport TIMEOUT_MAX
 from lbd.datapath.fib cimport Route, FIB_MAX, ROUTE_USED
+from lbd.datapath.persist cimport tick_now
 from lbd.datapath.pkt cimport IFACE_MAX
 from lbd.datapath.snat cimport snat_refresh, snat_slots
 from lbd.datapath.lookup cimport dest_bucket, svc_bucket, vip_bucket, adj_find, adj_make, adj_unhash, route_bucket, route_find
@@ -55,14 +56,52 @@ cdef inline void vip_unhash(Engine *e, uint32_t id) noexcept nogil:
         p = &e.svc[p[0] - 1].vip_next
 
 
+cdef inline void svc_count(Engine *e, const Svc *s, int by) noexcept nogil:
+    """What of its kinds there is at all: packets ask that first."""
+    if s.mode == MODE_SNAT:
+        return
+    if s.mode == MODE_NAT:
+        e.nat_services += by
+    if s.vport == 0:
+        e.any_services += by
+    if s.flags & SVC_ONE_PACKET:
+        e.one_packet_services += by
+
+
+cdef inline void alias_in(Engine *e, uint32_t id) noexcept nogil:
+    """Into the list of its service, in order of the numbers: the same in all workers."""
+    cdef uint16_t *p = &e.svc[e.svc[id].target].alias
+    while p[0] and p[0] < id + 1:
+        p = &e.svc[p[0] - 1].alias_next
+    e.svc[id].alias_next = p[0]
+    p[0] = id + 1
+
+
+cdef inline void alias_out(Engine *e, uint32_t id) noexcept nogil:
+    cdef uint16_t *p = &e.svc[e.svc[id].target].alias
+    while p[0]:
+        if p[0] == id + 1:
+            p[0] = e.svc[id].alias_next
+            return
+        p = &e.svc[p[0] - 1].alias_next
+
+
 cdef inline void svc_del(Engine *e, uint32_t id) noexcept nogil:
     if id < e.max_svc and e.svc[id].flags & SVC_USED:
         svc_unhash(e, id)
         vip_unhash(e, id)
+        svc_count(e, e.svc + id, -1)
+        if e.svc[id].flags & SVC_ALIAS:
+            alias_out(e, id)
         e.svc[id].flags = 0
-        e.nat_services -= e.svc[id].mode == MODE_NAT
         if e.svc[id].mode == MODE_SNAT:
             snat_refresh(e)
+
+
+cdef inline bint options_good(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogil:
+    if b.flags & SVC_ALIAS and (b.target >= e.max_svc or b.target == c.id):
+        return False
+    return b.persist <= TIMEOUT_MAX and b.persist_plen <= (32 if b.af == 4 else 128)
 
 
 cdef enum:
@@ -88,7 +127,7 @@ cdef inline bint svc_set(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogi
         return False
     if c.id >= e.max_svc or (b.af != 4 and b.af != 6) or b.table_len > e.arena_slots or b.table_off > e.arena_slots - b.table_len:
         return False
-    if b.quic >= QUIC_FORMS or b.quic_len > 8:
+    if b.quic >= QUIC_FORMS or b.quic_len > 8 or not options_good(e, c, b):
         return False
     s = e.svc + c.id
     if b.sorry > e.max_dest or not svc_timeouts(e, s, b):
@@ -109,14 +148,20 @@ cdef inline bint svc_set(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogi
     s.quic = b.quic
     s.quic_len = b.quic_len
     s.quic_config = b.quic_config
+    s.persist = b.persist
+    s.persist_plen = b.persist_plen
+    s.target = b.target
     s.gen = c.gen
     if c.flags & CMD_FRESH:
         memset(e.svc_stat + c.id, 0, sizeof(SvcStat))
         s.cursor = e.worker          # workers start their turns at different servers
+        s.since = tick_now(e)
     s.flags = b.flags | SVC_USED
     svc_hash_in(e, c.id)
     vip_hash_in(e, c.id)
-    e.nat_services += s.mode == MODE_NAT
+    svc_count(e, s, 1)
+    if s.flags & SVC_ALIAS:
+        alias_in(e, c.id)
     if s.flags & EXPIRES & ~before:         # what the fast lane served until now is looked at
         e.fib_gen[0] += 1
     return True
@@ -205,7 +250,7 @@ cdef inline void gue_note(Engine *e, const Dest *d) noexcept nogil:
         e.gue[d.tunnel_port >> 3] |= <uint8_t> (1 << (d.tunnel_port & 7))
 
 
-cdef inline void nat_refresh(Engine *e) noexcept nogil:
+cdef inline void service_refresh(Engine *e) noexcept nogil:
     """What is private to the process, from tables that were there before it."""
     cdef uint32_t i
     memset(e.dest_hash, 0, sizeof(e.dest_hash))
@@ -220,13 +265,19 @@ cdef inline void nat_refresh(Engine *e) noexcept nogil:
     snat_refresh(e)
     tunnel_count(e)
     e.nat_services = 0
+    e.any_services = 0
+    e.one_packet_services = 0
     memset(e.vip_hash, 0, sizeof(e.vip_hash))
     e.oneway_least = TIMEOUT_MAX
+    for i in range(e.max_svc):
+        e.svc[i].alias = 0
     for i in range(e.max_svc):
         if not e.svc[i].flags & SVC_USED:
             continue
         vip_hash_in(e, i)
-        e.nat_services += e.svc[i].mode == MODE_NAT
+        svc_count(e, e.svc + i, 1)
+        if e.svc[i].flags & SVC_ALIAS and e.svc[i].target < e.max_svc:
+            alias_in(e, i)
         if e.svc[i].timeout_udp and e.svc[i].timeout_udp < e.oneway_least:
             e.oneway_least = e.svc[i].timeout_udp
 
@@ -234,6 +285,7 @@ cdef inline void nat_refresh(Engine *e) noexcept nogil:
 cdef inline bint dest_set(Engine *e, const Cmd *c, const CmdDest *b) noexcept nogil:
     cdef Dest *d
     cdef bint stood, ended
+    cdef uint8_t overload
     if c.id >= e.max_dest or b.svc >= e.max_svc or (b.af != 4 and b.af != 6):
         return False
     if b.tunnel & TUNNEL_KIND > TUNNEL_GUE or b.tunnel & ~(TUNNEL_KIND | TUNNEL_CSUM):
@@ -246,6 +298,8 @@ cdef inline bint dest_set(Engine *e, const Cmd *c, const CmdDest *b) noexcept no
     if c.flags & CMD_FRESH:
         memset(e.dest_stat + c.id, 0, sizeof(SvcStat))
         d.pmtu = 0
+        d.since = tick_now(e)
+    overload = d.flags & DEST_OVERLOAD if d.upper == b.upper and not c.flags & CMD_FRESH else 0
     memcpy(d.addr, b.addr, 16)
     d.port = b.port
     d.af = b.af
@@ -256,7 +310,9 @@ cdef inline bint dest_set(Engine *e, const Cmd *c, const CmdDest *b) noexcept no
     d.gen = c.gen
     d.adj = ADJ_NONE
     d.fib_gen = e.fib_gen[0] - 1
-    d.flags = b.flags | DEST_USED
+    d.upper = b.upper
+    d.lower = b.lower
+    d.flags = b.flags | DEST_USED | overload
     gue_note(e, d)
     d.quic = b.quic
     d.quic_id = b.quic_id

@@ -41,6 +41,7 @@ cdef enum Live:                 # ConnCommon.live
     CONN_FREE = 0
     CONN_LIVE = 1
     CONN_RESTING = 2            # over, and its client's tuple went on to another real server: holds its local port, nothing else
+    CONN_ASIDE = 3              # of a one-packet service: there for its real server's answers; its client's packets don't find it
 
 cdef enum ConnFlag:
     CONN_SYNACK = 1             # the real server has answered the SYN
@@ -246,12 +247,12 @@ cdef inline uint32_t conn_lookup(ConnTable *t, const Tuple *k, uint64_t h, int a
         b = t.index + b.next
 
 
-cdef inline bint conn_rests(ConnTable *t, uint32_t ref, const Tuple *k, const uint8_t *daddr, uint16_t dport,
+cdef inline bint conn_leads(ConnTable *t, uint32_t ref, const Tuple *k, const uint8_t *daddr, uint16_t dport, uint8_t live,
                             int af) noexcept nogil:
-    """A resting record of this client's tuple, to this real server?"""
+    """A record of this client's tuple, to this real server, and in this way alive?"""
     cdef Conn4 *c
     cdef Conn6 *d
-    if ref & 1 or conn_common(t, ref >> 1, af).live != CONN_RESTING or conn_common(t, ref >> 1, af).proto != k.proto:
+    if ref & 1 or conn_common(t, ref >> 1, af).live != live or conn_common(t, ref >> 1, af).proto != k.proto:
         return False
     if af == 4:
         c = conn4(t, ref >> 1)
@@ -262,16 +263,16 @@ cdef inline bint conn_rests(ConnTable *t, uint32_t ref, const Tuple *k, const ui
             and addr6_is(d.vaddr, k.daddr) and addr6_is(d.daddr, daddr))
 
 
-cdef inline uint32_t conn_resting(ConnTable *t, const Tuple *k, uint64_t h, const uint8_t *daddr, uint16_t dport,
+cdef inline uint32_t conn_towards(ConnTable *t, const Tuple *k, uint64_t h, const uint8_t *daddr, uint16_t dport, uint8_t live,
                                   int af) noexcept nogil:
-    """Like conn_lookup, for the resting record of this client's tuple to one real server."""
+    """Like conn_lookup, for the record of this client's tuple to one real server that is resting, or aside (`live`)."""
     cdef Bucket *b = conn_bucket(t, h)
     cdef uint32_t m, ref
     while True:
         m = lbd_tag_match(b.tag, conn_tag(h))
         while m:
             ref = b.ref[lbd_ctz(m)]
-            if conn_rests(t, ref, k, daddr, dport, af):
+            if conn_leads(t, ref, k, daddr, dport, live, af):
                 return ref
             m &= m - 1
         if b.next == 0:

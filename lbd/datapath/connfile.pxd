@@ -12,7 +12,8 @@ from lbd.datapath.timer cimport Timer, timer_clear, timer_link, timer_start, tim
 from lbd.datapath.tcp cimport state_active, state_half_open, STATE_SYN_RECV, STATE_UDP_ONEWAY
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED, DEST_USED, MODE_NAT64, MODE_SNAT, Svc
 from lbd.datapath.neigh cimport ADJ_MAX, ADJ_NONE
-from lbd.datapath.lookup cimport conn_lip
+from lbd.datapath.lookup cimport conn_lip, dest_port_is, svc_at
+from lbd.datapath.persist cimport persist_look
 from lbd.datapath.snat cimport conn_is_snat, snat_covers
 from lbd.datapath.flow cimport Tuple
 
@@ -70,16 +71,19 @@ cdef inline void conn_map_all(Engine *e, void *base, uint32_t conns4, uint32_t c
 
 
 cdef inline bint svc_is(Engine *e, const ConnCommon *c, const void *vaddr, uint16_t vport, int af) noexcept nogil:
+    cdef uint8_t addr[16]
     if c.svc >= e.max_svc or not e.svc[c.svc].flags & SVC_USED:
         return False
-    return (e.svc[c.svc].vport == vport and e.svc[c.svc].af == af and e.svc[c.svc].proto == c.proto
-            and memcmp(e.svc[c.svc].vaddr, vaddr, 4 if af == 4 else 16) == 0)
+    memset(addr, 0, 16)
+    memcpy(addr, vaddr, 4 if af == 4 else 16)
+    return svc_at(e, addr, vport, c.proto, af) == c.svc
 
 
-cdef inline bint dest_is(Engine *e, uint32_t dest, uint32_t svc, const void *daddr, uint16_t dport, int daf) noexcept nogil:
+cdef inline bint dest_is(Engine *e, uint32_t dest, uint32_t svc, const void *daddr, uint16_t dport, uint16_t vport,
+                         int daf) noexcept nogil:
     if dest >= e.max_dest or not e.dest[dest].flags & DEST_USED:
         return False
-    return (e.dest[dest].port == dport and e.dest[dest].af == daf and e.dest[dest].svc == svc
+    return (dest_port_is(e.dest + dest, dport, vport) and e.dest[dest].af == daf and e.dest[dest].svc == svc
             and memcmp(e.dest[dest].addr, daddr, 16) == 0)
 
 
@@ -108,7 +112,8 @@ cdef inline void numbers_check(Engine *e, uint32_t i, ConnCommon *c, int af) noe
     else:
         vaddr = conn6(&e.t6, i).vaddr
         vport, dport = conn6(&e.t6, i).vport, conn6(&e.t6, i).dport
-    if not rule_is(e, i, c, af) and (not svc_is(e, c, vaddr, vport, af) or not dest_is(e, c.dest, c.svc, daddr, dport, daf)):
+    if not rule_is(e, i, c, af) and (not svc_is(e, c, vaddr, vport, af)
+                                     or not dest_is(e, c.dest, c.svc, daddr, dport, vport, daf)):
         c.svc = SVC_NONE
         c.dest = DEST_NONE
         c.flags |= CONN_IMPORTED
@@ -172,7 +177,7 @@ cdef inline uint32_t conn_recover(Engine *e, bint fresh_tables, int af) noexcept
         if not state_half_open(c.state):
             idle = e.now_ms - c.last_seen
             left = conn_timeout(e, c)
-            timer_start(timer_of(e, af), t, i, e.now_ms, left - idle if idle < left else 0)
+            timer_start(timer_of(e, af), t, i, e.now_ms, persist_look(e, c, left - idle) if idle < left else 0)
     return t.used
 
 

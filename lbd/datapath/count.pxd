@@ -33,7 +33,10 @@ cdef struct Counters:
     uint64_t quic_by_id             # QUIC packets without a connection: the connection id named the real server
     uint64_t quic_unknown           # it named none that there is: scheduled
     uint64_t quic_no_id             # it is not of the service's form: scheduled
-    uint64_t spare[24]
+    uint64_t templates              # persistence templates that this worker owns, now
+    uint64_t templates_evicted      # before their time, for want of room
+    uint64_t templates_asked        # packets sent to a template's owner, which chooses the real server
+    uint64_t spare[21]
 
 cdef enum ExpireReason:
     EXPIRE_TIMEOUT = 0

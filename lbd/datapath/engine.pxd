@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int64_t
 from lbd.datapath.pkt cimport Pkt
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.svc cimport Svc, SvcStat, Dest, Lip, LipStat
+from lbd.datapath.template cimport Template
 from lbd.datapath.neigh cimport Iface, Adj
 from lbd.datapath.fib cimport Route
 from lbd.datapath.tunnel_end cimport TunnelEnd
@@ -57,6 +58,7 @@ cdef struct Engine:
     uint32_t *route_hash
     uint32_t *arena             # scheduling tables (host segment, read only here)
     uint8_t *owner              # [2][OWNER_BUCKETS] (host segment, read only here), by epoch & 1, as the next three
+    Template *template          # [workers][max_template] (host segment): each writes its own part, see template.pxd
     uint64_t *hash_key          # 4 words (host segment)
     uint8_t *rss_key            # [2][64]
     SvcStat *peer_dest_stat[16]     # other workers' dest statistics, for least-connection schedulers; NULL = none
@@ -67,6 +69,7 @@ cdef struct Engine:
     uint32_t max_lip
     uint32_t svc_hash_mask
     uint32_t arena_slots
+    uint32_t max_template       # of each worker, a power of two; 0: no persistence
     uint32_t worker             # own number
     uint32_t workers
     uint32_t rss_known[2]
@@ -105,6 +108,10 @@ cdef struct Engine:
     uint32_t vip_hash[1024]     # the same
     uint32_t quic_hash[4096]    # heads: number + 1
     uint32_t nat_services       # services of mode NAT
+    uint32_t any_services       # of port 0
+    uint32_t one_packet_services
+    uint32_t template_hand      # where the search for templates that are over goes on
+    uint16_t client_adj         # way back to the sender of the last datagram of a one-packet service
     uint32_t nat64              # there is or was a NAT64 connection: IPv4 misses may be found in the IPv6 table
     uint16_t ip_id              # identification of the last IPv4 packet made (NAT64)
     uint16_t snat[32]           # service numbers of the SNAT rules, in their order (snat.pxd)
@@ -131,6 +138,8 @@ cdef struct Engine:
     Tuple tuple[64]
     uint64_t hash[64]
     uint8_t kind[64]
+    uint32_t hand[64]           # what one worker tells the other with a hand-over (persist.pxd), 0 = nothing: set and read by the
+                                # adapter, which zeroes it after the burst
     uint64_t far_hash[64]       # IPv4 packets that missed, while nat64: of the mapped tuple,
     uint32_t far_ref[64]        # and the candidate in the IPv6 table,
     uint32_t far_probed         # if stage_probe has looked

@@ -20,6 +20,7 @@ from lbd.datapath.link cimport adj_tags, pkt_tags
 from lbd.datapath.snat cimport conn_is_snat
 from lbd.datapath.lookup cimport nexthop, adj_learn, conn_lip, dest_of, neigh_want, svc_of
 from lbd.datapath.lifetime cimport table_of, timer_of, conn_enter, conn_end, conn_schedule, stat_count, evict
+from lbd.datapath.persist cimport persist_alive
 from lbd.datapath.nat cimport TTL_DELTA, hop, link_write, rewrite
 from lbd.datapath.seq cimport seq_translate
 from lbd.datapath.encap cimport encap
@@ -134,6 +135,7 @@ cdef inline void udp_step(Engine *e, uint32_t i, ConnCommon *c, uint32_t directi
         conn_enter(e, i, c, STATE_UDP, af)
     elif (e.now_ms ^ c.last_seen) >> WHEEL_SHIFT:           # keeps its queue in order of age
         conn_enter(e, i, c, STATE_UDP_ONEWAY, af)
+        persist_alive(e, table_of(e, af), i, c, af)         # no timer looks at it there
 
 
 # --- next hop --------------------------------------------------------------------------------------------------------
@@ -333,7 +335,7 @@ cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept
     cdef uint32_t obstacle
     cdef Tuple k
     if lbd_unlikely(c.flags & CONN_IMPORTED or c.live != CONN_LIVE):
-        if c.live != CONN_LIVE:
+        if c.live == CONN_RESTING:
             drop(p, REASON_NO_STATE)
             return
         conn_tuple(table_of(e, af), i, 0, &k, af)

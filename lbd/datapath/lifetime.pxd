@@ -11,6 +11,7 @@ from lbd.datapath.timer cimport (Timer, timer_link, timer_unlink, timer_start, L
                                  EVICT_LOOK, GOLDEN, WHEEL_SLOTS, WHEEL_SHIFT)
 from lbd.datapath.tcp cimport (STATE_NONE, STATE_SYN_RECV, STATE_ESTABLISHED, STATE_CLOSE_WAIT, STATE_TIME_WAIT, STATE_CLOSE,
                                STATE_ICMP, STATE_UDP, STATE_UDP_ONEWAY, STATE_COUNT, timeout_of, state_active)
+from lbd.datapath.persist cimport EXPIRE_SHARE, persist_alive, persist_look, template_expire
 from lbd.datapath.svc cimport Svc, SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED
 from lbd.datapath.echo cimport is_icmp
 from lbd.datapath.frag cimport frag_expire
@@ -77,7 +78,7 @@ cdef inline void conn_schedule(Engine *e, uint32_t i, ConnCommon *c, int af) noe
     elif c.state == STATE_UDP_ONEWAY:
         timer_link(timer_of(e, af), table_of(e, af), i, LIST_ONEWAY)
     else:
-        timer_start(timer_of(e, af), table_of(e, af), i, e.now_ms, conn_timeout(e, c))
+        timer_start(timer_of(e, af), table_of(e, af), i, e.now_ms, persist_look(e, c, conn_timeout(e, c)))
 
 
 cdef inline void conn_enter(Engine *e, uint32_t i, ConnCommon *c, uint32_t state, int af) noexcept nogil:
@@ -192,8 +193,9 @@ cdef inline void expire_family(Engine *e, uint32_t budget, int af) noexcept nogi
         if idle >= <int32_t> left:
             conn_end(e, i, EXPIRE_CLOSED if c.state == STATE_CLOSE else EXPIRE_TIMEOUT, af)
         else:
+            persist_alive(e, t, i, c, af)
             timer_unlink(w, t, i)
-            timer_start(w, t, i, e.now_ms, left - <uint32_t> (idle if idle > 0 else 0))
+            timer_start(w, t, i, e.now_ms, persist_look(e, c, left - <uint32_t> (idle if idle > 0 else 0)))
 
 
 cdef inline void engine_expire(Engine *e, uint64_t now_ns, uint32_t budget) noexcept nogil:
@@ -203,6 +205,7 @@ cdef inline void engine_expire(Engine *e, uint64_t now_ns, uint32_t budget) noex
     expire_family(e, budget, 4)
     expire_family(e, budget, 6)
     frag_expire(e.frags, e.now_ms, e.frag_timeout, budget, e.count)
+    template_expire(e, EXPIRE_SHARE)
 
 
 cdef inline void rebuild_family(Engine *e, int af) noexcept nogil:

@@ -7,7 +7,7 @@ from lbd.datapath.engine cimport DEST_HASH, Engine, VIP_HASH
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.conn cimport CONN_OTHER_FAMILY, ConnTable, conn4, conn6, conn_common, conn_local
 from lbd.datapath.snat cimport snat_find
-from lbd.datapath.svc cimport Dest, DEST_NONE, MODE_NAT, MODE_SNAT, SNAT_ANY, SVC_NONE, SVC_USED, Svc
+from lbd.datapath.svc cimport Dest, DEST_NONE, MODE_NAT, MODE_SNAT, SNAT_ANY, SVC_ALIAS, SVC_NONE, SVC_USED, Svc
 from lbd.datapath.neigh cimport (Adj, adj_refresh, ADJ_NONE, ADJ_MAX, ADJ_HASH, ADJ_USED, ADJ_VALID, ADJ_LEARNED, IFACE_USED,
                                  IFACE_UP)
 from lbd.datapath.pkt cimport IFACE_MAX
@@ -36,10 +36,23 @@ cdef inline uint32_t svc_lookup(Engine *e, const uint8_t *vaddr, uint16_t vport,
     return SVC_NONE
 
 
+cdef inline uint32_t svc_at(Engine *e, const uint8_t *vaddr, uint16_t vport, uint8_t proto, uint8_t af) noexcept nogil:
+    """Number of the service that has this address and port, by an address of its own or a further one; of its own port, or of any
+    that no other has. Or SVC_NONE."""
+    cdef uint32_t n = svc_lookup(e, vaddr, vport, proto, af)
+    if n == SVC_NONE and e.any_services:
+        n = svc_lookup(e, vaddr, 0, proto, af)
+    if n != SVC_NONE and e.svc[n].flags & SVC_ALIAS:
+        n = e.svc[n].target
+        if n >= e.max_svc or (e.svc[n].flags & (SVC_USED | SVC_ALIAS)) != SVC_USED:
+            return SVC_NONE
+    return n
+
+
 cdef inline uint32_t svc_of(Engine *e, const Tuple *t, uint32_t ifin, int af) noexcept nogil:
     """Number of the service, or else the SNAT rule, that a packet without a connection may open one of, or SVC_NONE. ifin: SNAT_ANY
     where it is not known."""
-    cdef uint32_t out = SNAT_ANY, n = svc_lookup(e, t.daddr, t.dport, t.proto, af)
+    cdef uint32_t out = SNAT_ANY, n = svc_at(e, t.daddr, t.dport, t.proto, af)
     cdef Route *r
     if n != SVC_NONE or e.snat_n == 0:
         return n
@@ -63,25 +76,36 @@ cdef inline bint vip_lookup(Engine *e, const uint8_t *vaddr, int af) noexcept no
     return False
 
 
+cdef inline bint dest_port_is(const Dest *d, uint16_t dport, uint16_t vport) noexcept nogil:
+    """Is this the port that the real server gets what came to vport on?"""
+    return dport == (d.port if d.port else vport)
+
+
 cdef inline uint32_t dest_bucket(const uint8_t *addr, uint16_t port) noexcept nogil:
     return hash_addr(addr, port) & (DEST_HASH - 1)
 
 
-cdef inline uint32_t nat_dest(Engine *e, uint32_t n, const uint8_t *addr, uint16_t port, uint8_t proto) noexcept nogil:
+cdef inline uint32_t nat_dest(Engine *e, uint32_t n, const uint8_t *addr, uint16_t port) noexcept nogil:
     """The first entry from n on of the chain (numbers + 1, ascending: the same order in all workers) that is a real server
-    of a NAT service at this address (16 bytes, IPv4 padded with zeros) and port; 0: none."""
+    of a NAT service at this address (16 bytes, IPv4 padded with zeros) and port (0: any); 0: none."""
     cdef Dest *d
     while n:
         d = e.dest + (n - 1)
-        if (d.port == port and e.svc[d.svc].flags & SVC_USED and e.svc[d.svc].mode == MODE_NAT and e.svc[d.svc].proto == proto
+        if (d.port == port and e.svc[d.svc].flags & SVC_USED and e.svc[d.svc].mode == MODE_NAT
                 and memcmp(d.addr, addr, 16) == 0):
             return n
         n = d.next
     return 0
 
 
-cdef inline uint32_t dest_of(Engine *e, uint32_t svc, const uint8_t *addr, uint16_t port, int af) noexcept nogil:
-    """Number of a service's real server (or sorry server) by address (16 bytes) and port, or DEST_NONE; an SNAT rule's one dest."""
+cdef inline bint nat_end(const Dest *d, const Svc *a, const Tuple *t) noexcept nogil:
+    """May what this real server sent (t) be an answer to what came to the address a of its service?"""
+    if a.proto != t.proto or a.mode != MODE_NAT:
+        return False
+    return d.port != 0 or a.vport == 0 or a.vport == t.sport
+
+
+cdef inline uint32_t dest_at(Engine *e, uint32_t svc, const uint8_t *addr, uint16_t port, int af) noexcept nogil:
     cdef uint32_t n = e.dest_hash[dest_bucket(addr, port)]
     cdef Dest *d
     if e.svc[svc].mode == MODE_SNAT:
@@ -92,6 +116,13 @@ cdef inline uint32_t dest_of(Engine *e, uint32_t svc, const uint8_t *addr, uint1
             return n - 1
         n = d.next
     return DEST_NONE
+
+
+cdef inline uint32_t dest_of(Engine *e, uint32_t svc, const uint8_t *addr, uint16_t port, int af) noexcept nogil:
+    """Number of a service's real server (or sorry server) by address (16 bytes) and port, its own or the client's; or DEST_NONE. An
+    SNAT rule's one dest."""
+    cdef uint32_t d = dest_at(e, svc, addr, port, af)
+    return d if d != DEST_NONE else dest_at(e, svc, addr, 0, af)
 
 
 cdef inline uint32_t lip_lookup(Engine *e, const uint8_t *addr, int af) noexcept nogil:

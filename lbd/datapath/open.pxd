@@ -14,16 +14,16 @@ from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
 from lbd.datapath.svc cimport (DEST_NONE, DEST_UP, DEST_USED, LIP_NONE, MODE_FULLNAT, MODE_NAT, MODE_NAT64, MODE_SNAT, MODE_TUNNEL,
-                               SVC_HASH_QID, SVC_NONE, Svc)
+                               SVC_ALIAS, SVC_NONE, SVC_ONE_PACKET, Svc)
 from lbd.datapath.echo cimport is_icmp
 from lbd.datapath.neigh cimport ADJ_NONE
-from lbd.datapath.lookup cimport dest_bucket, lip_lookup, nat_dest, svc_of
+from lbd.datapath.lookup cimport dest_bucket, lip_lookup, nat_dest, nat_end, svc_of
 from lbd.datapath.lifetime cimport conn_end, conn_schedule, evict, stat_count, table_of
 from lbd.datapath.laddr cimport FIT_REUSED, laddr_guess, laddr_pick, port_fit, port_prefetch, server_edge
 from lbd.datapath.owner cimport flow_owner
 from lbd.datapath.sctp cimport CHUNK_ABORT, CHUNK_INIT
-from lbd.datapath.quic cimport QUIC_NONE, quic_schedule
-from lbd.datapath.sched cimport schedule, schedule_prefetch
+from lbd.datapath.persist cimport HAND_ASK, PICK_ASKED, dest_for, persist_answer
+from lbd.datapath.sched cimport schedule_prefetch
 from lbd.datapath.nat cimport delta_set
 from lbd.datapath.nat64 cimport addr_map, tuple_map
 from lbd.datapath.tunnel cimport tunnel_keep
@@ -68,37 +68,71 @@ cdef inline bint hand_on(Pkt *p, uint32_t owner) noexcept nogil:
     return True
 
 
+cdef inline uint32_t address_after(const Engine *e, uint32_t a) noexcept nogil:
+    """The next one of a service's addresses: number + 1, 0 = none."""
+    return e.svc[a - 1].alias_next if e.svc[a - 1].flags & SVC_ALIAS else e.svc[a - 1].alias
+
+
+cdef struct Asking:             # of the owners that an answer's connection may have, one after the other
+    Tuple forth                 # what the client's packets carry
+    uint32_t nth                # how many were passed by: those before hop p.hops were asked
+
+
+cdef inline bint ask_owners(Engine *e, Pkt *p, const Tuple *t, Asking *asking, uint16_t port, uint32_t epoch,
+                            int af) noexcept nogil:
+    """Of the real servers with this port (0: the client's), of each address of their services."""
+    cdef uint32_t owner, a, d = nat_dest(e, e.dest_hash[dest_bucket(t.saddr, port)], t.saddr, port)
+    while d:
+        a = e.dest[d - 1].svc + 1
+        while a and p.hops < HOPS_MAX:
+            if nat_end(e.dest + (d - 1), e.svc + (a - 1), t):
+                if asking.nth >= p.hops:
+                    memcpy(asking.forth.daddr, e.svc[a - 1].vaddr, 16)
+                    asking.forth.dport = e.svc[a - 1].vport if e.svc[a - 1].vport else t.sport
+                    owner = flow_owner(e, &asking.forth, tuple_hash(&asking.forth, e.hash_key, af), af, epoch)
+                    if owner != e.worker and owner < e.workers:
+                        e.count.misplaced += not p.flags & PKT_HANDED
+                        return hand_on(p, owner)
+                asking.nth += 1
+            a = address_after(e, a)
+        d = nat_dest(e, e.dest[d - 1].next, t.saddr, port)
+    return False
+
+
 cdef inline bint hand_answer(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     """What a NAT real server sends carries no address of lbd. Its connection, if it has one, is with the owner of the client's
     tuple: of each service that has this real server, in turn, by this epoch's rule, then by the one before. The worker asked last
     gives it to the kernel. True: handed over."""
-    cdef const Tuple *t = &e.tuple[i]
-    cdef uint32_t d, owner, epoch, nth = 0
-    cdef Tuple forth
-    memset(&forth, 0, sizeof(Tuple))
-    memcpy(forth.saddr, t.daddr, 16)
-    forth.sport = t.dport
-    forth.proto = t.proto
-    forth.af = af
+    cdef Asking asking
+    cdef uint32_t epoch
+    memset(&asking, 0, sizeof(Asking))
+    memcpy(asking.forth.saddr, e.tuple[i].daddr, 16)
+    asking.forth.sport = e.tuple[i].dport
+    asking.forth.proto = e.tuple[i].proto
+    asking.forth.af = af
     for epoch in range(2 if e.owner_prev_valid else 1):
-        d = nat_dest(e, e.dest_hash[dest_bucket(t.saddr, t.sport)], t.saddr, t.sport, t.proto)
-        while d and p.hops < HOPS_MAX:
-            if nth >= p.hops:                   # those before it were asked
-                memcpy(forth.daddr, e.svc[e.dest[d - 1].svc].vaddr, 16)
-                forth.dport = e.svc[e.dest[d - 1].svc].vport
-                owner = flow_owner(e, &forth, tuple_hash(&forth, e.hash_key, af), af, epoch)
-                if owner != e.worker and owner < e.workers:
-                    e.count.misplaced += not p.flags & PKT_HANDED
-                    return hand_on(p, owner)
-            nth += 1
-            d = nat_dest(e, e.dest[d - 1].next, t.saddr, t.sport, t.proto)
+        if (ask_owners(e, p, &e.tuple[i], &asking, e.tuple[i].sport, epoch, af)
+                or ask_owners(e, p, &e.tuple[i], &asking, 0, epoch, af)):
+            return True
+    return False
+
+
+cdef inline bint answers(Engine *e, const Tuple *t, uint16_t port) noexcept nogil:
+    """May a NAT real server with this port have sent it, for any address of its service?"""
+    cdef uint32_t a, d = nat_dest(e, e.dest_hash[dest_bucket(t.saddr, port)], t.saddr, port)
+    while d:
+        a = e.dest[d - 1].svc + 1
+        while a:
+            if nat_end(e.dest + (d - 1), e.svc + (a - 1), t):
+                return True
+            a = address_after(e, a)
+        d = nat_dest(e, e.dest[d - 1].next, t.saddr, port)
     return False
 
 
 cdef inline bint is_answer(Engine *e, uint32_t i) noexcept nogil:
     """From a NAT real server?"""
-    cdef const Tuple *t = &e.tuple[i]
-    return nat_dest(e, e.dest_hash[dest_bucket(t.saddr, t.sport)], t.saddr, t.sport, t.proto) != 0
+    return answers(e, &e.tuple[i], e.tuple[i].sport) or answers(e, &e.tuple[i], 0)
 
 
 cdef inline bint hand_over(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
@@ -125,6 +159,17 @@ cdef inline bint hand_over(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil
     return hand_on(p, owner)
 
 
+cdef inline bint elsewhere(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
+    """On a local miss: is there something to be done elsewhere first? What another worker asked is answered; what was answered to
+    this one is opened here, whoever owns the flow by now."""
+    if lbd_unlikely(e.hand[i] != 0):
+        if e.hand[i] & HAND_ASK:
+            persist_answer(e, p, i, &e.tuple[i], af)
+            return True
+        return False
+    return hand_over(e, p, i, af)
+
+
 cdef inline bint lip_port(Engine *e, const Tuple *t, int af) noexcept nogil:
     """Is its destination a local address and a port of lbd's own range? The address's other ports are the kernel's."""
     cdef uint32_t lip = lip_lookup(e, t.daddr, af)
@@ -134,7 +179,7 @@ cdef inline bint lip_port(Engine *e, const Tuple *t, int af) noexcept nogil:
 cdef inline bint may_open(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     """No connection here: does this packet open one (of service p.svc)? False: another worker's, or nobody's; verdict set."""
     cdef const Tuple *t = &e.tuple[i]
-    if hand_over(e, p, i, af):
+    if elsewhere(e, p, i, af):
         return False
     p.svc = svc_of(e, t, p.ifin, af)
     if p.flags & PKT_ICMP_ERROR:
@@ -176,24 +221,19 @@ cdef inline void reserve(Engine *e, uint32_t svc, uint32_t dest, int by) noexcep
     e.dest_stat[dest].inactive += by
 
 
-cdef inline uint32_t choose(Engine *e, const Pkt *p, const Tuple *t) noexcept nogil:
-    """A real server for this packet of service p.svc, or DEST_NONE."""
-    cdef Svc *s = e.svc + p.svc
-    if lbd_unlikely(s.quic != QUIC_NONE or s.flags & SVC_HASH_QID) and p.proto == PROTO_UDP:
-        return quic_schedule(e, p, p.svc, t)
-    return schedule(e, s, t)
-
-
 cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32_t nth, int af) noexcept nogil:
     """For a packet that looks new. nth: how many connections of this family were planned before in this burst."""
     cdef ConnTable *tab = table_of(e, af)
     cdef uint32_t record, mode
-    if hand_over(e, p, i, af):
+    if elsewhere(e, p, i, af):
+        p.svc = SVC_NONE
+        return STEP_DONE
+    plan.dest = dest_for(e, p, i, p.svc, &e.tuple[i])
+    if plan.dest == PICK_ASKED:
         p.svc = SVC_NONE
         return STEP_DONE
     plan.isn = syn_number(p)
     plan.over = REF_NONE
-    plan.dest = choose(e, p, &e.tuple[i])
     if plan.dest == DEST_NONE:
         drop(p, REASON_NO_BACKEND)
         return STEP_DONE
@@ -220,9 +260,16 @@ cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32
 
 
 cdef inline void open_planned(Engine *e, Pkt *p, uint32_t i, Plan *plan, int af) noexcept nogil:
-    cdef uint32_t ref
+    cdef uint32_t ref = REF_NONE
+    cdef uint8_t server[16]
     reserve(e, p.svc, plan.dest, -1)
-    ref = conn_open(e, p, &e.tuple[i], e.hash[i], p.svc, plan, af)
+    if e.svc[p.svc].flags & SVC_ONE_PACKET:
+        server_addr(&plan.back, mode_of(e, p.svc, plan.dest), server)
+        ref = conn_towards(table_of(e, af), &e.tuple[i], e.hash[i], server, plan.back.sport, CONN_ASIDE, af)
+        if ref != REF_NONE:
+            scheduled(e, p.svc, plan.dest)
+    if ref == REF_NONE:
+        ref = conn_open(e, p, &e.tuple[i], e.hash[i], p.svc, plan, af)
     if ref != REF_NONE:
         forward_known(e, p, ref, af)
 
@@ -309,15 +356,22 @@ cdef inline uint32_t mode_of(Engine *e, uint32_t svc, uint32_t dest) noexcept no
     return MODE_FULLNAT if e.svc[svc].mode == MODE_SNAT else e.svc[svc].mode
 
 
+cdef inline void server_addr(const Tuple *back, uint32_t mode, uint8_t *addr) noexcept nogil:
+    """The source of the answers as a connection of this mode has it (16 bytes)."""
+    memcpy(addr, back.saddr, 16)
+    if mode == MODE_NAT64:
+        addr_map(addr, back.saddr)
+
+
 cdef inline void back_from(Engine *e, Tuple *back, const Tuple *t, uint32_t svc, uint32_t dest, int af) noexcept nogil:
-    """The source of the answers: the real server, or with SNAT the remote."""
+    """The source of the answers to what a client sent (t): the real server, or with SNAT the remote."""
     memset(back, 0, sizeof(Tuple))
     if e.svc[svc].mode == MODE_SNAT:
         memcpy(back.saddr, t.daddr, 16)
         back.sport = t.dport
     else:
         memcpy(back.saddr, e.dest[dest].addr, 16)
-        back.sport = e.dest[dest].port
+        back.sport = e.dest[dest].port if e.dest[dest].port else t.dport
     back.proto = t.proto
     back.af = af
 
@@ -420,7 +474,7 @@ cdef inline uint32_t conn_open(Engine *e, Pkt *p, const Tuple *t, uint64_t h, ui
         return REF_NONE
     conn_schedule(e, i, m, af)
     lbd_compiler_barrier()
-    m.live = CONN_LIVE
+    m.live = CONN_ASIDE if e.svc[svc].flags & SVC_ONE_PACKET else CONN_LIVE
     stat_count(e, m, 1)
     scheduled(e, svc, dest)
     e.count.conns_made += 1
@@ -456,16 +510,19 @@ cdef inline bint may_reopen(Engine *e, const ConnCommon *c, uint32_t mode) noexc
     return not conn_local(c) or (c.lip != LIP_NONE and e.lip[c.lip].flags & 1)
 
 
-cdef inline void start_anew(Engine *e, Pkt *p, const Tuple *k, uint64_t h, uint32_t ref, int af) noexcept nogil:
+cdef inline void start_anew(Engine *e, Pkt *p, uint32_t n, const Tuple *k, uint64_t h, uint32_t ref, int af) noexcept nogil:
     """The scheduler picks a real server as for any new connection. Each of them sees a client's tuple from one local port only,
     however often the client comes back: the record is reopened in place for the same real server; for another one it rests,
-    holding the port that its server may have in TIME_WAIT, until it expires or is that server's turn again."""
+    holding the port that its server may have in TIME_WAIT, until it expires or is that server's turn again. n: the packet's place in
+    the burst."""
     cdef ConnTable *t = table_of(e, af)
     cdef ConnCommon *c = conn_common(t, ref >> 1, af)
     cdef uint32_t svc = c.svc, other, mode
     cdef uint8_t server[16]
     cdef Plan plan
-    cdef uint32_t dest = schedule(e, e.svc + svc, k)
+    cdef uint32_t dest = dest_for(e, p, n, svc, k)
+    if dest == PICK_ASKED:
+        return
     p.svc = svc
     if dest == DEST_NONE:
         drop(p, REASON_NO_BACKEND)
@@ -477,10 +534,9 @@ cdef inline void start_anew(Engine *e, Pkt *p, const Tuple *k, uint64_t h, uint3
         scheduled(e, svc, dest)
         forward_known(e, p, ref, af)
         return
-    memcpy(server, e.dest[dest].addr, 16)
-    if mode == MODE_NAT64:
-        addr_map(server, e.dest[dest].addr)
-    other = conn_resting(t, k, h, server, e.dest[dest].port, af)
+    back_from(e, &plan.back, k, svc, dest, af)
+    server_addr(&plan.back, mode, server)
+    other = conn_towards(t, k, h, server, plan.back.sport, CONN_RESTING, af)
     if c.state == STATE_SYN_RECV or c.flags & CONN_ONE_WAY:
         conn_end(e, ref >> 1, EXPIRE_ADMIN, af)
     else:
@@ -493,7 +549,6 @@ cdef inline void start_anew(Engine *e, Pkt *p, const Tuple *k, uint64_t h, uint3
         plan.over = REF_NONE
         plan.dest = dest
         plan.lip = LIP_NONE
-        back_from(e, &plan.back, k, svc, dest, af)
         other = conn_open(e, p, k, h, svc, &plan, af)
         if other == REF_NONE:
             return

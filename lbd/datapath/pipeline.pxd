@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from lbd.datapath.compiler cimport lbd_prefetch, lbd_prefetchw, lbd_likely, lbd_unlikely, lbd_ctz, lbd_bswap16
 from lbd.datapath.engine cimport Engine
-from lbd.datapath.pkt cimport FRAG_FIRST, FRAG_NONE, Pkt, PKT_HANDED, PKT_ICMP_ERROR, BURST_MAX
+from lbd.datapath.pkt cimport FRAG_FIRST, FRAG_NONE, FRAG_NONE, Pkt, PKT_HANDED, PKT_ICMP_ERROR, BURST_MAX
 from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.reason cimport *
 from lbd.datapath.fast cimport fast_parse, fast_forward
@@ -15,6 +15,7 @@ from lbd.datapath.conn cimport (ConnTable, Bucket, REF_NONE, conn_bucket, conn_t
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.forward cimport forward_known, forward_icmp
 from lbd.datapath.nat64 cimport far_prefetch, tuple_map
+from lbd.datapath.onepacket cimport one_packet_settle
 from lbd.datapath.orphan cimport orphan_settle, orphaned
 from lbd.datapath.relay cimport relay
 from lbd.datapath.frag_flow cimport frag_bind, frag_settle
@@ -108,7 +109,7 @@ cdef inline bint settle_known(Engine *e, Pkt *p, uint32_t i, const Tuple *k, uin
     elif lbd_unlikely(e.kind[i] == KIND_OUTER):
         relay(e, p, ref, af)
     elif lbd_unlikely(starts_anew(e, p, ref, af)):
-        start_anew(e, p, k, h, ref, af)
+        start_anew(e, p, i, k, h, ref, af)
     elif lbd_unlikely(orphaned(e, ref, af)):
         return orphan_settle(e, p, ref, af)
     else:
@@ -154,6 +155,15 @@ cdef inline bint settle(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
     if settle_known(e, p, i, &e.tuple[i], e.hash[i], p.ref, 4):
         return True
     return e.nat64 != 0 and settle_far(e, p, i)
+
+
+cdef inline bint settle_one_packet(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
+    """Without a connection, and needing none. (Fragments do: the later ones follow it.)"""
+    if p.frag != FRAG_NONE:
+        return False
+    if p.af == 4:
+        return one_packet_settle(e, p, i, 4)
+    return one_packet_settle(e, p, i, 6)
 
 
 cdef inline void conclude(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
@@ -214,7 +224,7 @@ cdef inline void stage_settle(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
             continue
         if e.kind[i] == KIND_FAST:
             prepare(pkts + i)
-        if settle(e, pkts + i, i):
+        if settle(e, pkts + i, i) or (e.one_packet_services and settle_one_packet(e, pkts + i, i)):
             conclude(e, pkts + i, i)
         else:
             e.later[later] = i

@@ -7,9 +7,9 @@ from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_ld32, lbd_ld64,
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.hdr cimport PROTO_UDP
-from lbd.datapath.svc cimport (Svc, Dest, DEST_NONE, DEST_USED, DEST_UP, SCHED_SEQ, SCHED_HASH, SCHED_LEAST, SCHED_SED, SCHED_NQ,
-                               SCHED_FIRST, SCHED_OVF, SCHED_SOURCE, SCHED_DEST, SCHED_HOME, SCHED_HOMES, SVC_HASH_PORT,
-                               SVC_HASH_FALLBACK, SVC_LEAST_WEIGHTED)
+from lbd.datapath.svc cimport (Svc, Dest, DEST_NONE, DEST_OVERLOAD, DEST_USED, DEST_UP, SCHED_SEQ, SCHED_HASH, SCHED_LEAST,
+                               SCHED_SED, SCHED_NQ, SCHED_FIRST, SCHED_OVF, SCHED_SOURCE, SCHED_DEST, SCHED_HOME, SCHED_HOMES,
+                               SVC_HASH_PORT, SVC_HASH_FALLBACK, SVC_LEAST_WEIGHTED)
 
 cdef enum:
     SLOT_NONE = 0xffffffff
@@ -21,9 +21,34 @@ cdef enum:
 
 # --- one real server -------------------------------------------------------------------------------------------------
 
-cdef inline bint dest_takes(const Engine *e, uint32_t d) noexcept nogil:
-    """May it get a new connection? What else keeps one away from a real server (a threshold of connections) belongs here."""
-    return (e.dest[d].flags & (DEST_USED | DEST_UP)) == (DEST_USED | DEST_UP) and e.dest[d].weight != 0
+cdef inline uint64_t dest_total(Engine *e, uint32_t d) noexcept nogil:
+    """Connections over all workers."""
+    cdef uint64_t n = <uint64_t> e.dest_stat[d].active + e.dest_stat[d].inactive
+    cdef uint32_t w
+    for w in range(e.workers):
+        if e.peer_dest_stat[w] != NULL:
+            n += <uint64_t> e.peer_dest_stat[w][d].active + e.peer_dest_stat[w][d].inactive
+    return n
+
+
+cdef inline bint dest_full(Engine *e, uint32_t d) noexcept nogil:
+    """Of one with a threshold: overloaded from `upper` connections on, until there are fewer than `lower`. Seen when one is to be
+    scheduled: workers that do so at the same moment may open one too many each."""
+    cdef Dest *dest = e.dest + d
+    cdef uint64_t n = dest_total(e, d)
+    if n >= dest.upper:
+        dest.flags |= DEST_OVERLOAD
+    elif dest.flags & DEST_OVERLOAD:
+        if n < dest.lower or (dest.lower == 0 and n * 4 < <uint64_t> dest.upper * 3):
+            dest.flags &= <uint8_t> ~DEST_OVERLOAD
+    return dest.flags & DEST_OVERLOAD != 0
+
+
+cdef inline bint dest_takes(Engine *e, uint32_t d) noexcept nogil:
+    """May it get a new connection? What else keeps one away from a real server belongs here."""
+    if (e.dest[d].flags & (DEST_USED | DEST_UP)) != (DEST_USED | DEST_UP) or e.dest[d].weight == 0:
+        return False
+    return e.dest[d].upper == 0 or not dest_full(e, d)
 
 
 cdef inline uint32_t slot_dest(Engine *e, const Svc *s, uint32_t slot) noexcept nogil:

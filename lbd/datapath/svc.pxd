@@ -31,6 +31,9 @@ cdef enum SvcFlag:
     SVC_LEAST_WEIGHTED = 4  # SCHED_LEAST: divide by weight (wlc)
     SVC_HASH_QID = 1024     # SCHED_HASH: QUIC's connection id instead of the client's address
     SVC_HASH_FALLBACK = 8   # SCHED_HASH, SCHED_SOURCE: another slot when the hashed one's server can't (sh-fallback, mh-fallback)
+    SVC_PERSIST = 16        # clients keep their real server: persist.pxd
+    SVC_ALIAS = 32          # no service of its own, but a further address of the one that `target` names
+    SVC_ONE_PACKET = 64     # UDP: every datagram is scheduled: onepacket.pxd
     SVC_EXPIRE_NODEST = 256     # connections of a real server that was removed or is down end at their next packet
     SVC_EXPIRE_QUIESCENT = 512  # and those of one whose weight is 0
 
@@ -53,7 +56,7 @@ cdef enum SnatProtocol:      # Svc.snat_protocols
 
 cdef struct Svc:            # 128 bytes; what established packets and plain services need lies in the first 64
     uint8_t vaddr[16]       # IPv4 in the first 4 bytes, the rest 0; network order
-    uint16_t vport          # network order
+    uint16_t vport          # network order; 0: every port that no other service of the address has
     uint8_t af              # 4 or 6
     uint8_t proto           # IP protocol number: TCP, UDP, SCTP
     uint8_t sched           # SchedKind
@@ -74,12 +77,14 @@ cdef struct Svc:            # 128 bytes; what established packets and plain serv
     uint8_t quic            # QuicForm (quic.pxd)
     uint8_t quic_len        # bytes of a server's id
     uint8_t quic_config     # QUIC_LB: config rotation bits
-    uint8_t reserved[9]
+    uint8_t persist_plen    # SVC_PERSIST: bits of the client's address that make the client
+    uint32_t persist        # SVC_PERSIST: ms that a template lasts
+    uint32_t since          # tick (template.pxd) when the number got this meaning: older templates are another service's
     uint32_t vip_next       # chain of services by address: number + 1, 0 = end (worker)
     uint32_t timeout_fin    # ms, of states after a FIN; 0 = the worker's defaults
     uint32_t timeout_udp    # ms; 0 = the worker's default
     uint16_t sorry          # its sorry server: number + 1, 0 = none
-    uint16_t reserved1
+    uint16_t target         # SVC_ALIAS: a service's number
     # MODE_SNAT (snat.pxd); `vaddr` is then a digest of the rule's name, port and protocol are 0
     uint16_t snat_order     # place among the rules
     uint16_t snat_pool      # addresses of the pool
@@ -88,7 +93,9 @@ cdef struct Svc:            # 128 bytes; what established packets and plain serv
     uint8_t snat_protocols  # SnatProtocol
     uint8_t snat_in         # iface number, SNAT_ANY
     uint8_t snat_out
-    uint8_t snat_spare[5]
+    uint8_t spare
+    uint16_t alias          # first of its further addresses, in order of their numbers: number + 1, 0 = none (worker)
+    uint16_t alias_next     # SVC_ALIAS: the next one (worker)
 
 cdef struct SvcStat:        # 64 bytes
     uint64_t conns
@@ -98,7 +105,9 @@ cdef struct SvcStat:        # 64 bytes
     uint64_t out_bytes
     uint32_t active         # connections established
     uint32_t inactive       # connections in any other state
-    uint64_t reserved[2]
+    uint32_t templates      # of a real server: persistence templates that this worker keeps for it
+    uint32_t spare0
+    uint64_t reserved[1]
 
 cdef enum TunnelWay:        # Dest.tunnel, and what a connection keeps of it
     TUNNEL_IPIP = 0
@@ -113,10 +122,11 @@ cdef enum DestFlag:
     DEST_SORRY = 4          # the service's sorry server: in no table; nothing that lasts beyond a connection may point to it
     DEST_END = 8            # its connections are to be ended now (ending.pxd)
     DEST_RESET = 16         # with a RST to both ends, where they are TCP
+    DEST_OVERLOAD = 32      # has reached `upper`, and is not yet below `lower` (worker)
 
-cdef struct Dest:           # 64 bytes
+cdef struct Dest:           # 80 bytes
     uint8_t addr[16]        # network order, IPv4 in the first 4 bytes
-    uint16_t port           # network order
+    uint16_t port           # network order; 0: the one that the client's packets are for
     uint8_t af
     uint8_t flags           # DestFlag
     uint16_t svc            # service number
@@ -132,7 +142,10 @@ cdef struct Dest:           # 64 bytes
     uint8_t quic            # it has an id in QUIC connection ids:
     uint64_t quic_id
     uint32_t quic_next      # chain of real servers by that id: number + 1, 0 = end (worker)
-    uint8_t reserved[4]
+    uint32_t upper          # connections at which it gets no new ones; 0: no limit
+    uint32_t lower          # below so many it gets them again; 0: below three quarters of `upper`
+    uint32_t since          # tick when the number got this meaning: older templates are another real server's
+    uint8_t reserved[8]
 
 cdef enum LipFlag:
     LIP_USED = 1

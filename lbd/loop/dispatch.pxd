@@ -19,8 +19,8 @@ cdef inline void lose(Loop *l, Pkt *p, uint32_t reason) noexcept nogil:
     p.reason = reason
 
 
-cdef inline bint hand_to(Loop *l, Pkt *p, uint32_t to, uint32_t kind) noexcept nogil:
-    """Gives the frame to another worker, by descriptor. False: its ring is full."""
+cdef inline bint hand_to(Loop *l, Pkt *p, uint32_t to, uint32_t kind, uint32_t said) noexcept nogil:
+    """Gives the frame to another worker, by descriptor. said: of Engine.hand. False: its ring is full."""
     cdef Hand *h
     cdef uint64_t addr = <uint64_t> (p.data - l.area)
     cdef uint32_t frame = <uint32_t> (addr >> CHUNK_SHIFT)
@@ -34,6 +34,7 @@ cdef inline bint hand_to(Loop *l, Pkt *p, uint32_t to, uint32_t kind) noexcept n
     h.kind = kind
     h.hops = p.hops + 1
     h.flags = p.flags
+    h.spare = said
     l.hand_staged[to] += 1
     lbd_compiler_barrier()
     l.ctl.staged_hand[to] = l.hand_out[to].own + l.hand_staged[to]
@@ -59,7 +60,7 @@ cdef inline void send_out(Loop *l, Pkt *p) noexcept nogil:
         lose(l, p, REASON_TX_RING_FULL)
     elif l.via[iface] == NO_WORKER:
         lose(l, p, REASON_NO_TX_PORT)
-    elif hand_to(l, p, l.via[iface], HAND_TRANSMIT):
+    elif hand_to(l, p, l.via[iface], HAND_TRANSMIT, 0):
         return
     else:
         lose(l, p, REASON_RING_FULL)
@@ -67,7 +68,7 @@ cdef inline void send_out(Loop *l, Pkt *p) noexcept nogil:
 
 
 cdef inline void dispatch(Loop *l, Pkt *pkts, uint32_t n) noexcept nogil:
-    cdef uint32_t i
+    cdef uint32_t i, said
     cdef Pkt *p
     for i in range(n):
         p = pkts + i
@@ -75,7 +76,9 @@ cdef inline void dispatch(Loop *l, Pkt *pkts, uint32_t n) noexcept nogil:
             send_out(l, p)
             continue
         if p.verdict == VERDICT_HANDOVER:
-            if hand_to(l, p, p.owner, HAND_PROCESS):
+            said = l.e.hand[i]
+            l.e.hand[i] = 0
+            if hand_to(l, p, p.owner, HAND_PROCESS, said):
                 continue
             lose(l, p, REASON_RING_FULL)
         elif p.verdict == VERDICT_KERNEL and not slow_path(l, p):

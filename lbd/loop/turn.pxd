@@ -113,10 +113,12 @@ cdef inline uint32_t turn_handed(Loop *l, uint32_t sender) noexcept nogil:
             send_out(l, &out)
             continue
         pkt_init(l, l.pkt + k, (<uint64_t> h.frame << CHUNK_SHIFT) + h.off, h.len, h.ifin, h.flags | PKT_HANDED, h.hops)
+        l.e.hand[k] = h.spare
         k += 1
     l.e.count.handed_in += n
     if k:
         work(l, k)
+        memset(l.e.hand, 0, k * sizeof(uint32_t))
     # Released before these frames go on: one that went home could come back by this very ring, and make its old entry look good to
     # the successor of a worker killed here. What is staged is not lost by that, its staged word stands (frames.pxd).
     lbd_ring_release(r, n)

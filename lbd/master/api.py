@@ -256,6 +256,7 @@ def control_routes(daemon: Daemon, servers: Servers) -> list[web.RouteDef]:
         web.get("/v1/services", handlers.services),
         web.get("/v1/real-servers", handlers.real_servers),
         web.get("/v1/conns", handlers.conns),
+        web.get("/v1/templates", handlers.templates),
         web.get("/v1/workers", shows(view.workers)),
         web.get("/v1/lips", shows(view.lips)),
         web.get("/v1/snat", shows(view.snat)),
@@ -294,6 +295,11 @@ class Control:
         limit = number(request, "limit", 100, 1, CONNS_MAX)
         name = request.query.get("service")
         return answer(view.conns(self._daemon, limit, self._service(name) if name is not None else None))
+
+    async def templates(self, request: web.Request) -> web.Response:
+        limit = number(request, "limit", 100, 1, CONNS_MAX)
+        name = request.query.get("service")
+        return answer(view.templates(self._daemon, limit, self._service(name) if name is not None else None))
 
     async def change(self, request: web.Request) -> web.Response:
         daemon, name = self._daemon, self._service(request.match_info["name"])

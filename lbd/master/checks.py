@@ -74,8 +74,10 @@ def checks_of(service: Service) -> dict[Hashable, Check]:
     health = service.health
     if health is None:
         return {}
-    settings = {name: getattr(health, name) for name in type(health).model_fields if name != "type"}
+    settings = {name: getattr(health, name) for name in type(health).model_fields if name not in ("type", "port")}
     return {
-        (service.name, str(r.address)): build_check(health.type, (str(r.address.addr), r.address.port), **settings)
+        (service.name, str(r.address)): build_check(
+            health.type, (str(r.address.addr), health.port or r.address.port), **settings
+        )
         for r in service.real_server
     }

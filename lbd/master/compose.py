@@ -197,6 +197,10 @@ class Composer:
             sorry_tunnel=encapsulation(s, None, s.sorry_server.af) if s.sorry_server is not None else IPIP,
             hash_qid=s.hash_target == "qid",
             quic=(FORMS[s.quic], id_length(s), s.quic_config) if s.quic else (0, 0, 0),
+            further=tuple((addr.packed, port, proto) for proto, addr, port in s.points[1:]),
+            persistence=milliseconds(s.persistence) if s.persistence is not None else 0,
+            persistence_prefix=s.prefix if s.persistence is not None else 0,
+            one_packet=s.one_packet,
         )
 
     def _real_server(self, s: ConfiguredService, r: ConfiguredServer) -> RealServer:
@@ -214,6 +218,8 @@ class Composer:
             end=standing.end,
             tunnel=encapsulation(s, r.tunnel, r.af),
             quic_id=server_id(s, r),
+            upper=r.upper_threshold,
+            lower=r.lower_threshold,
         )
 
 

@@ -39,7 +39,7 @@ IPIP = Encapsulation()
 @dataclass(frozen=True, slots=True)
 class RealServer:
     address: bytes
-    port: int
+    port: int  # 0: the client's
     weight: int  # effective: 0 = takes no new connection, keeps those it has
     up: bool  # health and administrator agree that it may serve
     rest: int = 0  # while weight is 0: the one that it had; hashes keep its place by it
@@ -47,13 +47,15 @@ class RealServer:
     end: str = ""  # its connections are to be ended: "expire", or "reset", with a RST to both ends
     tunnel: Encapsulation = IPIP
     quic_id: int | None = None  # in QUIC connection ids
+    upper: int = 0  # connections at which it gets no new ones, and below which it does again; 0: none
+    lower: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
     name: str
     address: bytes
-    port: int
+    port: int  # 0: any
     protocol: int  # IP protocol number
     scheduler: str
     real_servers: tuple[RealServer, ...]
@@ -68,6 +70,15 @@ class Service:
     sorry_tunnel: Encapsulation = IPIP
     hash_qid: bool = False  # conhash: by QUIC's connection id
     quic: tuple[int, int, int] = (0, 0, 0)  # form (QuicForm of quic.pxd), bytes of a server's id, config rotation bits
+    further: tuple[ServiceKey, ...] = ()  # its other addresses
+    persistence: int = 0  # ms, 0: none
+    persistence_prefix: int = 0
+    one_packet: bool = False
+
+    @property
+    def keys(self) -> tuple[ServiceKey, ...]:
+        """Of all its addresses."""
+        return (self.key, *self.further)
 
     @property
     def key(self) -> ServiceKey:
@@ -103,6 +114,10 @@ class SnatRule:
     in_interface: int | None = None  # numbers
     out_interface: int | None = None
     timeout_established: int = 0  # ms
+
+    @property
+    def keys(self) -> tuple[ServiceKey, ...]:
+        return (self.key,)
 
     @property
     def key(self) -> ServiceKey:

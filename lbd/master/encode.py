@@ -20,6 +20,7 @@ from lbd.master.desired import (
     RealServer,
     Route,
     Service,
+    ServiceKey,
     SnatRule,
     Tunnel,
 )
@@ -131,7 +132,8 @@ def dest(number: int, real: RealServer, svc: int, weight: int) -> bytes:
     """`weight`: its own, in the measure of its service at the moment."""
     return shm.dest_set(
         number, 0, af=family(real.address), addr=real.address, port=real.port, svc=svc, weight=weight, up=real.up,
-        flags=END[real.end], tunnel=way(real.tunnel), tunnel_port=real.tunnel.port, quic_id=real.quic_id,
+        flags=END[real.end], tunnel=way(real.tunnel), tunnel_port=real.tunnel.port, quic_id=real.quic_id, upper=real.upper,
+        lower=min(real.lower, real.upper),
     )  # fmt: skip
 
 
@@ -144,6 +146,7 @@ def sorry(number: int, address: bytes, port: int, svc: int, tunnel: Encapsulatio
 
 def service(number: int, s: Service, kind: int, flags: int, table_at: int, table_len: int, sorry: int | None) -> bytes:
     """Kind and flags: those of its scheduler. `sorry`: number of its sorry server."""
+    flags |= (shm.SVC_PERSIST if s.persistence else 0) | (shm.SVC_ONE_PACKET if s.one_packet else 0)
     for name in s.expire:
         flags |= EXPIRE[name]
     return shm.svc_set(
@@ -153,6 +156,16 @@ def service(number: int, s: Service, kind: int, flags: int, table_at: int, table
         quic=s.quic[0], quic_len=s.quic[1], quic_config=s.quic[2],
         source4=next((a for a in s.sources if len(a) == 4), bytes(4)),
         source6=next((a for a in s.sources if len(a) == 16), bytes(16)),
+        persist=s.persistence, persist_plen=s.persistence_prefix,
+    )  # fmt: skip
+
+
+def further_address(number: int, key: ServiceKey, mode: str, target: int) -> bytes:
+    """Another address of the service with the number `target`."""
+    address, port, protocol = key
+    return shm.svc_set(
+        number, 0, af=family(address), addr=address, port=port, proto=protocol, sched=shm.SCHED_SEQ, flags=shm.SVC_ALIAS,
+        mode=MODES[mode], target=target,
     )  # fmt: skip
 
 

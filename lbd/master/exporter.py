@@ -183,6 +183,7 @@ class Exporter:
         yield from page.family("lbd_real_server_up", pairs, up)
         yield from page.family("lbd_real_server_weight", pairs, weights)
         yield from self._course(page, layout, effective)
+        yield from self._conditions(page, layout)
         yield from page.crossed("lbd_service_real_servers", layout.names_text, STATES, counts)
 
     def _course(self, page: Exposition, layout: Layout, effective: dict[Where, float]) -> Iterator[str]:
@@ -212,6 +213,30 @@ class Exporter:
             rows.append(tuple(map(sum, zip(*each, strict=True))) or NOTHING)
         yield from page.family("lbd_service_sorry_server_in_use", [label_text(SERVICE, (s.name,)) for s in services], active)
         yield from self._traffic(page, "sorry_server", [layout.sorry[s.name] for s in services], rows)
+
+    def _conditions(self, page: Exposition, layout: Layout) -> Iterator[str]:
+        """Of services with persistence, and of real servers with a threshold: most have neither."""
+        if not layout.conditions:
+            return
+        clients: dict[int, int] = {}
+        overloaded: set[int] = set()
+        for segment in self._daemon.segments.values():
+            for number, templates, full in segment.dest_conditions():
+                clients[number] = clients.get(number, 0) + templates
+                if full:
+                    overloaded.add(number)
+        persistent: list[tuple[str, int]] = []
+        limited: list[tuple[str, int]] = []
+        for service, keys in layout.conditions:
+            placed = self._daemon.placed(service)
+            for real, (where, key) in zip(service.real_server, keys, strict=True) if placed else ():
+                number = placed.dests.get(key, -1) if placed else -1
+                if service.persistence is not None:
+                    persistent.append((layout.pairs[where], clients.get(number, 0)))
+                if real.upper_threshold:
+                    limited.append((layout.pairs[where], int(number in overloaded)))
+        for name, rows in (("persistent_clients", persistent), ("overloaded", limited)):
+            yield from page.family(f"lbd_real_server_{name}", [text for text, _ in rows], [value for _, value in rows])
 
     def _traffic(self, page: Exposition, what: str, labels: list[str], rows: list[tuple[int, ...]]) -> Iterator[str]:
         for place, name in enumerate(TRAFFIC, 1):
@@ -289,6 +314,7 @@ class Layout:
         self.pairs: dict[Where, str] = {}
         self.sorry: dict[str, str] = {}  # by service that has one
         self.keys: list[list[tuple[Where, DestKey]]] = []  # by service: each real server's name and key
+        self.conditions: list[tuple[Service, list[tuple[Where, DestKey]]]] = []  # those with persistence or a threshold
 
     @classmethod
     def made(cls, config: Config) -> Generator[str, None, Layout]:
@@ -317,3 +343,5 @@ class Layout:
             self.real_servers.append(f"{text},{last}")
             self.pairs[where] = f'{label_text(ONE, (s.name,))},{last}'
         self.keys.append(keys)
+        if s.persistence is not None or s.limited:
+            self.conditions.append((s, keys))

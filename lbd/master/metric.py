@@ -122,6 +122,16 @@ SECTIONS = (
                 "When the connections left are ended, in seconds since 1970; of those drained with a deadline.",
             ),
             g("lbd_real_server_slow_start_seconds", ONE, "Until it has all of its weight; of those that begin slowly now."),
+            g(
+                "lbd_real_server_persistent_clients",
+                ONE,
+                "Clients that have it by persistence (ipvsadm's PersistConn); of services with persistence.",
+            ),
+            g(
+                "lbd_real_server_overloaded",
+                ONE,
+                "1: it has reached its upper threshold, and gets no new connections; of those that have one.",
+            ),
             c("lbd_real_server_transitions_total", (*ONE, "to"), "Changes of health: up, down."),
             g(
                 "lbd_real_server_last_transition_timestamp_seconds",
@@ -183,6 +193,14 @@ SECTIONS = (
             ),
             g("lbd_connection_table_entries", ("worker", "family"), "Connections in the worker's table."),
             g("lbd_connection_table_capacity", ("worker", "family"), "Connections that the table can hold."),
+            g("lbd_persistence_templates", WORKER, "Clients whose real server the worker remembers."),
+            g("lbd_persistence_templates_capacity", WORKER, "Those that it has room for."),
+            c("lbd_persistence_evicted_total", WORKER, "Clients forgotten before their time, for want of room."),
+            c(
+                "lbd_persistence_asked_total",
+                WORKER,
+                "First packets of new clients that were sent to the worker which chooses their real server.",
+            ),
             g("lbd_half_open_connections", WORKER, "Connections that wait for their first answer."),
             g("lbd_local_ports_in_use", ("local_address",), "Connections that hold a port of the address."),
             g(

@@ -187,7 +187,7 @@ class Network:
 
 
 def vips(config: Config) -> set[Held]:
-    return {(s.interface, host(s.vip)) for s in config.service if s.manage}
+    return {(s.interface, host(vip)) for s in config.service if s.manage for vip in s.vips}
 
 
 def lips(config: Config) -> set[Held]:

@@ -144,7 +144,7 @@ class Reach:
         # NB: no VIPs on interfaces that lbd has none of: they may be thousands, on lo
         known = [a for a in self.snapshot.addresses if a.ifindex in self.places and a.address.version == version]
         known = [a for a in known if a.scope == 0 and not a.address.ip.is_loopback]
-        vips = {service.vip for service in self.config.service} if len(known) > 1 else set()
+        vips = {vip for service in self.config.service for vip in service.vips} if len(known) > 1 else set()
         lips = {lip.address for lip in self.config.own_addresses()}
 
         def order(a: Address) -> tuple[bool, ...]:

@@ -153,7 +153,6 @@ class Reconciler:
             del self._sent[key]
         self._parts.update(plan.parts)
         for service in plan.removed:
-            self.services.release(service)
             del self.placed[service]
         for placed in plan.replaced:
             self.arena.give(placed.table_at, len(placed.table), generation + 1)
@@ -161,6 +160,8 @@ class Reconciler:
             self.placed[placed.service.key] = placed
         if plan.placed or plan.removed:
             self._known = {id(placed.service): placed for placed in self.placed.values()}
+        for point in plan.services_gone():
+            self.services.release(point)
         for dest in plan.dests_gone:
             self.dests.release(dest)
         for lip in plan.lips_gone:
@@ -207,6 +208,7 @@ class Plan:
         self.fresh: set[Key] = set()  # numbers that mean something new
         self.placed: list[Placed] = []  # new or changed services
         self.removed: list[ServiceKey] = []
+        self.points_gone: list[ServiceKey] = []  # addresses that a service has no more; another one may have them now
         self.dests_gone: list[DestKey] = []
         self.lips_gone: list[LipKey] = []
         self.replaced: list[Placed] = []  # their tables have no reader soon
@@ -236,7 +238,16 @@ class Plan:
                 old = self.now.placed[key]
                 self.replaced.append(old)
                 self.gone += old.records
+                self.points_gone += old.service.keys
                 self.dests_gone += old.dests
+        self.gone = [key for key in self.gone if key not in self.changed]
+
+    def services_gone(self) -> list[ServiceKey]:
+        """Addresses that nobody has now."""
+        if not self.points_gone:
+            return []
+        kept = {key for service in self.desired.services for key in service.keys} | {rule.key for rule in self.desired.snat}
+        return [key for key in dict.fromkeys(self.points_gone) if key not in kept]
 
     def undo(self) -> None:
         for numbers, key in self.assigned:
@@ -277,6 +288,7 @@ class Plan:
         self.placed.append(new)
         self.gone += self._compare(new.records, old.records if old is not None else {})
         if old is not None:
+            self.points_gone += [key for key in old.service.keys if key not in service.keys]
             self.dests_gone += [key for key in old.dests if key not in new.dests]
             if old.table is not new.table:
                 self.replaced.append(old)
@@ -322,6 +334,9 @@ class Plan:
         records[Key(Kind.SVC, (number,))] = encode.service(
             number, service, method.KIND, flags, at, len(table), sorry
         )
+        for point in service.further:
+            also = self._number(self.now.services, Kind.SVC, point)
+            records[Key(Kind.SVC, (also,))] = encode.further_address(also, point, service.mode, number)
         return Placed(service, number, dests, records, made_of, table, at)
 
     def _place_rule(self, rule: SnatRule, old: Placed | None) -> Placed:

@@ -130,6 +130,11 @@ def connections(page: Exposition, daemon: Daemon) -> None:
         "lbd_connection_table_capacity",
         (((n, family), head["sizes"][key]) for n, head in heads.items() for family, key in families),
     )
+    counts = {n: segment.counters() for n, segment in daemon.segments.items()}
+    page.rows("lbd_persistence_templates", (((n,), c["templates"]) for n, c in counts.items()))
+    page.rows("lbd_persistence_templates_capacity", (((n,), head["sizes"]["templates"]) for n, head in heads.items()))
+    page.rows("lbd_persistence_evicted_total", (((n,), c["templates_evicted"]) for n, c in counts.items()))
+    page.rows("lbd_persistence_asked_total", (((n,), c["templates_asked"]) for n, c in counts.items()))
     page.rows("lbd_half_open_connections", (((n,), head["half_open"]) for n, head in heads.items()))
     used: Counter[int | None] = Counter()  # by number; a LIP that no worker knows has none
     exhausted: Counter[int | None] = Counter()

@@ -147,16 +147,17 @@ def same(one: Desired, other: Desired) -> bool:
     if one.tunnels is not other.tunnels:
         return False
     pairs = zip(one.services, other.services, strict=True)
-    return all(a is b or (a.key == b.key and not {"nat", "tunnel"} & {a.mode, b.mode}) for a, b in pairs)
+    return all(a is b or (a.keys == b.keys and not {"nat", "tunnel"} & {a.mode, b.mode}) for a, b in pairs)
 
 
 def sources(desired: Desired) -> set[ServiceAt]:
     """Where answers come from that carry no address of lbd."""
     return {
-        (family(address), address, port, s.protocol)
+        (family(address), address, own or port, protocol)
         for s in desired.services
         if s.mode == "nat"
-        for address, port in (*((r.address, r.port) for r in s.real_servers), *([s.sorry] if s.sorry else []))
+        for _, port, protocol in s.keys
+        for address, own in (*((r.address, r.port) for r in s.real_servers), *([s.sorry] if s.sorry else []))
     }
 
 
@@ -178,6 +179,10 @@ def wrapped(desired: Desired) -> set[TunnelAt]:
 
 
 def wanted(desired: Desired) -> tuple[dict[ServiceAt, int], dict[LipAt, Ports]]:
-    services = {(family(s.address), s.address, s.port, s.protocol): n for n, s in enumerate(desired.services)}
+    services = {
+        (family(address), address, port, protocol): n
+        for n, s in enumerate(desired.services)
+        for address, port, protocol in s.keys
+    }
     lips = {(family(lip.address), lip.address): (lip.port_lo, lip.port_hi) for lip in desired.local_addresses}
     return services, lips

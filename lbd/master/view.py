@@ -133,6 +133,12 @@ def dest_traffic(daemon: Daemon, number: int | None) -> Json:
     return traffic(tuple(map(sum, zip(*rows, strict=True))) or NO_TRAFFIC)
 
 
+def dest_condition(daemon: Daemon, number: int | None) -> Json:
+    """Each worker counts the templates that it owns, and finds out for itself that a threshold is reached."""
+    rows = [segment.dest_condition(number) for segment in daemon.segments.values()] if number is not None else []
+    return {"persistent": sum(templates for templates, _ in rows), "overloaded": any(full for _, full in rows)}
+
+
 def services(daemon: Daemon) -> Iterator[Json]:
     """One after the other: thousands take longer than the loop should stand."""
     for s in daemon.config.service:
@@ -145,6 +151,11 @@ def services(daemon: Daemon) -> Iterator[Json]:
             "scheduler": s.scheduler,
             "scheduler_flags": list(s.scheduler_flags),
             "mode": s.mode,
+            "addresses": [str(point) for point in s.addresses],
+            "fwmark": s.fwmark,
+            "persistence": s.persistence,
+            "persistence_prefix": s.prefix if s.persistence is not None else None,
+            "one_packet": s.one_packet,
             "interface": s.interface,
             "manage": s.manage,
             "number": number,
@@ -192,6 +203,9 @@ def _real_server(daemon: Daemon, s: Service, r: RealServer) -> Json:
         "admin": override.state,
         "runtime": (s.name, name) in daemon.runtime,
         "health": _health(daemon, s, name),
+        "upper_threshold": r.upper_threshold,
+        "lower_threshold": r.lower_threshold,
+        **dest_condition(daemon, number),
         **dest_traffic(daemon, number),
     }
 
@@ -460,6 +474,29 @@ def _conn(c: Json, worker: int, names: dict[int, str]) -> Json:
         "virtual": end("virtual"),
         "local": end("local"),
         "expires": c["expires_ms"] / 1000,
+    }
+
+
+def templates(daemon: Daemon, limit: int, service: str | None) -> Json:
+    """Clients and the real servers that they have, by persistence."""
+    known = {p.number: s for s in daemon.config.service if (p := daemon.placed(s)) is not None}
+    found = daemon.resources.host.templates(1 << 30 if service is not None else limit)
+    rows = [_template(daemon, known[t["svc"]], t) for t in found if t["svc"] in known and service in (None, known[t["svc"]].name)]
+    total = sum(segment.counters()["templates"] for segment in daemon.segments.values()) if service is None else len(rows)
+    return {"templates": rows[:limit], "total": max(total, len(rows)), "truncated": len(rows) > limit or len(found) == limit}
+
+
+def _template(daemon: Daemon, s: Service, t: Json) -> Json:
+    now, lasts = time.monotonic_ns(), s.persistence or 0.0
+    look = 2 * min(lasts / 2, 60.0)  # persist.pxd, look_ms
+    key = daemon.reconciler.dests.key(t["dest"])
+    net = ip_address(t["net"][: 4 if s.af == 4 else 16])
+    return {
+        "service": s.name,
+        "client": f"{net}/{s.prefix}",
+        "real_server": str(Endpoint(ip_address(key[1]), key[2])) if key else "",
+        "worker": t["worker"],
+        "expires": max(0.0, lasts - (now - t["renewed_ns"]) / 1e9, look - (now - t["alive_ns"]) / 1e9),
     }
 
 

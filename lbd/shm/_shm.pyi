@@ -21,6 +21,9 @@ SVC_USED: int
 SVC_HASH_PORT: int
 SVC_LEAST_WEIGHTED: int
 SVC_HASH_FALLBACK: int
+SVC_PERSIST: int
+SVC_ALIAS: int
+SVC_ONE_PACKET: int
 SVC_EXPIRE_NODEST: int
 SVC_EXPIRE_QUIESCENT: int
 SVC_HASH_QID: int
@@ -44,6 +47,7 @@ DEST_UP: int
 DEST_SORRY: int
 DEST_END: int
 DEST_RESET: int
+DEST_OVERLOAD: int
 SVC_NONE: int
 DEST_NONE: int
 LIP_NONE: int
@@ -175,6 +179,9 @@ def svc_set(
     quic: int = 0,
     quic_len: int = 0,
     quic_config: int = 0,
+    persist: int = 0,
+    persist_plen: int = 0,
+    target: int = 0,
     fresh: bool = False,
 ) -> bytes: ...
 def snat_set(
@@ -209,6 +216,8 @@ def dest_set(
     tunnel: int = 0,
     tunnel_port: int = 0,
     quic_id: int | None = None,
+    upper: int = 0,
+    lower: int = 0,
     fresh: bool = False,
 ) -> bytes: ...
 def dest_del(id: int, gen: int) -> bytes: ...
@@ -312,6 +321,8 @@ class WorkerSegment(Mapping):
     def queue(self, iface: int) -> dict[str, int]: ...
     def service_stats(self, id: int) -> SvcStatTuple: ...
     def dest_stats(self, id: int) -> SvcStatTuple: ...
+    def dest_condition(self, id: int) -> tuple[int, bool]: ...
+    def dest_conditions(self) -> list[tuple[int, int, bool]]: ...
     def lip_stats(self, id: int) -> LipStatTuple: ...
     def service_stats_all(self) -> list[SvcStatTuple]: ...
     def dest_stats_all(self) -> list[SvcStatTuple]: ...
@@ -343,6 +354,7 @@ class HostSegment(Mapping):
     def ctl(self) -> dict[str, Any]: ...
     def write_table(self, off: int, values: Sequence[int]) -> None: ...
     def read_table(self, off: int, n: int) -> list[int]: ...
+    def templates(self, limit: int) -> list[dict[str, Any]]: ...
     def set_owner(
         self, workers: Sequence[int], keep_previous: bool = True, rss: tuple[bytes, bool, bool] | None = None
     ) -> None: ...

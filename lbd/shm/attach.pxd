@@ -21,6 +21,7 @@ from lbd.datapath.fib cimport FIB_HASH, FIB_MAX, Route
 from lbd.datapath.neigh cimport ADJ_HASH, ADJ_MAX, Adj, Iface, LINK_MAX
 from lbd.datapath.pkt cimport IFACE_MAX, WORKER_MAX
 from lbd.datapath.svc cimport Dest, Lip, LipStat, Svc, SvcStat
+from lbd.datapath.template cimport Template
 from lbd.datapath.tunnel_end cimport TUNNEL_MAX, TunnelEnd
 from lbd.shm.layout cimport (
     CAPTURE_SLOT, CHUNK, Counters, Ctl, Evt, Hand, HostCtl, OWNER_BUCKETS, QueueStat, SEG_MAGIC,
@@ -75,6 +76,8 @@ cdef inline const char *sizes_fault(const Sizes *s) noexcept nogil:
         return b"frames must be a power of two in 64..2^22"
     if s.arena < 1 or s.arena > 1 << 28:
         return b"arena must be 1..2^28 slots"
+    if not is_pow2(s.templates) or s.templates < 8 or s.templates > 1 << 24:
+        return b"templates must be a power of two in 8..2^24"
     if not (is_pow2(s.cmd_ring) and is_pow2(s.evt_ring) and is_pow2(s.capture_ring) and is_pow2(s.hand_ring)):
         return b"cmd_ring, evt_ring, capture_ring and hand_ring must be powers of two"
     if s.cmd_ring > 1 << 20 or s.evt_ring > 1 << 20 or s.capture_ring > 1 << 16 or s.hand_ring > 1 << 20:
@@ -119,6 +122,7 @@ cdef inline uint32_t layout_hash(const Sizes *s) noexcept nogil:
     h = hash_word(h, sizeof(Hand))
     h = hash_word(h, sizeof(lbd_ring))
     h = hash_word(h, LINK_MAX)
+    h = hash_word(h, sizeof(Template))
     h = hash_word(h, ADJ_MAX)
     h = hash_word(h, ADJ_HASH)
     h = hash_word(h, FIB_MAX)
@@ -266,6 +270,7 @@ cdef inline int host_layout_compute(const Sizes *sizes, HostCtl *ctl) noexcept n
     ctl.sizes = s
     ctl.off_owner = section(&at, 2 * OWNER_BUCKETS, PAGE)
     ctl.off_arena = section(&at, s.arena * sizeof(uint32_t), LINE)
+    ctl.off_template = section(&at, <uint64_t>s.workers * s.templates * sizeof(Template), LINE)
     # a ring of frames on their way home holds every frame of that home: it can't be full
     ctl.hand_bytes = round_up(lbd_ring_bytes(sizeof(Hand), s.hand_ring), PAGE)
     ctl.return_bytes = round_up(lbd_ring_bytes(RETURN_ENTRY, s.frames), PAGE)

@@ -65,13 +65,14 @@ def nop(gen):
 
 def svc_set(id, gen, *, af, addr, port, proto, sched, flags=0, table_off=0, table_len=0,
             timeout_established=0, timeout_fin=0, timeout_udp=0, sorry=None, mode=c_svc.MODE_FULLNAT, source4=bytes(4),
-            source6=bytes(16), quic=0, quic_len=0, quic_config=0, fresh=False):
-    """source4, source6: outer source addresses of its tunnels; zeros: lbd's choice."""
+            source6=bytes(16), quic=0, quic_len=0, quic_config=0, persist=0, persist_plen=0, target=0, fresh=False):
+    """port 0: any that no other service of the address has. With SVC_ALIAS it is a further address of service `target`.
+    source4, source6: outer source addresses of its tunnels; zeros: lbd's choice."""
     cdef c_cmd.CmdSvc b
     memset(&b, 0, sizeof(b))
     put_addr(b.vaddr, af, addr)
     b.af = af
-    b.vport = htons(bounded("port", port, 1, 65535))
+    b.vport = htons(bounded("port", port, 0, 65535))
     if proto not in (6, 17, 132):
         raise ValueError(f"proto must be 6 (TCP), 17 (UDP) or 132 (SCTP), not {proto!r}")
     b.proto = proto
@@ -80,8 +81,9 @@ def svc_set(id, gen, *, af, addr, port, proto, sched, flags=0, table_off=0, tabl
         raise ValueError(f"mode {mode!r} is none of MODE_FULLNAT, MODE_NAT, MODE_DR and MODE_TUNNEL")
     b.mode = mode
     b.flags = bounded("flags", flags, 0, 0xffff)
-    if b.flags & ~(c_svc.SVC_HASH_PORT | c_svc.SVC_LEAST_WEIGHTED | c_svc.SVC_HASH_FALLBACK | c_svc.SVC_EXPIRE_NODEST
-                   | c_svc.SVC_EXPIRE_QUIESCENT | c_svc.SVC_HASH_QID):
+    if b.flags & ~(c_svc.SVC_HASH_PORT | c_svc.SVC_LEAST_WEIGHTED | c_svc.SVC_HASH_FALLBACK | c_svc.SVC_PERSIST
+                   | c_svc.SVC_ALIAS | c_svc.SVC_ONE_PACKET | c_svc.SVC_EXPIRE_NODEST | c_svc.SVC_EXPIRE_QUIESCENT
+                   | c_svc.SVC_HASH_QID):
         raise ValueError(f"flags {flags:#x}: there is a bit in it that may not be set")
     b.table_off = bounded("table_off", table_off, 0, 0xffffffff)
     b.table_len = bounded("table_len", table_len, 0, 0xffffffff)
@@ -94,6 +96,9 @@ def svc_set(id, gen, *, af, addr, port, proto, sched, flags=0, table_off=0, tabl
     b.quic = bounded("quic", quic, c_quic.QUIC_NONE, c_quic.QUIC_FORMS - 1)
     b.quic_len = bounded("quic_len", quic_len, 1 if quic in (c_quic.QUIC_LB, c_quic.QUIC_DPVS) else 0, 8)
     b.quic_config = bounded("quic_config", quic_config, 0, 6)
+    b.persist = bounded("persist", persist, 1 if b.flags & c_svc.SVC_PERSIST else 0, 0xffffffff)
+    b.persist_plen = bounded("persist_plen", persist_plen, 0, 128 if af == 6 else 32)
+    b.target = bounded("target", target, 0, 0xfffe)
     return finish(c_cmd.CMD_SVC_SET, number16(id), gen, c_cmd.CMD_FRESH if fresh else 0, &b, sizeof(b))
 
 
@@ -126,9 +131,10 @@ def svc_del(id, gen):
 
 
 def dest_set(id, gen, *, af, addr, port, svc, weight=1, up=True, flags=0, tunnel=c_svc.TUNNEL_IPIP, tunnel_port=0, quic_id=None,
-             fresh=False):
-    """flags: DEST_SORRY, DEST_END, DEST_RESET; tunnel: a kind (TUNNEL_IPIP, TUNNEL_GRE, TUNNEL_GUE), TUNNEL_CSUM with it for the
-    latter two; tunnel_port: GUE's."""
+             upper=0, lower=0, fresh=False):
+    """port 0: the one that the client's packets are for. flags: DEST_SORRY, DEST_END, DEST_RESET; tunnel: a kind (TUNNEL_IPIP,
+    TUNNEL_GRE, TUNNEL_GUE), TUNNEL_CSUM with it for the latter two; tunnel_port: GUE's. upper, lower: thresholds of connections,
+    0 for none."""
     cdef c_cmd.CmdDest b
     memset(&b, 0, sizeof(b))
     put_addr(b.addr, af, addr)
@@ -148,6 +154,8 @@ def dest_set(id, gen, *, af, addr, port, svc, weight=1, up=True, flags=0, tunnel
     if quic_id is not None:
         b.quic = 1
         b.quic_id = bounded("quic_id", quic_id, 0, 0xffffffffffffffff)
+    b.upper = bounded("upper", upper, 0, 0xffffffff)
+    b.lower = bounded("lower", lower, 0, b.upper)
     return finish(c_cmd.CMD_DEST_SET, number16(id), gen, c_cmd.CMD_FRESH if fresh else 0, &b, sizeof(b))
 
 

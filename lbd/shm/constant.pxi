@@ -17,6 +17,9 @@ SVC_USED = c_svc.SVC_USED
 SVC_HASH_PORT = c_svc.SVC_HASH_PORT
 SVC_LEAST_WEIGHTED = c_svc.SVC_LEAST_WEIGHTED
 SVC_HASH_FALLBACK = c_svc.SVC_HASH_FALLBACK
+SVC_PERSIST = c_svc.SVC_PERSIST
+SVC_ALIAS = c_svc.SVC_ALIAS
+SVC_ONE_PACKET = c_svc.SVC_ONE_PACKET
 SVC_EXPIRE_NODEST = c_svc.SVC_EXPIRE_NODEST
 SVC_EXPIRE_QUIESCENT = c_svc.SVC_EXPIRE_QUIESCENT
 SVC_HASH_QID = c_svc.SVC_HASH_QID
@@ -40,6 +43,7 @@ DEST_UP = c_svc.DEST_UP
 DEST_SORRY = c_svc.DEST_SORRY
 DEST_END = c_svc.DEST_END
 DEST_RESET = c_svc.DEST_RESET
+DEST_OVERLOAD = c_svc.DEST_OVERLOAD
 SVC_NONE = c_svc.SVC_NONE
 DEST_NONE = c_svc.DEST_NONE
 LIP_NONE = c_svc.LIP_NONE
@@ -144,5 +148,5 @@ WORKER_STATES = ("starting", "attaching", "running", "stopping", "stopped")
 EVENTS = ("none", "running", "neigh_wanted", "lip_exhausted", "table_full", "bad_command", "peer_reset")
 FRAME_OWNERS = ("free", "fill", "work", "tx", "hand", "home")
 SIZE_NAMES = ("workers", "services", "dests", "lips", "conns4", "conns6", "frames", "arena", "cmd_ring",
-              "evt_ring", "capture_ring", "hand_ring")
+              "evt_ring", "capture_ring", "hand_ring", "templates")
 RINGS = ("cmd", "evt", "capture", "slow")  # RingName

@@ -100,6 +100,31 @@ cdef class HostSegment(Mapping):
         cdef size_t i
         return [at[i] for i in range(<size_t>n)]
 
+    # -- persistence -----------------------------------------------------------------------------------------
+
+    def templates(self, int limit):
+        """Persistence templates, at most `limit`, as dicts; workers go on meanwhile: for listings."""
+        cdef const c_tmpl.Template *m
+        cdef c_tmpl.Template copy
+        cdef uint64_t i, n = <uint64_t>self.lay.sizes.workers * self.lay.sizes.templates
+        cdef uint32_t seq
+        self.mapped()
+        m = <const c_tmpl.Template *>(<uint8_t *>self.base + self.lay.off_template)
+        out = []
+        for i in range(n):
+            if len(out) >= limit:
+                break
+            if m[i].svc == 0:
+                continue
+            seq = c_tmpl.lbd_seq_begin(&m[i].seq)
+            memcpy(&copy, m + i, sizeof(copy))
+            if seq & 1 or copy.svc == 0 or not c_tmpl.lbd_seq_same(&m[i].seq, seq):
+                continue
+            out.append({"worker": i // self.lay.sizes.templates, "svc": copy.svc - 1, "dest": copy.dest,
+                        "net": (<const char *>copy.net)[:16], "renewed_ns": <uint64_t>copy.renewed << c_tmpl.TICK_SHIFT,
+                        "alive_ns": <uint64_t>copy.alive << c_tmpl.TICK_SHIFT})
+        return out
+
     # -- who owns a flow -------------------------------------------------------------------------------------
 
     def set_owner(self, workers, bint keep_previous=True, rss=None):

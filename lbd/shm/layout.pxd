@@ -4,6 +4,7 @@
 #     Ctl (page 0) | Svc[] SvcStat[] svc hash | Dest[] DestStat[] | Lip[] LipStat[] | Iface[LINK_MAX] QueueStat[16] | Adj[] hash |
 #     Route[] hash | command ring | event ring | capture ring | slow-path ring
 # Host segment (memfd, sealed): HostCtl | owner tables | scheduling-table arena (uint32 slots; the master writes, workers read) |
+#     persistence templates [workers][templates] |
 #     worker-to-worker rings: packets (16-byte entries) and returned frames (8-byte entries) for each ordered pair
 # Area (memfd or hugetlb): frames [workers * frames_per_worker][2048] | ledger: one byte per frame
 # Connection file (one per worker, in the run directory, mode 0600; outlives every process): ConnHead | records | index
@@ -40,6 +41,7 @@ cdef struct Sizes:                  # decided once by the master from the config
     uint32_t evt_ring
     uint32_t capture_ring
     uint32_t hand_ring              # packets, per ordered pair of workers
+    uint32_t templates              # persistence templates per worker, a power of two
 
 cdef struct QueueStat:              # one per iface number: this worker's socket there; 128 bytes
     uint64_t rx_pkts
@@ -123,6 +125,7 @@ cdef struct HostCtl:                # first page of the host segment
     uint32_t rss_udp_ports[2]       # 1: the NIC hashes UDP ports too
     uint64_t off_owner              # uint8 owner[2][OWNER_BUCKETS]
     uint64_t off_arena
+    uint64_t off_template           # Template [workers][templates]
     uint64_t off_hand               # packet rings, [from][to]
     uint64_t hand_bytes             # of one
     uint64_t off_return             # frame rings, [from][to]
@@ -130,7 +133,7 @@ cdef struct HostCtl:                # first page of the host segment
     uint32_t stopping               # master: VIPs are withdrawn
     uint32_t owner_prev_valid       # 1: ask the previous epoch's owner on a miss
     uint32_t sleeping[16]           # by worker: 1 while in poll(); whoever gives it work clears it and writes its eventfd
-    uint64_t spare[8]
+    uint64_t spare[7]
 
 cdef enum:
     OWNER_BUCKETS = 1024
@@ -175,7 +178,7 @@ cdef struct Hand:                   # entry of a packet ring between workers, 16
     uint8_t kind                    # HandKind
     uint8_t hops
     uint8_t flags                   # PktFlag
-    uint32_t spare
+    uint32_t spare                  # Engine.hand: what is said with it
 
 cdef enum HandKind:
     HAND_PROCESS = 0                # yours: look it up

@@ -51,7 +51,8 @@ cdef inline dict svc_dict(const Svc *s):
     return {"addr": addr_bytes(6 if rule else s.af, s.vaddr), "port": ntohs(s.vport), "af": s.af, "proto": s.proto,
             "sched": s.sched, "mode": s.mode, "flags": s.flags, "gen": s.gen, "table_off": s.table_off,
             "table_len": snat_slots(s) if rule else s.table_len, "timeout_established": s.timeout_established,
-            "timeout_fin": s.timeout_fin, "timeout_udp": s.timeout_udp, "sorry": s.sorry - 1 if s.sorry else None}
+            "timeout_fin": s.timeout_fin, "timeout_udp": s.timeout_udp, "sorry": s.sorry - 1 if s.sorry else None,
+            "persist": s.persist, "persist_plen": s.persist_plen, "target": s.target}
 
 
 cdef inline tuple svc_stat_tuple(uint32_t number, const SvcStat *at):
@@ -63,7 +64,8 @@ cdef inline tuple svc_stat_tuple(uint32_t number, const SvcStat *at):
 
 cdef inline dict dest_dict(const Dest *d):
     return {"addr": addr_bytes(d.af, d.addr), "port": ntohs(d.port), "af": d.af, "flags": d.flags,
-            "svc": d.svc, "weight": d.weight, "gen": d.gen, "tunnel": d.tunnel, "tunnel_port": ntohs(d.tunnel_port)}
+            "svc": d.svc, "weight": d.weight, "upper": d.upper, "lower": d.lower, "gen": d.gen, "tunnel": d.tunnel,
+            "tunnel_port": ntohs(d.tunnel_port)}
 
 
 cdef inline dict lip_dict(const Lip *p):

@@ -157,6 +157,22 @@ cdef class WorkerSegment(Mapping):
         cdef uint32_t i = bounded("id", id, 0, self.lay.sizes.dests - 1)
         return c_rec.svc_stat_tuple(i, <const c_svc.SvcStat *>self.at(self.lay.off_dest_stat) + i)
 
+    def dest_condition(self, id):
+        """(persistence templates that this worker keeps for it, whether this worker takes it for overloaded)"""
+        cdef uint32_t i = bounded("id", id, 0, self.lay.sizes.dests - 1)
+        cdef const c_svc.SvcStat *stat = <const c_svc.SvcStat *>self.at(self.lay.off_dest_stat) + i
+        cdef const c_svc.Dest *dest = <const c_svc.Dest *>self.at(self.lay.off_dest) + i
+        return lbd_load32(&stat.templates), bool(dest.flags & c_svc.DEST_OVERLOAD)
+
+    def dest_conditions(self):
+        """(number, templates, overloaded) of every real server that has templates or a threshold."""
+        cdef const c_svc.Dest *dest = <const c_svc.Dest *>self.at(self.lay.off_dest)
+        cdef const c_svc.SvcStat *stat = <const c_svc.SvcStat *>self.at(self.lay.off_dest_stat)
+        cdef uint32_t i
+        return [(i, lbd_load32(&stat[i].templates), bool(dest[i].flags & c_svc.DEST_OVERLOAD))
+                for i in range(self.lay.sizes.dests)
+                if dest[i].flags & c_svc.DEST_USED and (stat[i].templates or dest[i].upper)]
+
     def lip_stats(self, id):
         """(number, conns, exhausted, in_use)"""
         cdef uint32_t i = bounded("id", id, 0, self.lay.sizes.lips - 1)

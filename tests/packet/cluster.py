@@ -9,7 +9,7 @@ from tests.packet.balancer import Balancer
 from tests.unit import _engine
 
 BUCKETS = 1024
-HOPS_MAX = 3
+HOPS_MAX = 3  # and two more to ask for a client's real server
 
 
 def spread(workers: int) -> list[int]:
@@ -19,8 +19,13 @@ def spread(workers: int) -> list[int]:
 class Cluster(Balancer):
     """Looks like one Balancer; each packet arrives at a worker of `where`'s choice (random unless told)."""
 
-    def __init__(self, workers: int = 2, seed: int = 1, **more: Any):
+    def __init__(self, workers: int = 2, seed: int = 1, join: bool = False, **more: Any):
+        """join: they see each other's statistics and persistence templates, as workers of one host do."""
         self.members = [Balancer(workers=workers, worker=w, **more) for w in range(workers)]
+        if join:
+            for m in self.members:
+                m.engine.join({n: other.engine for n, other in enumerate(self.members)})
+        self.mode, self.sched = self.members[0].mode, self.members[0].sched
         self.rng = random.Random(seed)
         self.hops: list[int] = []  # of every packet
         self.rss: tuple[bytes, bool] | None = None
@@ -80,16 +85,17 @@ class Cluster(Balancer):
 
     def go_on(self, worker: int, frame: bytes, iface: int, r: Result) -> Result:
         """After the first worker's verdict, to the last one's."""
-        hops, way = 0, [worker]
+        hops, way, more = 0, [worker], 0
         while r.verdict == "handover":
             assert r.owner != worker, "handed to itself"
             assert not r.out
             worker, hops = r.owner, hops + 1
+            more = max(more, 2 if r.hand else 0)
             # a fragment's way to the fragments' owner is one more; from there on its hops count anew
-            assert r.hops < HOPS_MAX and hops <= HOPS_MAX + 1, "goes round in circles"
+            assert r.hops < HOPS_MAX + more and hops <= HOPS_MAX + 1 + more, "goes round in circles"
             m = self.members[worker]
             m.now = self.now
-            r = m.send(frame, iface, handed=True, hops=r.hops + 1, flags=r.flags)
+            r = m.send(frame, iface, handed=True, hops=r.hops + 1, flags=r.flags, hand=r.hand)
             way.append(worker)
         self.hops.append(hops)
         self.worker_of_last = worker
@@ -105,6 +111,13 @@ class Cluster(Balancer):
     def audit(self) -> None:
         for m in self.members:
             m.audit()
+
+    def audit_templates(self, dests: int) -> None:
+        """Each is counted once, at its owner, for its real server."""
+        found = {t for m in self.members for t in m.engine.templates()}
+        assert self.totals("templates") == len(found)
+        for d in range(dests):
+            assert sum(m.engine.dest_stats(d)["templates"] for m in self.members) == sum(t[1] == d for t in found)
 
     def totals(self, counter: str) -> int:
         return sum(m.engine.counters()[counter] for m in self.members)

@@ -7,11 +7,11 @@ from typing import Any
 from lbd._fastpath import Engine, Result
 
 ALIKE = ("apply", "set_table", "set_rss", "set_owner", "expire", "ending", "recover", "conns", "used", "counters",
-         "service_stats", "dest_stats", "lip_stats")  # fmt: skip
+         "service_stats", "dest_stats", "lip_stats", "templates")  # fmt: skip
 
 
 def told(r: Result) -> tuple[object, ...]:
-    return r.verdict, r.reason, r.svc, r.dest, r.out, r.owner if r.verdict == "handover" else None
+    return r.verdict, r.reason, r.svc, r.dest, r.out, (r.owner, r.hand) if r.verdict == "handover" else None
 
 
 class Twin:
@@ -31,6 +31,11 @@ class Twin:
             return a
 
         return both
+
+    def join(self, others: dict[int, "Twin"]) -> None:
+        """The fast ones are a host, and the general ones another."""
+        self.fast.join({n: t.fast for n, t in others.items()})
+        self.general.join({n: t.general for n, t in others.items()})
 
     def process(self, frames: list[tuple[bytes, int]], now_ns: int, **more: Any) -> list[Result]:
         results: list[Result] = self.fast.process(frames, now_ns, **more)

@@ -106,6 +106,11 @@ class FakeDaemon:
             ports=self.ports,
             sizes=sizes,
             area=SimpleNamespace(huge=False, note=""),
+            host=SimpleNamespace(
+                templates=lambda limit: [
+                    {"worker": 1, "svc": 0, "dest": 0, "net": bytes([198, 51, 100, *[0] * 13]), "renewed_ns": 0, "alive_ns": 0}
+                ][:limit],
+            ),
             program=SimpleNamespace(counters=lambda: {0: {"pass": 1, "redirect": 2, "drop": 3}}, attached=lambda: {2: 9}),
         )
         arena = Arena(sizes["arena"], lambda at, table: None)
@@ -204,7 +209,11 @@ def assert_shape(got: Any, want: Any, at: str = "") -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/status", "/v1/services", "/v1/real-servers", "/v1/conns", "/v1/workers", "/v1/lips", "/v1/drops", "/v1/snat"]
+    "path",
+    [
+        *("/v1/status", "/v1/services", "/v1/real-servers", "/v1/conns", "/v1/templates", "/v1/workers", "/v1/lips", "/v1/drops"),
+        "/v1/snat",
+    ],
 )
 async def test_answers_are_as_documented(api: Api, path: str) -> None:
     status, got = await api("GET", path)

@@ -45,6 +45,7 @@ PATHS = {
     "/v1/services": "services",
     "/v1/real-servers": "real_servers",
     "/v1/conns": "conns",
+    "/v1/templates": "templates",
     "/v1/workers": "workers",
     "/v1/lips": "lips",
     "/v1/snat": "snat",
@@ -139,7 +140,8 @@ def test_service_prints_ipvsadm_columns(daemon: FakeDaemon, capsys: pytest.Captu
     assert capsys.readouterr().out.splitlines() == [
         "Prot LocalAddress:Port Scheduler Flags",
         "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn",
-        "TCP  192.0.2.10:80 wlc name web",
+        "TCP  192.0.2.10:80 wlc persistent 360 fwmark 1 name web",
+        "     192.0.2.10:443",
         "  -> 10.0.1.1:8080                FullNat 1      4          1",
         "  -> [2001:db8::2]:80             FullNat 0      4          1          drain",
         "  -> 10.0.1.99:8080               FullNat -      0          0          sorry",
@@ -159,7 +161,8 @@ def test_service_prints_ipvsadm_columns(daemon: FakeDaemon, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        (("real-server",), r"^web +10\.0\.1\.1:8080 +up +1 +up +4 +1 +400$"),
+        (("real-server",), r"^web +10\.0\.1\.1:8080 +up +1 +up +4 +1 +25 +400$"),
+        (("conn", "--persistent"), r"^198\.51\.100\.7/32 +10\.0\.1\.1:8080 +4m58s +0 +web$"),
         (("real-server", "list", "web"), r"^SERVICE +ADDRESS +STATE +WEIGHT +HEALTH"),
         (("conn",), r"^tcp +established +198\.51\.100\.7:40000 +192\.0\.2\.10:80 +10\.0\.0\.10:12345 +"),
         (("conn",), r"… 1 of 852; --limit shows more"),

@@ -133,10 +133,11 @@ def test_documented_formula(table: dict[str, int], workers: int) -> None:
     config = loads(BASE + text)
     need, t = memory(config), config.tables
     assert need.connections == pytest.approx(125 * t.connections_ipv4 + 189 * t.connections_ipv6, rel=0.05)
-    assert need.tables == pytest.approx(3.3 * 2**20 + 200 * t.services + 128 * t.real_servers, rel=0.05)
+    assert need.tables == pytest.approx(3.3 * 2**20 + 200 * t.services + 144 * t.real_servers, rel=0.05)
     assert need.frames == pytest.approx(2049 * t.frames, rel=0.01)
     pairs = workers * workers * 24 * t.frames
-    assert need.shared == pytest.approx(max(16 << 20, 4096 * t.services) + pairs, rel=0.1)
+    shared = max(16 << 20, 4096 * t.services) + workers * 32 * t.persistence_templates + pairs
+    assert need.shared == pytest.approx(shared, rel=0.1)
 
 
 def test_limits_are_those_of_the_layouts() -> None:

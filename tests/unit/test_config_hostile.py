@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lbd.config import Config, ConfigError, loads
-from lbd.config.key import Key
+from lbd.config.key import Key, bare
 from lbd.config.schema import TABLES
 
 # All tables and all keys, each key on a line of its own. GOOD[header] = its lines.
@@ -40,6 +40,7 @@ GOOD: list[tuple[str, dict[str, str]]] = [
             "frames": "8192",
             "services": "16",
             "real_servers": "16",
+            "persistence_templates": "64",
             "hugepages": '"off"',
         },
     ),
@@ -74,6 +75,11 @@ GOOD: list[tuple[str, dict[str, str]]] = [
             "name": '"web"',
             "address": '"192.0.2.10:80"',
             "protocol": '"udp"',
+            "addresses": '["192.0.2.11:80", "192.0.2.12:80/udp"]',
+            "fwmark": "1",
+            "persistence": '"6m"',
+            "persistence_prefix": "24",
+            "one_packet": "false",
             "scheduler": '"mh"',
             "scheduler_flags": "[]",
             "hash_target": '"sip"',
@@ -100,11 +106,22 @@ GOOD: list[tuple[str, dict[str, str]]] = [
             "timeout": '"1s"',
             "rise": "2",
             "fall": "3",
+            "port": "8081",
             "path": '"/"',
             "status": "[200]",
         },
     ),
-    ("[[service.real_server]]", {"address": '"10.0.1.1:80"', "weight": "1", "slow_start": '"0s"', "quic_id": '"c001"'}),
+    (
+        "[[service.real_server]]",
+        {
+            "address": '"10.0.1.1:80"',
+            "weight": "1",
+            "slow_start": '"0s"',
+            "quic_id": '"c001"',
+            "upper_threshold": "9",
+            "lower_threshold": "8",
+        },
+    ),
     ("[service.real_server.tunnel]", {"type": '"gue"', "port": "6081", "checksum": '"full"'}),
     ("[[tunnel]]", {"name": '"edge"', "type": '"gre"', "local": '"10.0.0.10"', "remote": '"203.0.113.9"'}),
     (
@@ -203,6 +220,9 @@ def bad(key: Key) -> st.SearchStrategy[str]:
         return st.one_of(
             TEXT.filter(lambda t: t not in key.choices).map(toml), NUMBERS, FLOATS, TRUTH, OTHERS
         )
+    if key.element is not None and bare(key.element) is not int:
+        elements = st.one_of(TEXT.map(lambda t: t + " \t").map(toml), NUMBERS, TRUTH, FLOATS, TABLES_INLINE, st.just("[]"))
+        return st.one_of(elements.map("[{}]".format), NUMBERS, TEXT.map(toml), TRUTH, FLOATS, DATES, TABLES_INLINE)
     if key.element is not None:
         if key.bounds(element=True)[0] is None:  # texts of a form: no number at all, and no text that ends so
             elements = st.one_of(NUMBERS, TEXT.map(lambda t: toml(t + " \t")), st.just(toml("10.0.0.5 ")))

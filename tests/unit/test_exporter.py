@@ -32,11 +32,11 @@ T = TypeVar("T")
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
-def config(services: int = 1, real_servers: int = 2, workers: int = 2) -> Config:
-    return loads(config_text(services, real_servers, workers))
+def config(services: int = 1, real_servers: int = 2, workers: int = 2, options: bool = False) -> Config:
+    return loads(config_text(services, real_servers, workers, options))
 
 
-def config_text(services: int = 1, real_servers: int = 2, workers: int = 2) -> str:
+def config_text(services: int = 1, real_servers: int = 2, workers: int = 2, options: bool = False) -> str:
     lines = [
         f"workers = {{ count = {workers} }}",
         "[tables]",
@@ -55,12 +55,14 @@ def config_text(services: int = 1, real_servers: int = 2, workers: int = 2) -> s
     lines += ["[[snat.pool]]", 'address = "198.51.100.1"', "manage = false"]
     for s in range(services):
         lines += ["[[service]]", f'name = "web{s}"', f'address = "192.0.2.{s // 250}:{s % 250 + 1}"']
+        lines += ['persistence = "6m"'] * options
         for r in range(real_servers):
             lines += ["[[service.real_server]]", f'address = "10.1.{s // 250}.{s % 250}:{r + 1}"']
+            lines += ["upper_threshold = 1"] * options
     return "\n".join(lines)
 
 
-MOVING_TEXT = config_text(services=2).replace(
+MOVING_TEXT = config_text(services=2, options=True).replace(
     'name = "web1"', 'name = "web1"\nsorry_server = "10.9.0.9:80"\nslow_start = "20s"'
 )
 MOVING_A, MOVING_B = ("web1", "10.1.0.1:1"), ("web1", "10.1.0.1:2")
@@ -164,6 +166,7 @@ def daemons(wanted: Config) -> Iterator[Daemon]:
         "evt_ring": 64,
         "capture_ring": 4,
         "hand_ring": 64,
+        "templates": 64,
     }
     segments = {n: shm.WorkerSegment.create(sizes, n) for n in range(sizes["workers"])}
     d = Daemon(wanted, {n: Segment(s) for n, s in segments.items()})
@@ -267,6 +270,18 @@ def test_series_end_with_their_service(daemon: Daemon) -> None:
     daemon.config = config(services=0)
     daemon.statuses = {}
     assert not [key for key in scrape(daemon) if "web0" in key]
+
+
+def test_conditions(daemon: Daemon) -> None:
+    """Clients by persistence are summed over workers; overloaded is who is it for one of them. Only where there can be any."""
+    assert not [key for key in scrape(daemon) if "persistent_clients" in key or "overloaded" in key]
+    daemon.config = config(options=True)
+    for n, rows in enumerate(([(0, 2, False), (1, 1, True)], [(0, 3, False), (7, 1, True)])):
+        daemon.segments[n].dest_conditions = lambda rows=rows: rows
+    got = scrape(daemon)
+    where = 'service="web0",real_server="10.1.0.0:{}"'
+    assert [got[f"lbd_real_server_persistent_clients{{{where.format(r)}}}"] for r in (1, 2)] == [5, 1]
+    assert [got[f"lbd_real_server_overloaded{{{where.format(r)}}}"] for r in (1, 2)] == [0, 1]
 
 
 def test_process_time_goes_on_over_restarts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ class Model:
                 assert self.records.pop(self.key(self.DELS[op], number, body), None), "deleted what was not there"
             elif op == shm.CMD_SWEEP:
                 for key, (_, then) in list(self.records.items()):
-                    if key[0] == self.SWEEPS[number] and then < gen:
+                    if key[0] == self.SWEEPS.get(number) and then < gen:  # (no tunnels that end here)
                         del self.records[key]
             elif op == shm.CMD_SETTING:
                 self.settings[number] = body

@@ -16,7 +16,7 @@ from lbd.shm import _shm as shm
 
 SIZES = {
     "workers": 2, "services": 16, "dests": 32, "lips": 4, "conns4": 1024, "conns6": 512, "frames": 64,
-    "arena": 256, "cmd_ring": 8, "evt_ring": 8, "capture_ring": 4, "hand_ring": 16,
+    "arena": 256, "cmd_ring": 8, "evt_ring": 8, "capture_ring": 4, "hand_ring": 16, "templates": 64,
 }  # fmt: skip
 LINE = 64  # of a ring's head: line 1 holds prod, line 2 cons
 
@@ -121,8 +121,8 @@ def memfd(content: bytes, seals: int = fcntl.F_SEAL_SHRINK) -> int:
         (24, "I", 3, "differ"),
         (24, "I", 0, "out of range"),
         (24 + 6 * 4, "I", 100, "out of range"),
-        (24 + 48, "Q", 1 << 30, "contradicts"),
-        (24 + 48 + 17 * 8, "Q", 64, "contradicts"),
+        (24 + 56, "Q", 1 << 30, "contradicts"),
+        (24 + 56 + 17 * 8, "Q", 64, "contradicts"),
     ],
 )
 def test_adopt_refuses_a_false_head(raw, at, form, value, text):
@@ -405,14 +405,16 @@ def test_services_dests_lips(segment, raw):
     assert service == {
         "addr": vip, "port": 80, "af": 4, "proto": 6, "sched": 1, "mode": 0, "flags": 1, "gen": 42,
         "table_off": 100, "table_len": 7, "timeout_established": 0, "timeout_fin": 0, "timeout_udp": 0, "sorry": None,
+        "persist": 0, "persist_plen": 0, "target": 0,
     }  # fmt: skip
     poke(raw, head["off_svc_stat"], "QQQQQII", 1, 2, 4, 3, 5, 6, 7)
     assert segment.service_stats_all() == [(0, 1, 2, 3, 4, 5, 6, 7)] == [segment.service_stats(0)]
 
     six = bytes(range(16))
-    poke(raw, head["off_dest"] + 31 * 64, "16s2sBBHHI", six, bytes([0, 144]), 6, 3, 3, 10, 42)
+    poke(raw, head["off_dest"] + 31 * 80, "16s2sBBHHI", six, bytes([0, 144]), 6, 3, 3, 10, 42)
     assert segment.dests() == [
-        (31, {"addr": six, "port": 144, "af": 6, "flags": 3, "svc": 3, "weight": 10, "gen": 42, "tunnel": 0, "tunnel_port": 0})
+        (31, {"addr": six, "port": 144, "af": 6, "flags": 3, "svc": 3, "weight": 10, "upper": 0, "lower": 0, "gen": 42, "tunnel": 0,
+              "tunnel_port": 0}),
     ]
     poke(raw, head["off_dest_stat"] + 31 * 64, "Q", 9)
     assert segment.dest_stats_all() == [(31, 9, 0, 0, 0, 0, 0, 0)] == [segment.dest_stats(31)]
@@ -469,7 +471,7 @@ def test_all_statistics_are_read_quickly():
     ):
         at = segment.ctl()["off_dest"]
         for i in range(8192):
-            memory[at + 64 * i + 19] = shm.DEST_USED
+            memory[at + 80 * i + 19] = shm.DEST_USED
         best = 1.0
         for _ in range(5):
             start = time.perf_counter()
