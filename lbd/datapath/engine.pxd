@@ -138,8 +138,7 @@ cdef struct Engine:
     Tuple tuple[64]
     uint64_t hash[64]
     uint8_t kind[64]
-    uint32_t hand[64]           # what one worker tells the other with a hand-over (persist.pxd), 0 = nothing: set and read by the
-                                # adapter, which zeroes it after the burst
+    uint32_t hand[64]           # what one worker tells the other with a hand-over (persist.pxd); the adapter's: 0 between bursts
     uint64_t far_hash[64]       # IPv4 packets that missed, while nat64: of the mapped tuple,
     uint32_t far_ref[64]        # and the candidate in the IPv6 table,
     uint32_t far_probed         # if stage_probe has looked

@@ -513,8 +513,8 @@ cdef inline bint may_reopen(Engine *e, const ConnCommon *c, uint32_t mode) noexc
 cdef inline void start_anew(Engine *e, Pkt *p, uint32_t n, const Tuple *k, uint64_t h, uint32_t ref, int af) noexcept nogil:
     """The scheduler picks a real server as for any new connection. Each of them sees a client's tuple from one local port only,
     however often the client comes back: the record is reopened in place for the same real server; for another one it rests,
-    holding the port that its server may have in TIME_WAIT, until it expires or is that server's turn again. n: the packet's place in
-    the burst."""
+    holding the port that its server may have in TIME_WAIT, until it expires or is that server's turn again. n: the packet's place
+    in the burst."""
     cdef ConnTable *t = table_of(e, af)
     cdef ConnCommon *c = conn_common(t, ref >> 1, af)
     cdef uint32_t svc = c.svc, other, mode

@@ -20,8 +20,8 @@ from lbd.datapath.pkt cimport Pkt
 from lbd.datapath.quic cimport QUIC_NONE, quic_schedule
 from lbd.datapath.reason cimport REASON_NONE, VERDICT_HANDOVER
 from lbd.datapath.sched cimport schedule
-from lbd.datapath.svc cimport (DEST_NONE, DEST_SORRY, DEST_UP, DEST_USED, SVC_EXPIRE_QUIESCENT, SVC_HASH_QID, SVC_NONE, SVC_PERSIST, SVC_USED,
-                               Svc)
+from lbd.datapath.svc cimport (DEST_NONE, DEST_SORRY, DEST_UP, DEST_USED, SVC_EXPIRE_QUIESCENT, SVC_HASH_QID, SVC_NONE, SVC_PERSIST,
+                               SVC_USED, Svc)
 from lbd.datapath.template cimport *
 
 cdef enum:
@@ -254,8 +254,8 @@ cdef inline uint32_t persist_pick(Engine *e, Pkt *p, uint32_t i, uint32_t svc, c
 
 
 cdef inline uint32_t dest_for(Engine *e, Pkt *p, uint32_t i, uint32_t svc, const Tuple *t) noexcept nogil:
-    """A real server for a new connection of this service, DEST_NONE, or PICK_ASKED: the verdict is set. i: the packet's place in the
-    burst. What a QUIC connection id says comes before what the client's address does."""
+    """A real server for a new connection of this service, DEST_NONE, or PICK_ASKED: the verdict is set. i: the packet's place in
+    the burst. What a QUIC connection id says comes before what the client's address does."""
     cdef Svc *s = e.svc + svc
     if lbd_unlikely(s.quic != QUIC_NONE or s.flags & SVC_HASH_QID) and p.proto == PROTO_UDP:
         return quic_schedule(e, p, svc, t)
