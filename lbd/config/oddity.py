@@ -60,7 +60,7 @@ def _ineffective(view: View) -> Iterator[Finding]:
                 yield (*loc, key), f"has no effect on a {service.protocol.upper()} service; remove it"
         if service.persistence is None and service.persistence_prefix is not None and view.good(loc, "persistence"):
             yield (*loc, "persistence_prefix"), "has no effect without `persistence`; remove it"
-        for at, server in view.real_servers(loc, service):
+        for at, server in view.real_servers(loc, service) if service.limited else ():
             if server.lower_threshold and not server.upper_threshold and view.good(at, "upper_threshold"):
                 yield (*at, "lower_threshold"), "has no effect without `upper_threshold`; remove it"
 

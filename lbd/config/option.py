@@ -65,6 +65,8 @@ def _one_packet(view: View) -> Iterator[Finding]:
 
 def _thresholds(view: View) -> Iterator[Finding]:
     for outer, service in view.services():
+        if not service.limited:
+            continue
         for loc, server in view.real_servers(outer, service):
             if view.good(loc, "upper_threshold") and server.lower_threshold > server.upper_threshold > 0:
                 wrong = f"must be at most upper_threshold, which is {server.upper_threshold}, not {server.lower_threshold}"

@@ -249,7 +249,7 @@ class Service(Section):
     @property
     def limited(self) -> bool:
         """Has one of its real servers a threshold?"""
-        return any(r.upper_threshold for r in self.real_server)
+        return any(r.upper_threshold or r.lower_threshold for r in self.real_server)
 
     @property
     def points(self) -> tuple[tuple[int, IPAddress, int], ...]:

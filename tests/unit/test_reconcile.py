@@ -181,6 +181,57 @@ def test_same_table_keeps_its_extent() -> None:
     assert r.placed[VIP, 80, 6].table_at == at and r.arena.retired() == 0
 
 
+POINTS = [(VIP, 443, 6), (VIP, 53, 17)]
+
+
+def parts(model: Model) -> dict[tuple[int, int], str]:
+    """(port, protocol) of every address: is it a service's own, or a further one?"""
+    found = {}
+    for (kind, _), (body, _) in model.records.items():
+        if kind == "svc":
+            port, proto, flags = int.from_bytes(body[16:18], "big"), body[19], struct.unpack_from("=H", body, 22)[0]
+            found[port, proto] = "further" if flags & shm.SVC_ALIAS else "own"
+    return found
+
+
+def test_further_addresses_come_and_go() -> None:
+    r, model = make()
+    web = service("web", real(1))
+    model.apply(r.update(Desired(services=(web,))))
+    batch = r.update(Desired(services=(replace(web, further=tuple(POINTS)),)))
+    assert ops(batch) == [shm.CMD_SVC_SET, shm.CMD_SVC_SET, shm.CMD_NOP], "the service itself is as before"
+    model.apply(batch)
+    assert parts(model) == {(80, 6): "own", (443, 6): "further", (53, 17): "further"}
+    assert len(r.services) == 3
+    batch = r.update(Desired(services=(replace(web, further=(POINTS[1],)),)))
+    assert ops(batch) == [shm.CMD_SVC_DEL, shm.CMD_NOP]
+    model.apply(batch)
+    assert parts(model) == {(80, 6): "own", (53, 17): "further"} and len(r.services) == 2
+    model.apply(r.update(Desired()))
+    assert parts(model) == {} and len(r.services) == 0
+
+
+def test_an_address_goes_from_one_service_to_another() -> None:
+    """In one batch: what the one loses the other has, and it is never deleted."""
+    r, model = make()
+    web, other = replace(service("web", real(1)), further=tuple(POINTS)), service("other", real(2), port=81)
+    model.apply(r.update(Desired(services=(web, other))))
+    number = r.services.number(POINTS[0])
+    batch = r.update(Desired(services=(replace(web, further=(POINTS[1],)), replace(other, further=(POINTS[0],)))))
+    assert shm.CMD_SVC_DEL not in ops(batch)
+    model.apply(batch)
+    assert r.services.number(POINTS[0]) == number and len(r.services) == 4
+    # it becomes a service of its own, and the one it was of its further address
+    alone = service("web", real(1), port=443)
+    batch = r.update(Desired(services=(replace(alone, further=((VIP, 80, 6),)),)))
+    model.apply(batch)
+    assert parts(model) == {(443, 6): "own", (80, 6): "further"}
+    assert r.services.number(POINTS[0]) == number and len(r.services) == 2
+    before = model.state()
+    model.apply(r.full())
+    assert model.state() == before
+
+
 def test_refused_update_changes_nothing() -> None:
     r, model = make(slots=300, dests=4)
     model.apply(r.update(Desired(services=(service("web", real(1), real(2), scheduler="mh"),))))

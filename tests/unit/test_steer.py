@@ -488,6 +488,45 @@ def test_a_service_comes_and_goes_with_its_fragments(empty: Steer) -> None:
     assert p.services() == {}
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_every_port_of_an_address(empty: Steer, family: int) -> None:
+    """Port 0 stands for all of the protocol; another service's port, another protocol and another address are not touched."""
+    vip, client, other = (VIP, CLIENT, "192.0.2.12") if family == 4 else (VIP6, CLIENT6, "2001:db8::12")
+    layer = IP if family == 4 else IPv6
+
+    def decide(to: str, l4: Packet) -> str:
+        return empty.decide(bytes(ether() / layer(src=client, dst=to) / l4))
+
+    p = empty.program
+    p.set_service(*packed(vip), 80, 6)
+    assert decide(vip, TCP(dport=81)) == "pass"
+    p.set_service(*packed(vip), 0, 6)
+    for port in (1, 80, 443, 65535):
+        assert decide(vip, TCP(dport=port)) == "ours"
+        assert decide(vip, UDP(dport=port)) == decide(other, TCP(dport=port)) == "pass"
+    assert (family, packed(vip)[1], 0, 6) in p.services()
+    p.del_service(*packed(vip), 0, 6)
+    assert decide(vip, TCP(dport=81)) == "pass" and decide(vip, TCP(dport=80)) == "ours"
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_every_port_of_a_real_server(empty: Steer, family: int) -> None:
+    """Mode nat, of a service without a port: all that it sends by the protocol may be an answer."""
+    server, client = (SERVER, CLIENT) if family == 4 else (SERVER6, CLIENT6)
+    layer = IP if family == 4 else IPv6
+
+    def decide(l4: Packet) -> str:
+        return empty.decide(bytes(ether() / layer(src=server, dst=client) / l4))
+
+    p = empty.program
+    p.set_source(*packed(server), 8080, 6)
+    assert decide(TCP(sport=81)) == "pass" and decide(TCP(sport=8080)) == "ours"
+    p.set_source(*packed(server), 0, 6)
+    assert decide(TCP(sport=81)) == "ours" and decide(UDP(sport=81)) == "pass"
+    p.del_source(*packed(server), 0, 6)
+    assert decide(TCP(sport=81)) == "pass" and decide(TCP(sport=8080)) == "ours"
+
+
 def test_a_lip_comes_and_goes(empty: Steer) -> None:
     frame = bytes(ether() / IP(dst=LIP) / TCP(dport=LO))
     empty.program.set_lip(*packed(LIP), LO, HI)
