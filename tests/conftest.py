@@ -11,8 +11,10 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from scapy.config import conf
 
 from tests.matrix import Matrix
 
@@ -51,3 +53,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark, lacks in LACKS.items():
         if item.get_closest_marker(mark) and (reason := lacks()):
             pytest.skip(reason)
+
+
+def refuse(_: object, l3: object) -> NoReturn:
+    raise AssertionError(f"Ether() without dst: scapy would send ARP to find that of {l3!r}")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_neighbour_search() -> None:
+    """Frames are built without asking anyone: scapy would look for a missing MAC address on the machine's own network, for two
+    seconds each."""
+    conf.neighbor.resolvers.update(dict.fromkeys(conf.neighbor.resolvers, refuse))

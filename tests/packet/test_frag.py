@@ -12,7 +12,7 @@ from scapy.packet import Packet, Raw
 
 from lbd.shm import _shm as shm
 from tests.packet import fragment
-from tests.packet.balancer import CLIENT, LIP, MAC_CLIENT, MAC_LB0, VIP, Balancer, ip, packed, server
+from tests.packet.balancer import CLIENT, LIP, MAC_CLIENT, MAC_LB0, MAC_LB1, VIP, Balancer, ip, packed, server, server_mac
 from tests.packet.fragment import ORDERS, from_addresses, from_client, from_server, payload, segment, send, together
 
 MODES = {"fullnat": shm.MODE_FULLNAT, "nat": shm.MODE_NAT, "dr": shm.MODE_DR, "tunnel": shm.MODE_TUNNEL}
@@ -40,7 +40,7 @@ def opened(b: Balancer, mode: str, af: int, proto: str) -> int:
     port: int = fragment.inner(out, mode).payload.sport
     if proto == "tcp" and mode in ("fullnat", "nat"):
         l4 = TCP(sport=8080, dport=port, flags="SA", seq=5000, ack=1001)
-        back = Ether(src="02:00:00:00:02:01") / ip(af, server(af, 1), LIP[af] if mode == "fullnat" else CLIENT[af]) / l4
+        back = Ether(src=server_mac(1), dst=MAC_LB1) / ip(af, server(af, 1), LIP[af] if mode == "fullnat" else CLIENT[af]) / l4
         assert b.send(bytes(back), 1).verdict == "forward"
     if proto == "tcp":
         b.send(bytes(head / TCP(sport=40000, dport=80, flags="A", seq=1001, ack=5001)))

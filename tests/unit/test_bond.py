@@ -58,8 +58,8 @@ def test_what_the_hash_is_of(policy: int, family: int, kind: type, tags: tuple[i
 def test_what_has_no_ports() -> None:
     """Fragments have those of their first one nowhere, so none has; errors, ARP, and what is cut off."""
     plain = IP(src="10.0.0.1", dst="10.0.1.1")
-    whole = Ether() / plain / UDP(sport=1, dport=2) / Raw(bytes(64))
-    first, later = (Ether() / IP(src=plain.src, dst=plain.dst, proto=17, **f) / Raw(bytes([n]) * 64)
+    whole = Ether(dst="02:00:00:00:00:02") / plain / UDP(sport=1, dport=2) / Raw(bytes(64))
+    first, later = (Ether(dst="02:00:00:00:00:02") / IP(src=plain.src, dst=plain.dst, proto=17, **f) / Raw(bytes([n]) * 64)
                     for n, f in enumerate(({"flags": "MF"}, {"frag": 8})))  # fmt: skip
     assert len({_engine.bond_hash(bytes(p), L34) for p in (first, later)}) == 1
     assert _engine.bond_hash(bytes(whole), L34) != _engine.bond_hash(bytes(first), L34)

@@ -195,7 +195,8 @@ def test_flags_and_lost_servers_reach_the_worker() -> None:
 
 def test_service_shows_scheduler_and_flags() -> None:
     service = {"name": "web", "protocol": "tcp", "address": "192.0.2.10:80", "mode": "fullnat", "scheduler": "mh"}
-    text = listing([service | {"scheduler_flags": ["mh-fallback", "mh-port"]}], {"web": []})
+    plain = {"addresses": [], "persistence": None, "persistence_prefix": None, "one_packet": False, "fwmark": None}
+    text = listing([service | plain | {"scheduler_flags": ["mh-fallback", "mh-port"]}], {"web": []})
     assert "TCP  192.0.2.10:80 mh (mh-fallback,mh-port) name web" in text.split("\n"), "as ipvsadm -Ln"
 
 
