@@ -145,7 +145,8 @@ def test_what_the_host_wraps_itself_is_the_kernels(oaf: int) -> None:
     """A tunnel of its own to the same real server: nothing in it is for a service."""
     b, _ = opened(KINDS[0], 4, oaf)
     other = ip(oaf, LIP[oaf], server(oaf, 1), **({"proto": 4} if oaf == 4 else {"nh": 4}))
-    mine = Ether(src=MAC_LB1, dst=server_mac(1)) / other / Raw(bytes(IP(src="10.1.1.1", dst="10.2.2.2") / segment("tcp", "A", 22, 999)))
+    inside = IP(src="10.1.1.1", dst="10.2.2.2") / segment("tcp", "A", 22, 999)
+    mine = Ether(src=MAC_LB1, dst=server_mac(1)) / other / Raw(bytes(inside))
     r = b.send(error(oaf, (3, 1) if oaf == 4 else (1, 3), bytes(mine)), 1)
     assert (r.verdict, r.reason) == ("kernel", "icmp_unmatched")
 
