@@ -12,6 +12,9 @@ export PYTHON
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 RUFF := .venv/bin/ruff
+# the two goes of `make test`, see tests/order.py (5 is pytest's word for no tests chosen)
+TOGETHER := -m 'not alone' -n 2 --dist loadgroup --no-loadscope-reorder --junitxml=build/junit.xml
+ALONE := -m alone --junitxml=build/junit-alone.xml
 
 .DEFAULT_GOAL := help
 # make's own parallelism would run linters, builds and tests into each other
@@ -63,8 +66,9 @@ bench-instructions: setup compile ## the engine's instructions per packet beside
 test: setup compile lint ## set up, build, lint, and run every test
 	@tests/vm/vmlab-setup || echo 'make test: the lab VM cannot be had here, its tests will be skipped'
 	@mkdir -p build
-	$(PYTEST) --durations=10 --junitxml=build/junit.xml $(ARGS)
-	@echo 'make test: passed'
+	@$(PYTEST) --durations=10 $(TOGETHER) $(ARGS); together=$$?; \
+	$(PYTEST) --durations=10 $(ALONE) $(ARGS); alone=$$?; \
+	case $$together/$$alone in 0/[05] | 5/0) echo 'make test: passed' ;; *) echo 'make test: failed'; exit 1 ;; esac
 
 lint: setup ## ruff, mypy, cython-lint
 	$(RUFF) check .

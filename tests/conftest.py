@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from scapy.config import conf
+from scapy.layers.l2 import conf
 
 from tests.matrix import Matrix
+from tests.order import Order
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Matrix(config.rootpath / "build/modes.md"), "lbd-matrix")
+    config.pluginmanager.register(Matrix(config.rootpath / "build/modes.md", config), "lbd-matrix")
+    if config.pluginmanager.hasplugin("xdist"):
+        config.pluginmanager.register(Order(Path(__file__).parent), "lbd-order")
 
 
 @functools.cache

@@ -7,9 +7,13 @@ A test says which cells it is evidence for, in the words of its own parameters:
 Each of the four may be several, separated by blanks. After a run of everything, build/modes.md has the table: `passes`, `FAILS`,
 or `skipped` with its reason; where there is no test, the reason why there can't be one (WHY_NOT), or NOT TESTED. How many cells
 have neither is told at the run's end.
+
+`make test` runs everything in two goes (tests/order.py): the second one, `-m alone`, adds to what the first one has left in
+build/modes.json.
 """
 
 import itertools
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -56,18 +60,20 @@ def cells_of(item: pytest.Item) -> Iterator[Cell]:
 class Matrix:
     """A pytest plugin."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, config: pytest.Config) -> None:
         self.out = out
-        self.of: dict[str, list[Cell]] = {}  # by test
+        self.kept = out.with_suffix(".json")
         self.seen: dict[Cell, tuple[str, str]] = {}  # outcome, reason
-        self.whole = False
+        self.tells = not hasattr(config, "workerinput")  # a process of pytest-xdist's sends its reports to the first one
+        everything = not config.option.keyword and config.args == config.getini("testpaths")
+        self.part = config.option.markexpr if everything else "some"
+        self.whole = self.part in ("", "alone")
 
     @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
             if cells := list(cells_of(item)):
-                self.of[item.nodeid] = cells
-        self.whole = not config.option.keyword and not config.option.markexpr and config.args == config.getini("testpaths")
+                item.user_properties.append(("cells", cells))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -79,9 +85,12 @@ class Matrix:
             outcome = "passes", ""
         else:
             return
-        for cell in self.of.get(report.nodeid, ()):
-            if RANK[outcome[0]] >= RANK[self.seen.get(cell, ("passes", ""))[0]]:
-                self.seen[cell] = outcome
+        for cell in dict(report.user_properties).get("cells", ()):
+            self.saw(tuple(cell), outcome)
+
+    def saw(self, cell: Cell, outcome: tuple[str, str]) -> None:
+        if RANK[outcome[0]] >= RANK[self.seen.get(cell, ("passes", ""))[0]]:
+            self.seen[cell] = outcome
 
     def missing(self) -> list[Cell]:
         every = itertools.product(MODES, FAMILIES, PROTOCOLS, DEVICES)
@@ -105,9 +114,15 @@ class Matrix:
         return "\n".join([*markdown(["mode", "family", "protocol", *DEVICES], rows), "", *numbered(notes), ""])
 
     def pytest_sessionfinish(self) -> None:
+        if not self.tells:
+            return
+        if self.part == "alone" and self.kept.exists():
+            for cell, outcome in json.loads(self.kept.read_text()):
+                self.saw(tuple(cell), tuple(outcome))
         if not self.seen:
             return
         self.out.parent.mkdir(exist_ok=True)
+        self.kept.write_text(json.dumps(list(self.seen.items())))
         self.out.write_text(self.table())
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,8 +2,9 @@
 """Two ends of QUIC by aioquic: a server whose connection ids begin as it is told, a client that changes its address half-way.
 
     quic_end.py server ADDRESS PORT NAME PREFIX CERTIFICATE KEY    PREFIX: hexadecimal digits of every id that it issues
-    quic_end.py client ADDRESS PORT COUNT SIZE FIRST SECOND        COUNT transfers of SIZE bytes each, begun from address FIRST and
-                                                                   gone on with from SECOND; prints one JSON object
+    quic_end.py client ADDRESS PORT COUNT SIZE FIRST SECOND SECONDS
+                       COUNT transfers of SIZE bytes each, begun from address FIRST and gone on with from SECOND; each step of one
+                       has SECONDS; prints one JSON object
 """
 
 import asyncio
@@ -23,7 +24,6 @@ from aioquic.quic.events import ConnectionTerminated, QuicEvent, StreamDataRecei
 
 CID_LENGTH = 11  # no other random value of aioquic has this length
 CHUNK = 1 << 14
-PATIENCE = 8.0
 
 
 def content(seed: int, size: int) -> bytes:
@@ -73,18 +73,18 @@ class Client(QuicConnectionProtocol):
             self.done.set_exception(ConnectionError(event.reason_phrase or "terminated"))
 
 
-async def transfer(address: str, port: int, seed: int, size: int, first: str, second: str) -> str:
+async def transfer(address: str, port: int, seed: int, size: int, first: str, second: str, patience: float) -> str:
     """Who served it; fails unless every byte came, and after the move."""
     loop = asyncio.get_running_loop()
     configuration = QuicConfiguration(is_client=True, verify_mode=ssl.CERT_NONE, max_stream_data=4 * CHUNK)
     client = Client(connection.QuicConnection(configuration=configuration))
     old, _ = await loop.create_datagram_endpoint(lambda: client, local_addr=(first, 0))
     client.connect((address, port, 0, 0) if ":" in address else (address, port))  # as answers name it
-    await asyncio.wait_for(client.wait_connected(), PATIENCE)
+    await asyncio.wait_for(client.wait_connected(), patience)
     stream = client._quic.get_next_available_stream_id()
     client._quic.send_stream_data(stream, b"%d %d" % (seed, size), end_stream=True)
     client.transmit()
-    await asyncio.wait_for(client.some.wait(), PATIENCE)
+    await asyncio.wait_for(client.some.wait(), patience)
     moved_at = len(client.got)
     assert not client.done.done(), "nothing left to move for"
     await loop.create_datagram_endpoint(lambda: client, local_addr=(second, 0))  # the protocol sends by its newest socket
@@ -92,7 +92,7 @@ async def transfer(address: str, port: int, seed: int, size: int, first: str, se
     client.change_connection_id()
     client._quic.send_ping(0)
     client.transmit()
-    await asyncio.wait_for(client.done, PATIENCE)
+    await asyncio.wait_for(client.done, patience)
     name, _, data = bytes(client.got).partition(b"\n")
     assert hashlib.sha256(data).digest() == hashlib.sha256(content(seed, size)).digest()
     assert moved_at < size // 2
@@ -101,12 +101,12 @@ async def transfer(address: str, port: int, seed: int, size: int, first: str, se
     return name.decode()
 
 
-async def run_client(address: str, port: str, count: str, size: str, first: str, second: str) -> None:
+async def run_client(address: str, port: str, count: str, size: str, first: str, second: str, patience: str) -> None:
     served: dict[str, int] = {}
     failed: list[str] = []
     for seed in range(int(count)):
         try:
-            name = await transfer(address, int(port), seed, int(size), first, second)
+            name = await transfer(address, int(port), seed, int(size), first, second, float(patience))
             served[name] = served.get(name, 0) + 1
         except (ConnectionError, TimeoutError) as e:
             failed.append(type(e).__name__)

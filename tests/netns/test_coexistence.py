@@ -36,7 +36,7 @@ from lbd.testbed.testbed import config_text
 from lbd.testbed.topology import LB_CLIENT
 from tests.netns.conftest import make
 
-pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.alone, pytest.mark.slow]
 
 FRR = Path("/usr/lib/frr")
 BENCH = Path(__file__).resolve().parents[2] / "bench/veth"

@@ -39,7 +39,7 @@ from tests.netns.traffic import (
     worker_pids,
 )
 
-pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(180)]
 
 STREAMS, FLOWS = 500, 16
 KILLS = 8

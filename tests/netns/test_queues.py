@@ -23,7 +23,7 @@ from lbd.testbed.netns import wait_until
 from lbd.testbed.testbed import config_text
 from tests.netns.conftest import make
 
-pytestmark = [pytest.mark.root, pytest.mark.netns]
+pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.alone]
 
 LOCAL = 8099  # of a service whose real server is the client's own host: all its packets come and go by eth0
 POLL_MODES = ("busy", "adaptive", "interrupt")

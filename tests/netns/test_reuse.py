@@ -10,7 +10,7 @@ from lbd.testbed import Testbed
 from lbd.testbed.testbed import config_text, merged
 from tests.netns.metrics import scrape
 
-pytestmark = [pytest.mark.root, pytest.mark.netns]
+pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.alone]
 
 PORTS = 4096  # each may serve ten times a second
 
