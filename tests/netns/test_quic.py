@@ -79,7 +79,8 @@ def service(testbed: Testbed, form: str, family: int) -> dict[str, object]:
 
 def download(testbed: Testbed, form: str, family: int, count: int = TRANSFERS, patience: float = 8.0) -> Seen:
     addresses = testbed.topology.client_addresses4 if family == 4 else testbed.topology.client_addresses6
-    argv = [sys.executable, END, "client", testbed.vip(family), str(PORTS[form]), str(count), str(SIZE), *addresses[:2], str(patience)]
+    transfers = [testbed.vip(family), str(PORTS[form]), str(count), str(SIZE), *addresses[:2], str(patience)]
+    argv = [sys.executable, END, "client", *transfers]
     return Seen(**json.loads(testbed.run(testbed.client, argv, timeout=150)))
 
 
