@@ -36,7 +36,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Placement], list[Row]]] = {
     "latency": latency,
     "idle": idle,
 }
-QUICK = {"runs": 1, "seconds": 1, "latency_seconds": 1, "idle_seconds": 2, "flows": [1000], "families": [4]}
+QUICK = {"runs": 1, "seconds": 2, "latency_seconds": 1, "idle_seconds": 2, "flows": [1000], "families": [4]}
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -53,7 +53,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--peers", nargs="+", default=list(FORWARDERS[1:]), choices=FORWARDERS[1:], metavar="PEER",
                         help=f"beside lbd: {'; '.join(FORWARDERS[1:])} (all)")  # fmt: skip
     parser.add_argument("--no-fifo", dest="fifo", action="store_false", help="pps without SCHED_FIFO")
-    parser.add_argument("--quick", action="store_true", help="half a minute: one short run of each, one flow count, IPv4")
+    parser.add_argument("--quick", action="store_true", help="a minute: one short run of each, one flow count, IPv4")
     parser.add_argument("--require", action="store_true", help="exit status 1 if a goal is missed")
     parser.add_argument("-o", "--out", type=Path, help="(bench/out/veth.json; of a part, bench/out/veth-PART.json)")
     parser.add_argument("--prefix", default=f"lbdt-{os.getpid()}", help="of the namespaces' names")
