@@ -152,7 +152,8 @@ cdef class Bench:
     """engine: one with services 0 .. services-1 of this family and protocol at their addresses (`address`), all behind iface 0.
 
     The engine's state lives in this object's loop until it goes. step_ns: a clock that goes on by so much a turn, instead of the
-    machine's. direct: real servers see and answer the clients' own addresses."""
+    machine's. direct: real servers see and answer the clients' own addresses. far: the real servers' family, if it is another one
+    (NAT64). clients: so many have the flows in turn; 0: one has as many as it has ports, then the next."""
     cdef Engine engine
     cdef CEngine *lent
     cdef Loop *loop
@@ -161,8 +162,10 @@ cdef class Bench:
     cdef uint32_t *flow         # whose packets those are, number << 1 | from the real server
     cdef Back *back
     cdef int af
+    cdef int far
     cdef uint8_t proto
     cdef uint32_t services
+    cdef uint32_t clients
     cdef bint direct            # the real servers answer the clients' own addresses (all modes but FULLNAT)
     cdef uint32_t half          # of the two halves of the area, the one that is received into
     cdef uint32_t tx_first
@@ -172,7 +175,8 @@ cdef class Bench:
     cdef readonly int flows     # opened and noted
     cdef readonly int planned
 
-    def __cinit__(self, engine: Engine, af: int, proto: int = 6, services: int = 1, step_ns: int = 0, direct: bool = False):
+    def __cinit__(self, engine: Engine, af: int, proto: int = 6, services: int = 1, step_ns: int = 0, direct: bool = False,
+                  far: int = 0, clients: int = 0):
         cdef Loop *loop = <Loop *> aligned_alloc(64, (sizeof(Loop) + 63) & ~63)
         cdef size_t area = <size_t> 2 * BATCH * CHUNK
         if loop == NULL:
@@ -183,6 +187,7 @@ cdef class Bench:
         self.engine, self.lent = engine, engine.e
         engine.e = &loop.e
         self.af, self.proto, self.services, self.direct = af, proto, services, direct
+        self.far, self.clients = far if far else af, clients
         self.frames = <Frame *> calloc(BATCH, sizeof(Frame))
         self.flow = <uint32_t *> calloc(BATCH, sizeof(uint32_t))
         loop.area = <uint8_t *> aligned_alloc(1 << 21, area)
@@ -224,33 +229,43 @@ cdef class Bench:
         self.rng ^= self.rng << 17
         return <uint32_t> (self.rng >> 32)
 
+    cdef int family(self, bint back) noexcept nogil:
+        """Of what the client, or the real server, sends."""
+        return self.far if back else self.af
+
     cdef void ends(self, uint32_t flow, bint back, Ends *t) noexcept nogil:
         """Of a packet of this flow, from the client or from the real server."""
         cdef Ends c
-        address_put(c.saddr, CLIENT, flow // CLIENT_PORTS, self.af)
+        cdef uint32_t port = flow // self.clients if self.clients else flow % CLIENT_PORTS
+        address_put(c.saddr, CLIENT, flow % self.clients if self.clients else flow // CLIENT_PORTS, self.af)
         address_put(c.daddr, SERVICE, flow % self.services, self.af)
-        c.sport = lbd_bswap16(<uint16_t> (CLIENT_PORT + flow % CLIENT_PORTS))
+        c.sport = lbd_bswap16(<uint16_t> (CLIENT_PORT + port))
         c.dport = lbd_bswap16(SERVICE_PORT)
         if not back:
             t[0] = c
             return
-        address_put(t.saddr, SERVER, self.back[flow].server, self.af)
+        address_put(t.saddr, SERVER, self.back[flow].server, self.far)
         t.sport = lbd_bswap16(SERVICE_PORT)
         if self.direct:
             memcpy(t.daddr, c.saddr, 16)
             t.dport = c.sport
             return
-        address_put(t.daddr, LOCAL, self.back[flow].local, self.af)
+        address_put(t.daddr, LOCAL, self.back[flow].local, self.far)
         t.dport = self.back[flow].lport
+
+    cdef uint32_t flow_at(self, uint32_t client, uint32_t port) noexcept nogil:
+        return port * self.clients + client if self.clients else client * CLIENT_PORTS + port
 
     cdef void plan(self, uint32_t i, uint32_t flow, bint back, uint8_t flags) noexcept nogil:
         cdef Ends t
         cdef uint32_t own = ISN_SERVER if back else ISN_CLIENT
         cdef uint32_t other = ISN_CLIENT if back else ISN_SERVER
         self.flow[i] = flow << 1 | back
-        own += 0 if flags & SYN else 1
         self.ends(flow, back, &t)
-        frame_write(self.frames + i, &t, self.af, self.proto, flags, own, other + 1 if flags & ACK else 0)
+        if self.proto != SCTP:                      # whose ends' tags don't change
+            own += 0 if flags & SYN else 1
+            other = other + 1 if flags & ACK else 0
+        frame_write(self.frames + i, &t, self.family(back), self.proto, flags, own, other)
 
     def plan_known(self, n: int, flows: int, direction: int) -> None:
         """n packets of flows 0 .. flows-1 in random order; direction 0: from the clients, 1: from the real servers, 2: of both."""
@@ -310,7 +325,7 @@ cdef class Bench:
         with nogil:
             for i in range(cap):
                 conn_tuple(table_of(&self.loop.e, self.af), i, 0, &t, self.af)
-                flow = address_number(t.saddr, CLIENT, self.af) * CLIENT_PORTS + lbd_bswap16(t.sport) - CLIENT_PORT
+                flow = self.flow_at(address_number(t.saddr, CLIENT, self.af), lbd_bswap16(t.sport) - CLIENT_PORT)
                 if t.proto != self.proto or flow >= of:
                     continue
                 conn_tuple(table_of(&self.loop.e, self.af), i, 1, &t, self.af)
@@ -394,10 +409,14 @@ cdef class Bench:
         """From now on the clock goes ahead by so much with each turn."""
         self.run.skip_ns = <uint64_t> ns
 
+    def flow_of(self, i: int) -> int:
+        """Of the i-th planned packet: its flow's number."""
+        return self.flow[i] >> 1
+
     def ends_of(self, i: int) -> tuple:
         """Of the i-th planned packet: came from the real server, and what it must leave with: (source, port, destination, port)."""
         cdef Ends t
         cdef bint back = self.flow[i] & 1
-        n = 4 if self.af == 4 else 16
+        n = 4 if self.family(not back) == 4 else 16
         self.ends(self.flow[i] >> 1, not back, &t)
         return back, t.daddr[:n], lbd_bswap16(t.dport), t.saddr[:n], lbd_bswap16(t.sport)

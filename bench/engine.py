@@ -20,11 +20,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.engine_case import K8, M1, M16, PROTO, Context, established, growth, huge_share, memory, modes, new, services
+from bench.engine_case import K8, M1, M16, Context, established, growth, huge_share, memory, modes, new, scheduled, services
 from bench.engine_pause import pauses
 from bench.engine_scale import scale
 from bench.figure import Figure, show, write
-from bench.scene import Refused
+from bench.scene import PROTO, Refused
 
 QUICK_PASSES, PASSES = 9, 41
 LARGE = 4 << 20  # connections from which on only one process at a time may run, and none in the short run
@@ -32,9 +32,14 @@ LARGE = 4 << 20  # connections from which on only one process at a time may run,
 # family, protocol, (scheduler,) flows, ns that a packet may take
 ESTABLISHED = (
     *((4, 6, K8, 30.0), (4, 6, M1, 45.0), (4, 6, M16, 60.0), (6, 6, K8, None), (6, 6, M1, 60.0)),
-    *((4, 17, K8, None), (4, 17, M1, None), (6, 17, M1, None)),
+    *((4, 17, K8, None), (4, 17, M1, None), (6, 17, M1, None), (4, 132, M1, None)),
 )
-MODES = (("nat", (0, 1), 45.0), ("dr", (0,), 40.0), ("tunnel", (0,), 45.0))  # mode, directions, goal of each
+MODES = (  # mode, directions, goal of each
+    *(("nat", (0, 1), 45.0), ("dr", (0,), 40.0), ("tunnel", (0,), 45.0), ("gre", (0,), 45.0), ("gue", (0,), 45.0)),
+    *(("snat", (0, 1), 50.0), ("nat64", (0, 1), 70.0)),
+)
+ONE_PACKET = 25.0
+PERSISTENT = 16384  # clients, of 1 M connections
 NEW = ((4, 6, "rr", M1, 150.0), (6, 6, "rr", M1, None), (4, 6, "rr", M16, 200.0), (4, 17, "mh", M1, None))
 
 
@@ -56,10 +61,13 @@ def cases(quick: bool) -> list[Case]:
         out.append(Case(f"established {PROTO[proto]} ipv{af} {flows_name(flows)}", run, flows))
     for mode, ways, goal in MODES:
         run = partial(modes, mode=mode, flows=M1, ways=ways, goal=goal)
-        out.append(Case(f"mode {mode} tcp ipv4 {flows_name(M1)}", run, M1))
+        out.append(Case(f"mode {mode} tcp ipv{6 if mode == 'nat64' else 4} {flows_name(M1)}", run, M1))
+    out.append(Case("one packet udp ipv4 mh", partial(scheduled, flows=M1, goal=ONE_PACKET), 1024))
     for af, proto, scheduler, flows, goal in NEW:
         run = partial(new, af=af, proto=proto, flows=flows, scheduler=scheduler, goal=goal)
         out.append(Case(f"new {PROTO[proto]} ipv{af} {scheduler} {flows_name(flows)}", run, flows))
+    run = partial(new, af=4, proto=6, flows=M1, scheduler="rr", goal=None, clients=PERSISTENT)
+    out.append(Case(f"new tcp ipv4 rr persistent {flows_name(M1)}", run, M1))
     out.append(Case("services 2000", partial(services, many=2000, flows=M1), 2 * M1))
     held = M1 if quick else 10_000_000
     out.append(Case(f"pauses {flows_name(held)}", partial(pauses, connections=held), held))

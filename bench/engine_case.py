@@ -12,13 +12,29 @@ from lbd._fastpath import conn_bytes
 
 from bench._engine import Floor, address
 from bench.figure import Figure
-from bench.reference import Path, ends, forwarded, tunnelled, unchanged
-from bench.scene import BATCH, LOCAL, MAC_CLIENT, MAC_LB, MAC_ROUTER, PORTS, RST, SERVER, SYN, SYNACK, Refused, Scene
+from bench.reference import SHIM_GRE, Path, ends, forwarded, shim_gue, translated, tunnelled, unchanged
+from bench.scene import (
+    BATCH,
+    GUE_PORT,
+    LOCAL,
+    MAC_CLIENT,
+    MAC_LB,
+    MAC_ROUTER,
+    PORTS,
+    PROTO,
+    RST,
+    SERVER,
+    SYN,
+    SYNACK,
+    Refused,
+    Scene,
+    server_mac,
+)
 
 WAYS = ("from clients", "from real servers", "both ways")
-PROTO = {6: "tcp", 17: "udp"}
 SAMPLE = 8  # frames compared in each pass
 WARM = 3  # passes before the first that counts
+FLOW_PORT = 49152  # GUE's source ports are from here on
 K8, M1, M16 = 8192, 1 << 20, 1 << 24
 
 
@@ -34,23 +50,47 @@ class Context:
 # --- right answers ----------------------------------------------------------------------------------------------------------------
 
 
+def right_frame(scene: Scene, i: int, came: bytes, left: bytes) -> bytes:
+    """As the i-th planned frame, of an established connection, has to leave. What only `left` can tell is taken from there: the
+    identification of an IPv4 header that NAT64 makes, the source port of GUE, which tells flows apart."""
+    back, source, sport, destination, dport = scene.bench.ends_of(i)
+    if scene.mode == "dr":
+        return unchanged(came, server_mac(destination), MAC_LB)
+    path = Path(MAC_CLIENT if back else MAC_ROUTER, MAC_LB, source, sport, destination, dport)
+    if scene.mode == "nat64":
+        return translated(came, path, left[18:20])
+    if not scene.one_way:
+        return forwarded(came, path)
+    shim = 4, b""
+    if scene.mode == "gre":
+        shim = SHIM_GRE
+    elif scene.mode == "gue":
+        shim = shim_gue(max(FLOW_PORT, ends(left)[1]), GUE_PORT, came[16] << 8 | came[17])
+    return tunnelled(came, MAC_ROUTER, MAC_LB, address(LOCAL, 0, scene.af), destination, shim)
+
+
 def check_known(scene: Scene, n: int) -> None:
     """Of established connections: the engine said in advance, when they were opened, where their packets would go."""
     for i in range(0, n, max(1, n // SAMPLE)):
         came, left = scene.bench.pair(i)
-        back, source, sport, destination, dport = scene.bench.ends_of(i)
-        if scene.mode == "dr":
-            right = unchanged(came, MAC_ROUTER, MAC_LB)
-        elif scene.mode == "tunnel":
-            right = tunnelled(came, MAC_ROUTER, MAC_LB, address(LOCAL, 0, scene.af), destination)
-        else:
-            right = forwarded(came, Path(MAC_CLIENT if back else MAC_ROUTER, MAC_LB, source, sport, destination, dport))
+        right = right_frame(scene, i, came, left)
         if left != right:
             raise Refused(f"{scene.name}: packet {i} left as {left.hex()}, not as {right.hex()}")
 
 
-def check_new(scene: Scene, n: int, servers: set[bytes], locals_: set[bytes]) -> None:
-    """Of new ones: to a real server of theirs, from a local address, each from another port."""
+def check_scheduled(scene: Scene, n: int, homes: dict[int, bytes]) -> None:
+    """Of datagrams without connections (DR, by hash): to a real server's MAC, a flow's to the same one always (homes: which)."""
+    macs = {server_mac(address(SERVER, d, scene.af)) for d in range(scene.servers)}
+    for i in range(0, n, max(1, n // SAMPLE)):
+        came, left = scene.bench.pair(i)
+        mac = left[:6]
+        if left != unchanged(came, mac, MAC_LB) or mac not in macs or homes.setdefault(scene.bench.flow_of(i), mac) != mac:
+            raise Refused(f"{scene.name}: packet {i} left as {left.hex()}")
+
+
+def check_new(scene: Scene, n: int, servers: set[bytes], locals_: set[bytes], homes: dict[bytes, bytes]) -> None:
+    """Of new ones: to a real server of theirs, from a local address, each from another port. homes: clients' real servers, where
+    they persist."""
     seen = set()
     for i in range(0, n, max(1, n // SAMPLE)):
         came, left = scene.bench.pair(i)
@@ -60,6 +100,8 @@ def check_new(scene: Scene, n: int, servers: set[bytes], locals_: set[bytes]) ->
         if source not in locals_ or destination not in servers or dport != 80 or sport not in PORTS:
             raise Refused(f"{scene.name}: packet {i} left from {source.hex()}:{sport} to {destination.hex()}:{dport}")
         seen.add((source, sport, destination))
+        if scene.persist and homes.setdefault(ends(came)[0], destination) != destination:
+            raise Refused(f"{scene.name}: packet {i} left for {destination.hex()}, its client's others for another real server")
     if len(seen) != len(range(0, n, max(1, n // SAMPLE))):
         raise Refused(f"{scene.name}: two new connections share a local address and port")
 
@@ -107,14 +149,38 @@ def established(ctx: Context, af: int, proto: int, flows: int, goal: float | Non
         yield known_figure(ctx, scene, floor, 2, whole=True)
 
 
-def modes(ctx: Context, mode: str, flows: int, ways: tuple[int, ...], goal: float) -> Iterator[Figure]:
-    """The other forwarding modes, TCP over IPv4."""
-    scene = Scene(flows=flows, mode=mode).open()
-    floor = Floor(flows, 1)
+def modes(ctx: Context, mode: str, flows: int, ways: tuple[int, ...], goal: float | None) -> Iterator[Figure]:
+    """The other forwarding modes, TCP over IPv4; NAT64's clients have IPv6."""
+    scene = Scene(6 if mode == "nat64" else 4, flows=flows, mode=mode).open()
+    floor = Floor(flows, 1 if scene.af == 4 else 2)
     for way in ways:
         figure = known_figure(ctx, scene, floor, way, goal=goal)
         figure.params = {"mode": mode, **figure.params}
         yield figure
+
+
+def scheduled(ctx: Context, flows: int, goal: float) -> Iterator[Figure]:
+    """UDP, DR, every datagram scheduled by the hash of its client's address and port: no connections. The floor is that of a table
+    of the least size, which the engine looks into in vain."""
+    scene = Scene(4, 17, flows, scheduler="mh", mode="dr", one_packet=True).open()
+    floor = Floor(1024, 1)
+    homes: dict[int, bytes] = {}
+    own, bare = [], []
+    for number in range(-WARM, ctx.passes):
+        scene.bench.plan_known(BATCH, flows, 0)
+        ns = scene.bench.go() / BATCH
+        floor.go()
+        below = floor.go() / BATCH
+        all_sent(scene, BATCH)
+        check_scheduled(scene, BATCH, homes)
+        if number >= 0:
+            own.append(ns)
+            bare.append(below)
+        ctx.step()
+    if scene.used():
+        raise Refused(f"{scene.name}: {scene.used()} connections in the table")
+    params = {"mode": "dr", "proto": "udp", "ip": 4, "flows": flows}
+    yield Figure("one-packet scheduling, mh", params, "ns", own, "bare table", bare, goal)
 
 
 def growth(figures: list[Figure]) -> Iterator[Figure]:
@@ -143,14 +209,17 @@ def scatter(scene: Scene, n: int) -> None:
         raise Refused(f"{scene.name}: {scene.used()} connections, not {scene.flows}, after those of the preparation were reset")
 
 
-def new(ctx: Context, af: int, proto: int, flows: int, scheduler: str, goal: float | None) -> Iterator[Figure]:
-    """Into a table that holds `flows` already: every pass another batch of clients, none of which is taken away."""
+def new(ctx: Context, af: int, proto: int, flows: int, scheduler: str, goal: float | None,
+        clients: int = 0) -> Iterator[Figure]:  # fmt: skip
+    """Into a table that holds `flows` already: every pass another batch of them, none of which is taken away. clients: of a service
+    whose clients keep their real servers; all of them have one when the passes begin."""
     passes = WARM + ctx.passes
-    scene = Scene(af, proto, flows, scheduler=scheduler, room=passes * BATCH).open()
+    scene = Scene(af, proto, flows, scheduler=scheduler, room=passes * BATCH, clients=clients, persist=clients > 0).open()
     floor = Floor(flows, 1 if af == 4 else 2)
     scatter(scene, passes * BATCH)
     servers = {address(SERVER, n, af) for n in range(scene.servers)}
     locals_ = {address(LOCAL, n, af) for n in range(scene.lips)}
+    homes: dict[bytes, bytes] = {}
     own, bare = [], []
     for number in range(passes):
         scene.bench.plan_each(flows + number * BATCH, BATCH, False, SYN)
@@ -158,7 +227,7 @@ def new(ctx: Context, af: int, proto: int, flows: int, scheduler: str, goal: flo
         floor.go(new=True)
         below = floor.go(new=True) / BATCH
         all_sent(scene, BATCH)
-        check_new(scene, BATCH, servers, locals_)
+        check_new(scene, BATCH, servers, locals_, homes)
         if number >= WARM:
             own.append(ns)
             bare.append(below)
@@ -168,8 +237,10 @@ def new(ctx: Context, af: int, proto: int, flows: int, scheduler: str, goal: flo
         raise Refused(f"{scene.name}: {scene.used()} connections in the table, not {made}")
     scene.each(flows, passes * BATCH, True, SYNACK)  # the answers find their way back
     check_known(scene, BATCH)
-    name = "new connection (SYN)" if proto == 6 else f"new flow, {scheduler} (makes a connection: no one-packet scheduling yet)"
+    name = "new connection (SYN)" if proto == 6 else f"new flow, {scheduler} (makes a connection)"
     params = {"proto": PROTO[proto], "ip": af, "into": flows}
+    if clients:
+        name, params = f"{name}, persistent", {**params, "clients": clients}
     yield Figure(name, params, "ns", own, "bare table, entering", bare, goal)
 
 

@@ -32,6 +32,8 @@ TOLERANCE = 0.03
 PACKETS = 8192
 STEP_NS = 2_000
 LINES = 40
+WAYS = ("from clients", "from real servers")
+MODES = (("nat", (0, 1)), ("dr", (0,)), ("tunnel", (0,)), ("gre", (0,)), ("gue", (0,)), ("snat", (0, 1)), ("nat64", (0, 1)))
 HINT = "make bench-instructions ARGS=--update"
 
 
@@ -54,10 +56,29 @@ def known(af: int, proto: int, direction: int) -> Any:
     return scene
 
 
-def fresh(af: int, proto: int, scheduler: str) -> Any:
+def known_mode(mode: str, direction: int) -> Any:
+    from bench.scene import Scene
+
+    scene = Scene(6 if mode == "nat64" else 4, flows=PACKETS, mode=mode, step_ns=STEP_NS).open()
+    scene.bench.plan_known(PACKETS, PACKETS, direction)
+    return scene
+
+
+def one_packet() -> Any:
+    """Datagrams that are scheduled one by one, and make no connection."""
+    from bench.scene import Scene
+
+    scene = Scene(4, 17, PACKETS, scheduler="mh", mode="dr", one_packet=True, step_ns=STEP_NS).open()
+    scene.bench.plan_known(PACKETS, PACKETS, 0)
+    return scene
+
+
+def fresh(af: int, proto: int, scheduler: str, clients: int = 0) -> Any:
+    """clients: that keep their real servers."""
     from bench.scene import SYN, Scene
 
-    scene = Scene(af, proto, flows=PACKETS, room=PACKETS, scheduler=scheduler, step_ns=STEP_NS).open()
+    scene = Scene(af, proto, flows=PACKETS, room=PACKETS, scheduler=scheduler, step_ns=STEP_NS, clients=clients,
+                  persist=clients > 0).open()  # fmt: skip
     scene.bench.plan_each(PACKETS, PACKETS, False, SYN)
     return scene
 
@@ -92,11 +113,17 @@ def cases() -> list[Case]:
     out = []
     for af in (4, 6):
         for proto, name in ((6, "tcp"), (17, "udp")):
-            for direction, way in enumerate(("from clients", "from real servers")):
+            for direction, way in enumerate(WAYS):
                 out.append(Case(f"{name} ipv{af} established, {way}", partial(known, af, proto, direction)))
         out.append(Case(f"tcp ipv{af} new (SYN)", partial(fresh, af, 6, "rr")))
         out.append(Case(f"tcp ipv{af} of no connection, dropped", partial(unknown, af), "drop"))
+    for mode, directions in MODES:
+        for direction in directions:
+            out.append(Case(f"tcp {mode} established, {WAYS[direction]}", partial(known_mode, mode, direction)))
+    out.append(Case(f"sctp ipv4 established, {WAYS[0]}", partial(known, 4, 132, 0)))
+    out.append(Case("udp ipv4 one packet, mh, dr", one_packet))
     out.append(Case("udp ipv4 new, mh", partial(fresh, 4, 17, "mh")))
+    out.append(Case("tcp ipv4 new (SYN), persistent", partial(fresh, 4, 6, "rr", 1024)))
     out.append(Case("tcp ipv4 not for us, to the kernel", for_the_kernel, "kernel"))
     out.append(Case("tcp ipv4 established, both ways, whole turn", partial(known, 4, 6, 2), whole=True))
     return out

@@ -1,6 +1,6 @@
 """What a forwarded frame must look like, to the last byte: worked out in Python from the frame that came, with both checksums anew.
 
-Shares nothing with the engine: no deltas, no tables. Knows IPv4 without options and IPv6 without extension headers, TCP and UDP.
+Shares nothing with the engine: no deltas, no tables. Knows IPv4 without options and IPv6 without extension headers, TCP, UDP, SCTP.
 """
 
 import struct
@@ -27,7 +27,20 @@ def ones_sum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
+def crc32c(data: bytes) -> int:
+    """SCTP's checksum (RFC 9260, appendix A), bit by bit."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return ~crc & 0xFFFFFFFF
+
+
 def transport(l4: bytes, proto: int, source: bytes, destination: bytes, sport: int, dport: int) -> bytes:
+    if proto == 132:
+        bare = struct.pack(">HH", sport, dport) + l4[4:8] + bytes(4) + l4[12:]
+        return bare[:8] + struct.pack("<I", crc32c(bare)) + bare[12:]
     at = 16 if proto == 6 else 6
     bare = struct.pack(">HH", sport, dport) + l4[4:at] + b"\0\0" + l4[at + 2 :]
     check = ones_sum(source + destination + struct.pack(">II", len(bare), proto) + bare)
@@ -61,14 +74,39 @@ def unchanged(frame: bytes, dmac: bytes, smac: bytes) -> bytes:
     return forwarded(frame, Path(dmac, smac, source, sport, destination, dport))
 
 
-def tunnelled(frame: bytes, dmac: bytes, smac: bytes, source: bytes, destination: bytes) -> bytes:
+def translated(frame: bytes, path: Path, id: bytes) -> bytes:
+    """This frame in the other family (RFC 7915); id: the identification that an IPv4 header gets."""
+    if frame[12:14] == b"\x08\0":
+        total, proto = struct.unpack_from(">H", frame, 16)[0], frame[23]
+        l4 = transport(frame[34 : 14 + total], proto, path.source, path.destination, path.sport, path.dport)
+        head = struct.pack(">IHBB", 0x60000000 | frame[15] << 20, len(l4), proto, frame[22] - 1)
+        return path.dmac + path.smac + b"\x86\xdd" + head + path.source + path.destination + l4
+    size, proto = struct.unpack_from(">H", frame, 18)[0], frame[20]
+    l4 = transport(frame[54 : 54 + size], proto, path.source, path.destination, path.sport, path.dport)
+    tos = struct.unpack_from(">H", frame, 14)[0] >> 4 & 0xFF
+    ip = struct.pack(">BBH2sHBBH", 0x45, tos, 20 + len(l4), id, 0, frame[21] - 1, proto, 0) + path.source + path.destination
+    ip = ip[:10] + struct.pack(">H", ones_sum(ip)) + ip[12:]
+    return path.dmac + path.smac + b"\x08\0" + ip + l4
+
+
+SHIM_GRE = (47, b"\0\0\x08\0")
+
+
+def shim_gue(sport: int, dport: int, size: int) -> tuple[int, bytes]:
+    """UDP without a checksum, and GUE of version 0 around IPv4; size: of the packet in it."""
+    return 17, struct.pack(">HHHH", sport, dport, 12 + size, 0) + b"\0\x04\0\0"
+
+
+def tunnelled(frame: bytes, dmac: bytes, smac: bytes, source: bytes, destination: bytes,
+              shim: tuple[int, bytes] = (4, b"")) -> bytes:  # fmt: skip
     """IPv4 in IPv4 (RFC 2003) of a packet without options, type of service and DF: the identification is the inner one. What was
-    behind the packet to fill the frame is not needed any more."""
+    behind the packet to fill the frame is not needed any more. shim: protocol and bytes between the two headers."""
     inner = unchanged(frame, dmac, smac)
     size = struct.unpack_from(">H", inner, 16)[0]
-    outer = struct.pack(">BBH2sHBBH", 0x45, 0, 20 + size, inner[18:20], 0, 64, 4, 0) + source + destination
+    proto, between = shim
+    outer = struct.pack(">BBH2sHBBH", 0x45, 0, 20 + len(between) + size, inner[18:20], 0, 64, proto, 0) + source + destination
     outer = outer[:10] + struct.pack(">H", ones_sum(outer)) + outer[12:]
-    return inner[:14] + outer + inner[14 : 14 + size]
+    return inner[:14] + outer + between + inner[14 : 14 + size]
 
 
 def ends(frame: bytes) -> tuple[bytes, int, bytes, int]:

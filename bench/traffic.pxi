@@ -15,6 +15,9 @@ cdef enum:
     CLIENT_PORTS = 50000
     SERVICE_PORT = 80
     FRAME_MAX = 88
+    TCP = 6
+    UDP = 17
+    SCTP = 132
     ISN_CLIENT = 1000
     ISN_SERVER = 5000
     SYN = 2
@@ -101,9 +104,47 @@ cdef uint32_t head_write(uint8_t *d, const Ends *t, int af, uint8_t proto, uint3
     return 54
 
 
+cdef uint32_t crc32c(const uint8_t *d, uint32_t n) noexcept nogil:
+    """SCTP's checksum (RFC 9260, appendix A), bit by bit."""
+    cdef uint32_t i, k, crc = 0xffffffff
+    for i in range(n):
+        crc ^= d[i]
+        for k in range(8):
+            crc = crc >> 1 ^ (<uint32_t> 0x82f63b78 & (0 - (crc & 1)))
+    return ~crc
+
+
+cdef void tcp_write(uint8_t *h, uint8_t flags, uint32_t seq, uint32_t ack) noexcept nogil:
+    (<uint32_t *> (h + 4))[0] = lbd_bswap32(seq)
+    (<uint32_t *> (h + 8))[0] = lbd_bswap32(ack)
+    h[12], h[13], h[14], h[15] = 0x50, flags, 0xff, 0xff
+
+
+cdef void sctp_write(uint8_t *h, uint8_t flags, uint32_t own, uint32_t other) noexcept nogil:
+    """INIT and INIT ACK for TCP's SYN and SYN+ACK, SACK for the rest; own, other: the ends' tags, and their first numbers."""
+    (<uint32_t *> (h + 4))[0] = lbd_bswap32(0 if flags == SYN else other)
+    if flags & SYN:
+        h[12], h[15] = 1 if flags == SYN else 2, 20
+        (<uint32_t *> (h + 16))[0] = lbd_bswap32(own)
+        (<uint32_t *> (h + 20))[0] = lbd_bswap32(0x10000)
+        h[25] = h[27] = 1                           # a stream each way
+        (<uint32_t *> (h + 28))[0] = lbd_bswap32(own)
+    else:
+        h[12], h[15] = 3, 16
+        (<uint32_t *> (h + 16))[0] = lbd_bswap32(other)
+        (<uint32_t *> (h + 20))[0] = lbd_bswap32(0x10000)
+    (<uint32_t *> (h + 8))[0] = crc32c(h, 32 if flags & SYN else 28)      # the first byte on the wire is the lowest: as it is here
+
+
+cdef uint32_t l4_size(int af, uint8_t proto, uint8_t flags) noexcept nogil:
+    if proto == SCTP:
+        return 32 if flags & SYN else 28
+    return 26 if proto == UDP and af == 4 else 20
+
+
 cdef void frame_write(Frame *f, const Ends *t, int af, uint8_t proto, uint8_t flags, uint32_t seq, uint32_t ack) noexcept nogil:
-    """IPv4 60 bytes, IPv6 74: a TCP segment without data, or a UDP datagram that fills the same."""
-    cdef uint32_t l4_len = 20 if proto == 6 else (26 if af == 4 else 20)
+    """IPv4 60 bytes, IPv6 74: a TCP segment without data, or a UDP datagram that fills the same. SCTP: 62 and 82, INIT 4 more."""
+    cdef uint32_t l4_len = l4_size(af, proto, flags)
     cdef uint32_t at, pseudo
     cdef uint8_t *h
     memset(f, 0, sizeof(Frame))
@@ -111,15 +152,16 @@ cdef void frame_write(Frame *f, const Ends *t, int af, uint8_t proto, uint8_t fl
     h = f.data + at
     (<uint16_t *> h)[0] = t.sport
     (<uint16_t *> (h + 2))[0] = t.dport
+    f.len = at + l4_len if at + l4_len > 60 else 60
+    if proto == SCTP:
+        sctp_write(h, flags, seq, ack)
+        return
     pseudo = sum16(t.saddr, 4 if af == 4 else 16, lbd_bswap16(<uint16_t> l4_len) + lbd_bswap16(proto))
     pseudo = sum16(t.daddr, 4 if af == 4 else 16, pseudo)
-    if proto == 6:
-        (<uint32_t *> (h + 4))[0] = lbd_bswap32(seq)
-        (<uint32_t *> (h + 8))[0] = lbd_bswap32(ack)
-        h[12], h[13], h[14], h[15] = 0x50, flags, 0xff, 0xff
+    if proto == TCP:
+        tcp_write(h, flags, seq, ack)
         (<uint16_t *> (h + 16))[0] = <uint16_t> ~sum16(h, l4_len, pseudo)
     else:
         (<uint16_t *> (h + 4))[0] = lbd_bswap16(<uint16_t> l4_len)
         memset(h + 8, 0x5a, l4_len - 8)
         (<uint16_t *> (h + 6))[0] = <uint16_t> ~sum16(h, l4_len, pseudo)    # never 0 with these bytes: tested
-    f.len = 60 if af == 4 else 74

@@ -10,23 +10,24 @@ from pathlib import Path
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
-from scapy.layers.l2 import Ether
+from scapy.layers.l2 import GRE, Ether
+from scapy.layers.sctp import SCTP
 
 from bench import engine_case, engine_pause, engine_scale, instructions
 from bench._engine import Bench, Floor, address, spin
 from bench.engine_case import Context
 from bench.figure import Figure
 from bench.instructions_lines import Profile, profile_read
+from bench.reference import SHIM_GRE, forwarded, ones_sum, shim_gue, translated, tunnelled
 from bench.reference import Path as Way
-from bench.reference import forwarded, ones_sum
-from bench.scene import BATCH, CLIENT, MAC_LB, MAC_ROUTER, SERVICE, SYN, Refused, Scene
+from bench.scene import BATCH, CLIENT, MAC_LB, MAC_ROUTER, SERVER, SERVICE, SYN, Refused, Scene
 from lbd.shm import _shm as shm
 
 ROOT = Path(__file__).parents[2]
 FEW = Context(passes=2)
 
 
-@pytest.fixture(params=[(4, 6), (4, 17), (6, 6), (6, 17)], ids=["tcp4", "udp4", "tcp6", "udp6"])
+@pytest.fixture(params=[(4, 6), (4, 17), (4, 132), (6, 6), (6, 17)], ids=["tcp4", "udp4", "sctp4", "tcp6", "udp6"])
 def scene(request: pytest.FixtureRequest) -> Scene:
     af, proto = request.param
     return Scene(af, proto, flows=1000, room=BATCH).open()
@@ -35,7 +36,7 @@ def scene(request: pytest.FixtureRequest) -> Scene:
 def scapy_again(frame: bytes) -> bytes:
     """The frame as scapy writes it, checksums and lengths worked out anew."""
     packet = Ether(frame)
-    for layer in (IP, TCP, UDP):
+    for layer in (IP, TCP, UDP, SCTP):
         if layer in packet:
             packet[layer].chksum = None
     return bytes(Ether(bytes(packet)))
@@ -45,7 +46,7 @@ def test_frames_are_right(scene: Scene) -> None:
     for direction in (0, 1):
         scene.bench.plan_known(64, 1000, direction)
         for frame in scene.bench.frames_planned():
-            assert len(frame) == (60 if scene.af == 4 else 74)
+            assert len(frame) == (62 if scene.proto == 132 else 60 if scene.af == 4 else 74)
             assert scapy_again(frame) == frame
 
 
@@ -55,7 +56,7 @@ def test_reference_is_what_scapy_says(scene: Scene) -> None:
         way = Way(MAC_ROUTER, MAC_LB, address(CLIENT, n, scene.af), 2000 + n, address(SERVICE, n, scene.af), 81)
         packet = Ether(frame)
         ip = packet[IP] if scene.af == 4 else packet[IPv6]
-        l4 = packet[TCP] if scene.proto == 6 else packet[UDP]
+        l4 = packet[{6: TCP, 17: UDP, 132: SCTP}[scene.proto]]
         packet.src, packet.dst = ":".join(f"{b:02x}" for b in MAC_LB), ":".join(f"{b:02x}" for b in MAC_ROUTER)
         ip.src, ip.dst = (str(ip_address(a)) for a in (way.source, way.destination))
         l4.sport, l4.dport = way.sport, way.dport
@@ -64,6 +65,70 @@ def test_reference_is_what_scapy_says(scene: Scene) -> None:
         else:
             ip.hlim -= 1
         assert forwarded(frame, way) == scapy_again(bytes(packet))
+
+
+def test_reference_of_tunnels_is_what_scapy_says() -> None:
+    scene = Scene()
+    scene.bench.plan_each(0, 1, False, SYN)
+    [frame] = scene.bench.frames_planned()
+    source, server = address(CLIENT, 7, 4), address(SERVER, 7, 4)
+    inner = Ether(frame)[IP]
+    inner.ttl -= 1
+    inner = IP(scapy_again(b"\0" * 12 + b"\x08\0" + bytes(inner))[14:54])  # without padding
+    outer = {"src": str(ip_address(source)), "dst": str(ip_address(server)), "id": inner.id, "ttl": 64}
+    gue = UDP(sport=50000, dport=6080, chksum=0) / b"\0\x04\0\0"
+    for shim, packet in (
+        ((4, b""), IP(**outer) / inner),
+        (SHIM_GRE, IP(**outer) / GRE() / inner),
+        (shim_gue(50000, 6080, 40), IP(**outer) / gue / bytes(inner)),
+    ):
+        left = tunnelled(frame, MAC_ROUTER, MAC_LB, source, server, shim)
+        assert left == MAC_ROUTER + MAC_LB + b"\x08\0" + bytes(packet)
+
+
+@pytest.mark.parametrize("proto", [6, 17])
+def test_reference_of_nat64_is_what_scapy_says(proto: int) -> None:
+    scene = Scene(6, proto)
+    scene.bench.plan_each(0, 1, False, SYN)
+    [six] = scene.bench.frames_planned()
+    four = MAC_ROUTER + MAC_LB + b"\x08\0"
+    source, destination = address(CLIENT, 7, 4), address(SERVER, 7, 4)
+    l4 = Ether(six)[TCP if proto == 6 else UDP]
+    l4.sport, l4.dport = 2000, 81
+    l4.chksum = None
+    four += bytes(IP(src=str(ip_address(source)), dst=str(ip_address(destination)), id=0x1234, ttl=63) / l4)
+    assert translated(six, Way(MAC_ROUTER, MAC_LB, source, 2000, destination, 81), b"\x12\x34") == four
+    back = Way(MAC_ROUTER, MAC_LB, address(SERVICE, 0, 6), 81, address(CLIENT, 0, 6), 2000)
+    l4.sport, l4.dport = 81, 2000
+    l4.chksum = None
+    packet = IPv6(src=str(ip_address(back.source)), dst=str(ip_address(back.destination)), hlim=62) / l4
+    assert translated(four, back, b"") == MAC_ROUTER + MAC_LB + b"\x86\xdd" + bytes(packet)
+
+
+@pytest.mark.parametrize("mode", ["nat", "dr", "tunnel", "gre", "gue", "snat", "nat64"])
+def test_packets_of_the_other_modes_are_right(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = (0,) if mode in ("dr", "tunnel", "gre", "gue") else (0, 1)
+    found = list(engine_case.modes(FEW, mode, 1000, ways, None))
+    assert [f.params["way"] for f in found] == [engine_case.WAYS[w] for w in ways]
+    monkeypatch.setattr(engine_case, "MAC_LB", b"\x02\0\0\0\2\2")
+    with pytest.raises(Refused, match="left as"):
+        list(engine_case.modes(FEW, mode, 1000, ways, None))
+
+
+def test_datagrams_scheduled_one_by_one_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    [f] = engine_case.scheduled(FEW, 1000, 1e9)
+    assert f.met and f.case == "one-packet scheduling, mh"
+    homes = dict.fromkeys(range(1000), b"\x02\0\0\0\2\2")
+    scene = Scene(4, 17, 1000, scheduler="mh", mode="dr", one_packet=True).open()
+    scene.bench.plan_known(64, 1000, 0)
+    scene.bench.go()
+    with pytest.raises(Refused, match="left as"):
+        engine_case.check_scheduled(scene, 64, homes)
+
+
+def test_persistent_clients_keep_their_real_servers() -> None:
+    [f] = engine_case.new(FEW, 4, 6, 2048, "rr", None, clients=256)
+    assert f.params["clients"] == 256 and "persistent" in f.case
 
 
 def test_a_udp_checksum_of_zero_is_sent_as_ones() -> None:
@@ -106,7 +171,7 @@ def test_new_connections_find_their_way_back(scene: Scene) -> None:
 
 def test_new_flows_by_maglev_hashing() -> None:
     [f] = engine_case.new(FEW, 4, 17, 1000, "mh", None)
-    assert "no one-packet scheduling yet" in f.case and f.met is None
+    assert "makes a connection" in f.case and f.met is None
 
 
 def test_services_are_measured_beside_one() -> None:
