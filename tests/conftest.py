@@ -14,10 +14,15 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import HealthCheck, settings
 from scapy.layers.l2 import conf
 
 from tests.matrix import Matrix
 from tests.order import Order
+
+# a slow or shared machine is no error
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:

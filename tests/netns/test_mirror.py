@@ -17,8 +17,8 @@ from tests.netns.space import Space, run, space, until
 
 pytestmark = [pytest.mark.netns, pytest.mark.root]
 
-SECOND = 1.0
-CARRIER = 2.0  # the kernel itself tells losses of carrier at most once a second (net/core/link_watch.c)
+SOON = 5.0  # seconds; some milliseconds, on a machine that has nothing else to do
+CARRIER = SOON + 1  # the kernel itself tells losses of carrier at most once a second (net/core/link_watch.c)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ async def mirroring(interfaces: tuple[str, ...] = ("h0",), **settings: Any) -> A
         await mirror.stop()
 
 
-async def agrees_with_kernel(net: Space, seen: Seen, seconds: float = SECOND) -> None:
+async def agrees_with_kernel(net: Space, seen: Seen, seconds: float = SOON) -> None:
     def kernel() -> set[tuple[str, str | None, str, int]]:
         return {
             (
@@ -102,7 +102,7 @@ def test_works_under_uvloop(net: Space) -> None:
     async def main() -> None:
         async with mirroring() as seen:
             net.ip("link set h0 mtu 1400")
-            await until(lambda: seen.link("h0").mtu == 1400, SECOND, "MTU")  # type: ignore[union-attr]
+            await until(lambda: seen.link("h0").mtu == 1400, SOON, "MTU")  # type: ignore[union-attr]
 
     uvloop.run(main())
 
@@ -134,10 +134,10 @@ async def test_links(net: Space) -> None:
             ("link set t0 up", True, True),
         ):
             net.ip(command, there)
-            limit = CARRIER if there else SECOND
+            limit = CARRIER if there else SOON
             await until(lambda up=up: seen.link("h0").up is up, limit, command)  # type: ignore[misc,union-attr]
         net.ip("link set h0 address 02:00:00:00:99:01 mtu 1300")
-        await until(lambda: seen.link("h0").mtu == 1300, SECOND, "MTU")  # type: ignore[union-attr]
+        await until(lambda: seen.link("h0").mtu == 1300, SOON, "MTU")  # type: ignore[union-attr]
         assert seen.link("h0").mac == bytes.fromhex("020000009901")  # type: ignore[union-attr]
         assert seen.mirror.events["link"] >= 5
 
@@ -146,16 +146,16 @@ async def test_an_interface_made_anew_under_its_name(net: Space) -> None:
     async with mirroring() as seen:
         before = seen.index("h0")
         net.ip("link del h0")
-        await until(lambda: seen.link("h0") is None, SECOND, "deletion")
+        await until(lambda: seen.link("h0") is None, SOON, "deletion")
         snapshot = seen.mirror.snapshot()
         assert not any(item.ifindex == before for item in (*snapshot.addresses, *snapshot.neighbours))
-        await until(lambda: not seen.mirror.snapshot().routes, SECOND, "routes gone with it")
+        await until(lambda: not seen.mirror.snapshot().routes, SOON, "routes gone with it")
         assert snapshot.channels == ()
         net.ip("link add filler type veth peer name filler2")  # or the index would be the same again
         net.add_pair()
-        await until(lambda: seen.route("10.99.0.0/24") is not None, SECOND, "everything back")
+        await until(lambda: seen.route("10.99.0.0/24") is not None, SOON, "everything back")
         assert seen.index("h0") != before
-        await until(lambda: seen.mirror.snapshot().channels != (), SECOND, "channels back")
+        await until(lambda: seen.mirror.snapshot().channels != (), SOON, "channels back")
         (channels,) = seen.mirror.snapshot().channels
         assert channels == Channels(seen.index("h0"), "h0", 1, 1)
 
@@ -164,9 +164,9 @@ async def test_addresses(net: Space) -> None:
     async with mirroring() as seen:
         for address in ("10.99.0.77/32", "2001:db8:99::77/128"):
             net.ip(f"addr add {address} dev h0 {'nodad' if ':' in address else ''}")
-            await until(lambda a=address: seen.has_address(a), SECOND, f"{address} added")  # type: ignore[misc]
+            await until(lambda a=address: seen.has_address(a), SOON, f"{address} added")  # type: ignore[misc]
             net.ip(f"addr del {address} dev h0")
-            await until(lambda a=address: not seen.has_address(a), SECOND, f"{address} gone")  # type: ignore[misc]
+            await until(lambda a=address: not seen.has_address(a), SOON, f"{address} gone")  # type: ignore[misc]
 
 
 async def test_routes(net: Space) -> None:
@@ -179,15 +179,15 @@ async def test_routes(net: Space) -> None:
             for verb, gateway in (("add", one), ("replace", other)):
                 net.ip(f"route {verb} {prefix} via {gateway} metric 20")
                 expected = Route(ip_network(prefix), ip_address(gateway), index, 20)
-                await until(lambda e=expected: seen.route(str(e.prefix)) == e, SECOND, f"{verb} {prefix}")  # type: ignore[misc]
+                await until(lambda e=expected: seen.route(str(e.prefix)) == e, SOON, f"{verb} {prefix}")  # type: ignore[misc]
             net.ip(f"route del {prefix} metric 20")
-            await until(lambda p=prefix: seen.route(p) is None, SECOND, f"{prefix} gone")  # type: ignore[misc]
+            await until(lambda p=prefix: seen.route(p) is None, SOON, f"{prefix} gone")  # type: ignore[misc]
         net.ip("route add blackhole 10.61.0.0/16")
         expected = Route(ip_network("10.61.0.0/16"), None, 0, 0)
-        await until(lambda: seen.route("10.61.0.0/16") == expected, SECOND, "blackhole")
+        await until(lambda: seen.route("10.61.0.0/16") == expected, SOON, "blackhole")
         net.ip("route add 10.62.0.0/16 via 10.99.0.2 table 100")
         net.ip("route add 10.63.0.0/16 via 10.99.0.2")
-        await until(lambda: seen.route("10.63.0.0/16") is not None, SECOND, "main table")
+        await until(lambda: seen.route("10.63.0.0/16") is not None, SOON, "main table")
         assert seen.route("10.62.0.0/16") is None  # it came before, and is none of ours
         assert seen.mirror.resyncs["overrun"] == seen.mirror.resyncs["damaged"] == 0
 
@@ -199,15 +199,15 @@ async def test_routes_that_the_kernel_removes_without_a_word(net: Space) -> None
         net.ip("route add 10.71.0.0/16 nhid 7")
         net.ip("addr add 10.99.0.5/32 dev h0")
         net.ip("route add 10.72.0.0/16 via 10.99.0.2 src 10.99.0.5")
-        await until(lambda: seen.route("10.72.0.0/16") is not None, SECOND, "routes")
+        await until(lambda: seen.route("10.72.0.0/16") is not None, SOON, "routes")
         assert seen.route("10.71.0.0/16").gateway == ip_address("10.99.0.2")  # type: ignore[union-attr]
         net.ip("addr del 10.99.0.5/32 dev h0")
-        await until(lambda: seen.route("10.72.0.0/16") is None, SECOND, "source address gone")
+        await until(lambda: seen.route("10.72.0.0/16") is None, SOON, "source address gone")
         net.ip("nexthop del id 7")
-        await until(lambda: seen.route("10.71.0.0/16") is None, SECOND, "nexthop gone")
+        await until(lambda: seen.route("10.71.0.0/16") is None, SOON, "nexthop gone")
         assert seen.route("10.70.0.0/16") is not None
         net.ip("link set h0 down")
-        await until(lambda: seen.route("10.70.0.0/16") is None, SECOND, "link down")
+        await until(lambda: seen.route("10.70.0.0/16") is None, SOON, "link down")
         await agrees_with_kernel(net, seen)
 
 
@@ -229,18 +229,18 @@ async def test_several_nexthops(net: Space, prefix: str, one: str, other: str, a
             route = seen.route(prefix)
             return str(route.gateway) if route is not None else None
 
-        await until(lambda: seen.link("h1").up, SECOND, "carrier")  # type: ignore[union-attr]
+        await until(lambda: seen.link("h1").up, SOON, "carrier")  # type: ignore[union-attr]
         net.ip(f"route add {prefix} nexthop via {one} dev h0 nexthop via {other} dev h1")
-        await until(lambda: gateway() == one, SECOND, "first nexthop")
+        await until(lambda: gateway() == one, SOON, "first nexthop")
         net.ip("link set t0 down", there=True)
         await until(lambda: gateway() == other, CARRIER, "carrier of the first gone")
         net.ip("link set t0 up", there=True)
         await until(lambda: gateway() == one, CARRIER, "carrier back")
         if ":" in prefix:  # IPv6: one of several can be deleted
             net.ip(f"route del {prefix} via {one} dev h0")
-            await until(lambda: gateway() == other, SECOND, "first nexthop deleted")
+            await until(lambda: gateway() == other, SOON, "first nexthop deleted")
         net.ip(f"route del {prefix}")
-        await until(lambda: gateway() is None, SECOND, "all gone")
+        await until(lambda: gateway() is None, SOON, "all gone")
 
 
 async def test_neighbours(net: Space) -> None:
@@ -252,13 +252,13 @@ async def test_neighbours(net: Space) -> None:
             return found.mac.hex(":") if found is not None and found.valid and found.mac else None
 
         (peer,) = run("ip", "-n", net.there, "-br", "link", "show", "t0").splitlines()
-        await until(lambda: mac() is not None, SECOND, "resolved by the kernel")
+        await until(lambda: mac() is not None, SOON, "resolved by the kernel")
         assert mac() in peer and seen.neighbour("10.99.0.2").managed  # type: ignore[operator,union-attr]
         run("ip", "netns", "exec", net.there, "sysctl", "-qw", "net.ipv4.conf.t0.arp_notify=1")
         net.ip("link set t0 address 02:00:00:00:99:02", there=True)  # announces itself by gratuitous ARP
-        await until(lambda: mac() == "02:00:00:00:99:02", SECOND, "new MAC")
+        await until(lambda: mac() == "02:00:00:00:99:02", SOON, "new MAC")
         net.ip("neigh del 10.99.0.2 dev h0")
-        await until(lambda: mac() is None, SECOND, "deleted")
+        await until(lambda: mac() is None, SOON, "deleted")
 
 
 async def test_neighbours_on_a_vlan_of_ours(net: Space) -> None:
@@ -270,7 +270,7 @@ async def test_neighbours_on_a_vlan_of_ours(net: Space) -> None:
         net.ip("link set h0.7 up")
         net.ip("neigh add 10.97.0.2 dev h0.7 lladdr 02:00:00:00:97:02")
         net.ip("neigh add 10.97.0.3 dev lo lladdr 02:00:00:00:97:03")
-        await until(lambda: seen.neighbour("10.97.0.2") is not None, SECOND, "neighbour on the VLAN")
+        await until(lambda: seen.neighbour("10.97.0.2") is not None, SOON, "neighbour on the VLAN")
         vlan = seen.link("h0.7")
         assert vlan is not None and (vlan.kind, vlan.link, vlan.vlan) == ("vlan", seen.index("h0"), 7)
         assert seen.neighbour("10.97.0.3") is None  # not an interface of ours
@@ -287,7 +287,7 @@ async def test_queue_count(net: Space) -> None:
         run("ip", "netns", "exec", net.there, "ethtool", "-L", "t0", "tx", "2")
         run("ip", "netns", "exec", net.here, "ethtool", "-L", "h0", "rx", "2")
         expected = Change("channels", "set", Channels(index, "h0", 2, 4))
-        await until(lambda: expected in seen.changes, 2 * SECOND, "two receive queues")
+        await until(lambda: expected in seen.changes, SOON, "two receive queues")
         assert seen.mirror.snapshot().rss == ()  # veth has none: unknown, not a guess
 
 
@@ -302,7 +302,7 @@ async def test_lost_messages_are_made_good(net: Space) -> None:
     async with mirroring(receive_buffer=4096) as seen:
         net.batch(routes(300, 2)).wait()
         await agrees_with_kernel(net, seen, 5)
-        await until(lambda: not seen.mirror._state.due, SECOND, "rest")
+        await until(lambda: not seen.mirror._state.due, SOON, "rest")
         before = seen.mirror.resyncs["overrun"]
         seen.changes.clear()
         # hold the thread, so that messages get lost for certain
@@ -313,8 +313,8 @@ async def test_lost_messages_are_made_good(net: Space) -> None:
         net.ip("addr add 10.99.0.78/32 dev h0")
         net.ip("neigh add 10.99.0.9 dev h0 lladdr 02:00:00:00:99:09")
         let_go.set()
-        await until(lambda: seen.neighbour("10.99.0.9") is not None, SECOND, "neighbour")
-        await until(lambda: seen.has_address("10.99.0.78/32"), SECOND, "address")
+        await until(lambda: seen.neighbour("10.99.0.9") is not None, SOON, "neighbour")
+        await until(lambda: seen.has_address("10.99.0.78/32"), SOON, "address")
         await agrees_with_kernel(net, seen)
         assert seen.mirror.resyncs["overrun"] == before + 1
         told = [change for change in seen.changes if change.kind == "route"]
@@ -355,6 +355,6 @@ async def test_batches_are_few_under_churn_and_prompt_without(net: Space) -> Non
         batches.clear()
         await until(lambda: mirror.events["route"] >= 3000, 5, "settled")
         net.ip("route add 10.61.0.0/16 via 10.99.0.2")
-        await until(lambda: batches == [1], SECOND, "one change, at once")
+        await until(lambda: batches == [1], SOON, "one change, at once")
     finally:
         await mirror.stop()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import time
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -227,13 +229,13 @@ def test_sizes_follow_from_tables_alone() -> None:
     assert Config().sizes()["arena"] == 4 << 20
 
 
-def test_speed() -> None:
-    """2,000 services of 10 real servers in less than a second of processor time, machine permitting."""
+def many_services(count: int) -> str:
+    """Of 10 real servers each."""
     parts = [
         "[tables]\nservices = 2000\nreal_servers = 20000\n[[interface]]\nname = 'eth0'\n[[local_address]]\n"
     ]
     parts.append("address = '10.255.0.1'\ninterface = 'eth0'\n")
-    for i in range(2000):
+    for i in range(count):
         parts.append(
             f'[[service]]\nname = "s{i}"\naddress = "192.0.{i >> 8}.{i & 255}:80"\nscheduler = "wrr"\n'
         )
@@ -241,10 +243,23 @@ def test_speed() -> None:
             parts.append(
                 f'[[service.real_server]]\naddress = "10.{i >> 8}.{i & 255}.{j}:8080"\nweight = {j}\n'
             )
-    text = "".join(parts)
+    return "".join(parts)
+
+
+def processor_time(work: Callable[[], object], times: int) -> float:
+    """Seconds; the least of some, since others work on this machine too."""
     spent = []
-    for _ in range(3):
+    for _ in range(times):
         start = time.process_time()
-        assert len(loads(text).service) == 2000
+        work()
         spent.append(time.process_time() - start)
-    assert min(spent) < 1.0
+    return min(spent)
+
+
+def test_speed() -> None:
+    """2,000 services of 10 real servers: some 0.6 s, twice what TOML's parser alone takes, and no more for each than of 200."""
+    text, few = many_services(2000), many_services(200)
+    assert len(loads(text).service) == 2000
+    took = processor_time(lambda: loads(text), 3)
+    assert took < 5 * processor_time(lambda: tomllib.loads(text), 3)
+    assert took < 20 * processor_time(lambda: loads(few), 5)

@@ -42,7 +42,7 @@ def test_a_bond_loses_slaves_and_is_made_anew(vmlab) -> None:
     assert sent["active-backup"][0] == 0 < sent["active-backup"][1], "by the active one alone"
     low, high = sent["balance-rr"]
     assert high - low <= 2, "in turn"
-    answers, longest = seen["steady"]
-    assert int(answers) > 20 and float(longest) < 30, "one connection, while a slave was away"
+    ended, longest = seen["steady"]
+    assert ended == 0 and longest < 60, "one connection went on while a slave was away, and when it was back"
     assert seen["restarts"] == [0] and seen["modes_of_sockets"] == ["zero-copy"]
     assert seen["frames"][0] <= 3 * 256, "but for what the three NICs hold to receive into, every frame has a holder that is known"
