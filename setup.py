@@ -45,7 +45,7 @@ TEST_EXTENSIONS = {
 BPF_PROGRAM = "lbd/xdp/steer.bpf.c"
 BPF_SECTIONS = ("xdp", "xdp.frags")  # one of them
 BPF_MAPS = ("xsks", "vips4", "vips6", "vip_addrs", "lips4", "lips6", "sources4", "sources6", "source_addrs", "passed",
-            "tunnels", "locals", "snat_src", "snat_dst", "counters")
+            "tunnels", "macs", "locals", "snat_src", "snat_dst", "counters")
 
 CYTHON_DIRECTIVES = {
     "language_level": 3,

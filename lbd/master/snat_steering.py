@@ -8,6 +8,9 @@ interface of the way out: what that alone decides otherwise comes back to the ke
     new rule        not steered ──every worker has applied it──► steered ──its name is gone──► not steered
     changed rule    the old one's bit stays until the new one, which has a bit of its own, is steered
 
+The program knows ports (nic.py), rules name interfaces: a bond's slave is the bond to it. What comes by a port is for the host if
+it is sent to the port's MAC, or to that of the bond or of a VLAN device above.
+
 A prefix's value has the bits of shorter prefixes, too, since a lookup ends at the longest. Tables change entry by entry, and each
 step keeps what the bits in force mean. A new master does not know what the bits that it finds mean: it keeps them until its own
 are in force.
@@ -15,7 +18,7 @@ are in force.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from ipaddress import ip_address, ip_network, summarize_address_range
 from typing import Any
 
@@ -41,14 +44,16 @@ class SnatSteering:
         self._tables: dict[str, dict[Prefix, int]] = {name: program.prefixes(name) for name in TABLES}
         self._bits: dict[SnatRule, int] = {}  # in force, of this master
         self._wanted: tuple[SnatRule, ...] = ()
-        self._macs: dict[int, bytes] = {}
+        self._macs: dict[int, bytes] = {}  # by port
+        self._others: set[tuple[int, bytes]] = set(program.macs())  # port, MAC of a device above it
+        self._of: dict[int, int] = {}  # port -> the interface that it receives for, where the numbers differ
         self._foreign = program.snat()  # a predecessor's
 
     def prepare(self, desired: Desired) -> None:
         """Before workers are told: nothing new is steered yet; what is gone, no more."""
         self._wanted = desired.snat
         self._own(desired.own if desired.snat else frozenset())
-        self._links(desired.interfaces)
+        moved = self._links(desired.interfaces)
         names = {rule.name for rule in self._wanted}
         kept = {rule: bit for rule, bit in self._bits.items() if rule.name in names}
         if len(kept) < len(self._bits) or (not self._wanted and self._foreign[0]):
@@ -57,6 +62,8 @@ class SnatSteering:
                 self._foreign = NONE
             self._force()
             self._fill(kept, keep=self._foreign[0])
+        elif moved:
+            self._force()
 
     def extend(self) -> None:
         """After every worker has applied it."""
@@ -96,12 +103,26 @@ class SnatSteering:
             self._program.del_local(*at)
         self._locals = wanted
 
-    def _links(self, interfaces: Iterable[Interface]) -> None:
-        # VLAN devices have numbers from IFACE_MAX on: their packets come by the port below, and are told by its MAC
-        for interface in (i for i in interfaces if i.number < shm.IFACE_MAX):
-            if self._macs.get(interface.number) != interface.mac:
-                self._program.set_mac(interface.number, interface.mac)
-                self._macs[interface.number] = interface.mac
+    def _links(self, interfaces: Collection[Interface]) -> bool:
+        """Whether ports are other interfaces' now."""
+        ports = {i.number: i.mac for i in interfaces if i.number < shm.IFACE_MAX}
+        of = {i.number: i.of for i in interfaces if i.of is not None}
+        for number, mac in ports.items():
+            if self._macs.get(number) != mac:
+                self._program.set_mac(number, mac)
+                self._macs[number] = mac
+        wanted = set()
+        for above in interfaces:
+            lower = above.lower if above.number >= shm.IFACE_MAX else above.number
+            below = [port for port, interface in of.items() if interface == lower] or [lower]
+            wanted |= {(port, above.mac) for port in below if above.mac not in (ports.get(port), bytes(6))}
+        for at in wanted - self._others:
+            self._program.add_mac(*at)
+        for at in self._others - wanted:
+            self._program.del_mac(*at)
+        self._others = wanted
+        moved, self._of = of != self._of, of
+        return moved
 
     def _force(self) -> None:
         """The bits in force, and what they mean beside their prefixes."""
@@ -115,7 +136,8 @@ class SnatSteering:
                 for old, protocol in zip(protocols, PROTOCOLS, strict=True)
             ),
             tuple(
-                old | sum(bit for bit, rule in each if rule.in_interface in (None, n)) for n, old in enumerate(ifaces)
+                old | sum(bit for bit, rule in each if rule.in_interface in (None, self._of.get(n, n)))
+                for n, old in enumerate(ifaces)
             ),
         )
 

@@ -1,7 +1,7 @@
 # The steering program: load, attach, its maps. Part of _xsk.pyx.
 
 cdef tuple MAPS = ("xsks", "vips4", "vips6", "vip_addrs", "lips4", "lips6", "sources4", "sources6", "source_addrs",
-                   "passed", "tunnels", "locals", "snat_src", "snat_dst", "counters", "settings")
+                   "passed", "tunnels", "macs", "locals", "snat_src", "snat_dst", "counters", "settings")
 cdef bytes MAPPED = bytes(10) + b"\xff\xff"       # IPv4 in 16 bytes
 
 
@@ -402,6 +402,26 @@ cdef class Program:
         if iface >= steer.STEER_IFACES or len(mac) != 6:
             raise ValueError(f"interface {iface}, MAC {mac!r}")
         self.settings().mac[iface] = int.from_bytes(mac, "little")
+
+    def add_mac(self, uint32_t iface, bytes mac not None):
+        """Of a device above an interface: SNAT is for packets sent to it, too."""
+        cdef uint64_t key = self.mac_key(iface, mac)
+        cdef uint32_t one = 1
+        self.update("macs", &key, &one)
+
+    def del_mac(self, uint32_t iface, bytes mac not None):
+        cdef uint64_t key = self.mac_key(iface, mac)
+        self.delete("macs", &key)
+
+    def macs(self):
+        """{(interface number, MAC)} that add_mac was told, as the map has it."""
+        keys = (int.from_bytes(key, sys.byteorder) for key in self.entries("macs", 8, 4))
+        return {(key >> 48, (key & 0xffffffffffff).to_bytes(6, "little")) for key in keys}
+
+    cdef uint64_t mac_key(self, uint32_t iface, bytes mac) except? 0:
+        if iface >= steer.STEER_IFACES or len(mac) != 6:
+            raise ValueError(f"interface {iface}, MAC {mac!r}")
+        return steer.STEER_MAC_AT(iface, int.from_bytes(mac, "little"))
 
     def set_local(self, int af, bytes addr not None):
         """The host's own: SNAT is not for packets to it."""

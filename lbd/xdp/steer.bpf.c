@@ -13,7 +13,7 @@
  *     GUE), told by the real server that it was for;
  *   - IPIP and GRE to an address where a tunnel ends that lbd is to unpack, if any of these is inside;
  *   - what an SNAT rule is for: TCP, UDP and ICMP echo requests from its sources to its destinations, sent to this
- *     interface's own MAC, unless the destination is the host's; errors that quote an answer to such; to an address of
+ *     interface's own MAC, or that of a device above it, unless the destination is the host's; errors that quote an answer to such; to an address of
  *     its pool, echo answers whose identifier is within lbd's ports, and errors that quote an echo request from it.
  * Everything else passes, damaged and truncated packets too: the kernel drops those, and says so.
  * What is lbd's is never passed: the kernel owns the address and would answer RST. No socket, no packet.

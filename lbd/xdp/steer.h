@@ -14,7 +14,7 @@
 #include <linux/types.h>
 
 enum {
-	STEER_VERSION = 6,
+	STEER_VERSION = 7,
 	STEER_IFACES = 16,       /* interfaces at most; lbd's interface numbers are below it */
 	STEER_QUEUES = 64,       /* of an interface, at most: xsks[interface number * STEER_QUEUES + queue] */
 	STEER_XSKS = 1024,       /* STEER_IFACES * STEER_QUEUES */
@@ -25,6 +25,7 @@ enum {
 	STEER_PREFIXES = 65536,  /* of sources, of destinations of SNAT rules; they take memory as they come */
 	STEER_LOCALS = 131072,   /* the host's own addresses, the same */
 	STEER_TUNNELS = 16384,
+	STEER_MACS = 4096,
 	STEER_NEAR_BITS = 14,    /* slots of near_vips4, near_lips4: 2 to the power of it */
 	STEER_NEAR = 1 << STEER_NEAR_BITS,
 	STEER_EXT_MAX = 6,       /* IPv6 extension headers walked at most */
@@ -51,7 +52,7 @@ struct steer_settings {
 	__u64 snat_all;              /* of those rules whose destination is everywhere */
 	__u64 snat_proto[STEER_PROTOS]; /* of those that know the protocol */
 	__u64 snat_iface[STEER_IFACES]; /* of those that know the interface */
-	__u64 mac[STEER_IFACES];     /* by interface number, as STEER_MAC reads it; 0: not known, nothing is for it */
+	__u64 mac[STEER_IFACES];     /* by interface number, as STEER_MAC reads it; 0: not known. Others: map macs */
 	__u16 any_vips;              /* 1: entries of vips4 or vips6 have port 0, which stands for every one */
 	__u16 any_sources;           /* the same of sources4 and sources6 */
 	__u32 zero;
@@ -107,6 +108,8 @@ struct steer_ports {             /* value of lips4, lips6: lbd's own ports of th
 
 /* The first six bytes of a frame, its receiver, of a little-endian word. */
 #define STEER_MAC(word) ((word) & 0xffffffffffffULL)
+/* Key of macs: what is sent to this one, and comes by this interface, is for a device above it (VLAN, bond). */
+#define STEER_MAC_AT(iface, mac) ((__u64)(iface) << 48 | (mac))
 
 /*
  * Key of snat_src and snat_dst, tries of the prefixes that rules name; the value has the bit of each rule that covers the

@@ -56,6 +56,7 @@ cdef extern from "steer.h" nogil:
 
     uint32_t STEER_BIT(uint8_t proto)
     uint32_t STEER_PORT(uint16_t port, uint8_t proto)
+    uint64_t STEER_MAC_AT(uint64_t iface, uint64_t mac)
     uint64_t STEER_VIP4(uint32_t addr, uint16_t port, uint8_t proto)
     uint64_t STEER_LIP4(uint32_t addr, uint16_t lo, uint16_t hi)
     uint32_t STEER_TUNNEL(uint8_t af, uint8_t proto, uint16_t port)

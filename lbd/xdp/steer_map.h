@@ -37,6 +37,7 @@ MAP(passed, BPF_MAP_TYPE_LRU_HASH, STEER_PASSED, struct steer_datagram, __u32);
 		__uint(map_flags, BPF_F_NO_PREALLOC);       \
 	} name SEC(".maps")
 
+MAP_GROWING(macs, BPF_MAP_TYPE_HASH, STEER_MACS, __u64, __u32);
 MAP_GROWING(locals, BPF_MAP_TYPE_HASH, STEER_LOCALS, struct in6_addr, __u32);
 MAP_GROWING(snat_src, BPF_MAP_TYPE_LPM_TRIE, STEER_PREFIXES, struct steer_prefix, __u64);
 MAP_GROWING(snat_dst, BPF_MAP_TYPE_LPM_TRIE, STEER_PREFIXES, struct steer_prefix, __u64);
@@ -162,6 +163,13 @@ static __always_inline bool leaves(const __u32 *dst)
 	       (dst[0] & bpf_htonl(0xffc00000)) != bpf_htonl(0xfe800000);
 }
 
+static __always_inline bool is_for(__u32 iface, __u64 mac)
+{
+	__u64 key = STEER_MAC_AT(iface, mac);
+
+	return mac == settings.mac[iface] || bpf_map_lookup_elem(&macs, &key);
+}
+
 /* Is an SNAT rule for it? All that a rule asks for is asked here, but for the interface of the way out. */
 static __always_inline bool snat_wants(struct xdp_md *ctx, const struct snat_ends *e)
 {
@@ -172,7 +180,7 @@ static __always_inline bool snat_wants(struct xdp_md *ctx, const struct snat_end
 	if (!rules || e->proto >= STEER_PROTOS || e->iface >= STEER_IFACES || data + 14 > end)
 		return false;
 	rules &= settings.snat_proto[e->proto] & settings.snat_iface[e->iface];
-	if (!rules || STEER_MAC(*(__u64 *)data) != settings.mac[e->iface])
+	if (!rules || !is_for(e->iface, STEER_MAC(*(__u64 *)data)))
 		return false;
 	__builtin_memcpy(key.addr, e->src, 16);
 	some = bpf_map_lookup_elem(&snat_src, &key);

@@ -402,6 +402,9 @@ class FakeProgram:
     def set_snat(self, *rules: object) -> None:
         pass
 
+    def macs(self) -> set[tuple[int, bytes]]:
+        return set()
+
     def set_mac(self, iface: int, mac: bytes) -> None:
         pass
 

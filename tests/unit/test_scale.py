@@ -144,6 +144,9 @@ class Program:
     def snat(self) -> tuple[Any, ...]:
         return 0, 0, (0,) * 3, (0,) * 16
 
+    def macs(self) -> set[Any]:
+        return set()
+
     def set_mac(self, *_: Any) -> None:
         pass
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -41,8 +42,12 @@ def a_rule(
     return SnatRule(name, 0, protocols, ranges(*source), ranges(*destination), (packed(POOL)[1],), in_interface)
 
 
+def packed_mac(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
 def desired(*rules: SnatRule, own: tuple[str, ...] = (OWN, OWN6, POOL, POOL6)) -> Desired:
-    interface = Interface(3, 1, bytes.fromhex(MAC.replace(":", "")), 1500, 2)
+    interface = Interface(3, 1, packed_mac(MAC), 1500, 2)
     return Desired(snat=rules, interfaces=(interface,), own=frozenset(ip_address(a).packed for a in own))
 
 
@@ -160,6 +165,37 @@ def test_interface(steer: Steer) -> None:
     s.prepare(desired(a_rule(in_interface=3)))
     s.extend()
     assert decide(steer, out()) == OURS
+
+
+ABOVE = "02:00:00:00:00:09"
+PLAIN = Interface(3, 1, packed_mac(MAC), 1500, 2)
+VLAN = Interface(shm.IFACE_MAX, 7, packed_mac(ABOVE), 1500, 2, lower=3, tags=7)
+SLAVE = Interface(3, 1, packed_mac(MAC), 1500, 2, of=0)
+BOND = Interface(0, 9, packed_mac(ABOVE), 1500, 2, members=(3,))
+ON_BOND = Interface(shm.IFACE_MAX, 7, packed_mac("02:00:00:00:00:0a"), 1500, 2, lower=0, tags=7)
+
+
+def test_devices_above_a_port(steer: Steer) -> None:
+    """Their MACs count, while they are there; a rule for a bond is for what its slaves receive, as soon as they are."""
+    s, rule = follow(steer, a_rule()), a_rule(in_interface=0)
+    own = desired().own
+
+    def takes(interfaces: tuple[Interface, ...], *rules: SnatRule) -> list[str]:
+        s.prepare(Desired(snat=rules, interfaces=interfaces, own=own))
+        s.extend()
+        return [mac[-1] for mac in (MAC, ABOVE, "02:00:00:00:00:0a") if decide(steer, out(), mac) == OURS]
+
+    assert takes((PLAIN,), a_rule()) == ["2"]
+    assert takes((PLAIN, VLAN), a_rule()) == ["2", "9"]
+    assert takes((PLAIN,), a_rule()) == ["2"] and not steer.program.macs()
+    assert takes((PLAIN, BOND), rule) == [], "not the bond's"
+    assert takes((SLAVE, BOND, ON_BOND), rule) == ["2", "9", "a"], "the same rule"
+    successor = SnatSteering(steer.program)
+    successor.prepare(Desired(snat=(rule,), interfaces=(SLAVE, BOND), own=own))
+    assert steer.program.macs() == {(3, packed_mac(ABOVE))} and decide(steer, out(), ABOVE) == OURS
+    successor.extend()
+    assert decide(steer, out(), ABOVE) == OURS
+    assert takes((replace(SLAVE, number=4), BOND), rule) == [], "another slave, while the program knows this one by 3"
 
 
 def test_sources_and_destinations_belong_together(steer: Steer) -> None:

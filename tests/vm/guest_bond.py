@@ -42,6 +42,13 @@ name = "web4"
 address = "192.0.2.10:80"
 [[service.real_server]]
 address = "10.77.0.11:8080"
+[[snat]]
+name = "out"
+source = ["192.0.2.0/24"]
+in_interface = "bond0"
+[[snat.pool]]
+address = "10.77.0.3"
+interface = "eth5"
 """
 MODES = ("active-backup", "balance-xor xmit_hash_policy layer2+3", "balance-rr")
 LACP = "802.3ad lacp_rate fast xmit_hash_policy layer3+4"
@@ -76,6 +83,7 @@ def bond(mode: str) -> None:
         for slave in slaves:
             sh(f"{ip} link set {slave} down; {ip} link set {slave} master {name}; {ip} link set {slave} up")
         sh(f"{ip} link set {name} up; {ip} addr add {address} dev {name}")
+    sh("ip -n client route add 10.77.0.0/24 via 192.0.2.1")
 
 
 def network() -> None:
@@ -122,7 +130,7 @@ def main(model: str) -> None:
             if steady.poll() is not None:
                 raise SystemExit(f"{what}: it has ended")
 
-        url = "http://192.0.2.10/"
+        url, beyond = "http://192.0.2.10/", "http://10.77.0.11:8080/"  # which has no way back but to the pool
         until("lbd is ready", lambda: ask("status").get("ready"), 240)
         until("HTTP over the 802.3ad bond", lambda: curl("client", url), 60)
         argv = ["ip", "netns", "exec", "client", sys.executable, "-c", STEADY, "192.0.2.10"]
@@ -149,6 +157,7 @@ def main(model: str) -> None:
         sh("ip link set eth3 down; ip link set eth3 master bond0; ip link set eth3 up")
         until("it is served again", lambda: set(slaves()) == {"eth1", "eth3"}, 60)
         found["added"] = curl("client", *[url] * 10)
+        found["snat"] = {LACP.split()[0]: curl("client", "-H", "Connection: close", *[beyond] * 10)}
         found["modes"] = {}
         for mode in MODES:
             bond(mode)
@@ -156,6 +165,7 @@ def main(model: str) -> None:
             until(f"HTTP over {mode}", lambda: curl("client", "-m", "3", url), 60)
             before = slaves()
             right = curl("client", "-H", "Connection: close", *[url] * 10)
+            found["snat"][mode.split()[0]] = curl("client", "-H", "Connection: close", *[beyond] * 10)
             found["modes"][mode.split()[0]] = [right, sorted(now[1] - before[name][1] for name, now in slaves().items())]
         time.sleep(3)  # until dead ports' frames are free again
         workers = ask("workers")["workers"]

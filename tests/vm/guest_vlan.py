@@ -54,6 +54,14 @@ interface = "eth1.7"
 mode = "nat"
 [[service.real_server]]
 address = "10.77.0.11:8080"
+[[snat]]
+name = "out"
+source = ["192.0.2.0/24"]
+destination = ["10.77.0.11/32"]
+in_interface = "eth1"
+[[snat.pool]]
+address = "10.77.0.3"
+interface = "eth1.8"
 """
 
 NGINX = """
@@ -78,8 +86,9 @@ def network() -> None:
         sh(f"ip link set eth0.{tags} netns {name}; ip -n {name} link set eth0.{tags} up")
         sh(f"ip -n {name} addr add {near} dev eth0.{tags}; ip -n {name} addr add {near6} dev eth0.{tags} nodad")
         sh(f"ip link add link eth1 name eth1.{tags} type vlan id {tags}; ip link set eth1.{tags} up")
+        sh(f"ip link set eth1.{tags} address 02:00:00:00:00:{tags.zfill(2)}")
         sh(f"ip addr add {far} dev eth1.{tags}; ip addr add {far6} dev eth1.{tags} nodad")
-    sh("ip -n server route add default via 10.77.0.1")
+    sh("ip -n server route add default via 10.77.0.1; ip -n client route add 10.77.0.0/24 via 192.0.2.1")
     sh("ip netns add deep; ip -n deep link set lo up")
     sh("ip link add link eth0 name eth0.9 type vlan proto 802.1ad id 9; ip link set eth0.9 up")
     sh("ip link add link eth0.9 name deep type vlan id 5; ip link set deep netns deep; ip -n deep link set deep up")
@@ -121,10 +130,13 @@ def main(model: str) -> None:
 
         until("lbd is ready", lambda: ask("status").get("ready"), 240)
         four, six, nat = "http://192.0.2.10/", "http://[2001:db8:1::10]/", "http://192.0.2.11/"
-        for url in (four, six, nat):
+        beyond = "http://10.77.0.11:8080/"  # by SNAT
+        for url in (four, six, nat, beyond):
             until(f"HTTP to {url}", lambda url=url: curl("client", url), 60)
-        found["seven"] = [curl("client", *[url] * 10) for url in (four, six, nat)]
+        found["seven"] = [curl("client", *[url] * 10) for url in (four, six, nat, beyond)]
         found["before"] = curl("deep", "-m", "2", four)
+        rules = ask("snat")["rules"]
+        found["snat"] = [len(rules), rules[0]["connections"] >= 10]
         qinq(True)
         until("HTTP from the VLAN in a VLAN", lambda: curl("deep", four), 60)
         found["deep"] = [curl("deep", *[url] * 10) for url in (four, nat)]

@@ -22,7 +22,8 @@ def guest(vmlab, program: str, model: str, *options: str) -> dict:
 @pytest.mark.timeout(620)
 def test_clients_and_servers_in_vlans_of_one_port(vmlab) -> None:
     seen = guest(vmlab, "guest_vlan.py", "virtio", "--modprobe", "8021q", "--pair", "virtio")
-    assert seen["seven"] == [10, 10, 10], "FULLNAT of both families, and NAT"
+    assert seen["seven"] == [10, 10, 10, 10], "FULLNAT of both families, NAT, and SNAT"
+    assert seen["snat"] == [1, True], "sent to the VLAN device's own MAC"
     assert seen["before"] == 0 and seen["deep"] == [10, 10], "802.1ad around 802.1Q, once its device is there"
     assert [5, 9, True] in seen["neighbours"] and [7, 0, True] in seen["neighbours"] and [8, 0, False] in seen["neighbours"]
     assert seen["after"][1] == 10 and seen["mode"] == ["zero-copy"]
@@ -38,6 +39,7 @@ def test_a_bond_loses_slaves_and_is_made_anew(vmlab) -> None:
     assert (seen["both"], seen["pulled"], seen["back"], seen["removed"], seen["added"]) == (20, 10, 10, 10, 10)
     assert all(min(counts) > 0 for counts in seen["spread"].values()) and len(seen["spread"]) == 2
     assert {mode: right for mode, (right, _) in seen["modes"].items()} == dict.fromkeys(seen["modes"], 10)
+    assert seen["snat"] == dict.fromkeys(["802.3ad", *seen["modes"]], 10), "a rule for the bond is for what its slaves receive"
     sent = {mode: counts for mode, (_, counts) in seen["modes"].items()}
     assert sent["active-backup"][0] == 0 < sent["active-backup"][1], "by the active one alone"
     low, high = sent["balance-rr"]
