@@ -17,7 +17,7 @@ class XdpError(OSError):
 MEMLOCK = ("the frames exceed what may be locked: raise RLIMIT_MEMLOCK (systemd: LimitMEMLOCK=infinity), "
            "or give CAP_IPC_LOCK")
 NEED_RAW = "run as root, or give CAP_NET_RAW"
-NEED_BPF = "run as root, or give CAP_BPF and CAP_NET_ADMIN"
+NEED_BPF = "run as root, or give CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
 
 log = logging.getLogger("lbd.xdp")
 

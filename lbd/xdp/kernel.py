@@ -19,8 +19,9 @@ from pathlib import Path
 
 AF_XDP = 44
 OLDEST_KERNEL = (5, 15)
-CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_BPF": 39}  # numbers: linux/capability.h
-CAP_SYS_ADMIN = 21  # includes CAP_BPF
+# Numbers: linux/capability.h. CAP_PERFMON: without it the verifier refuses offsets into a packet that it has to compute.
+CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_BPF": 39, "CAP_PERFMON": 38}
+CAP_SYS_ADMIN = 21  # includes the last two
 
 NETLINK_SOCK_DIAG, NETLINK_GENERIC = 4, 16
 NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
@@ -42,7 +43,8 @@ def probe() -> Probe:
     release = platform.release()
     effective = effective_capabilities()
     held = {name: bool(effective >> n & 1) for name, n in CAPABILITIES.items()}
-    held["CAP_BPF"] |= bool(effective >> CAP_SYS_ADMIN & 1)
+    for name in ("CAP_BPF", "CAP_PERFMON"):
+        held[name] |= bool(effective >> CAP_SYS_ADMIN & 1)
     problems = []
     if kernel_version(release) < OLDEST_KERNEL:
         oldest = ".".join(map(str, OLDEST_KERNEL))

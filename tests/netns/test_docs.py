@@ -1,5 +1,5 @@
-"""The commands of docs/modes/*.md and docs/fragments.md do what the page says: each `sh` block is run in order, a `text` block is
-what it printed.
+"""The commands of docs/modes/*.md, docs/fragments.md and docs/containers.md do what the page says: each `sh` block is run in order,
+a `text` block is what it printed.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*sorted((ROOT / "docs/modes").glob("*.md")), ROOT / "docs/fragments.md"]
+PAGES = [*sorted((ROOT / "docs/modes").glob("*.md")), ROOT / "docs/fragments.md", ROOT / "docs/containers.md"]
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
