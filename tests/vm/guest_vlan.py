@@ -135,8 +135,8 @@ def main(model: str) -> None:
             until(f"HTTP to {url}", lambda url=url: curl("client", url), 60)
         found["seven"] = [curl("client", *[url] * 10) for url in (four, six, nat, beyond)]
         found["before"] = curl("deep", "-m", "2", four)
-        rules = ask("snat")["rules"]
-        found["snat"] = [len(rules), rules[0]["connections"] >= 10]
+        rules = ask("snat")["snat"]
+        found["snat"] = [len(rules), rules[0]["connections"] >= 2]
         qinq(True)
         until("HTTP from the VLAN in a VLAN", lambda: curl("deep", four), 60)
         found["deep"] = [curl("deep", *[url] * 10) for url in (four, nat)]
