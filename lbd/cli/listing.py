@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
     c.add_argument("--limit", type=int, default=100, metavar="N", help="at most so many (%(default)s)")
     c.add_argument("--persistent", action="store_true", help="clients and the real servers that persistence gave them")
     commands.add("worker", "list worker processes and their queues", workers)
-    commands.add("lip", "list local addresses and how many ports of each are in use", lips)
+    commands.add("lip", "list local addresses, how many ports of each are in use, and by which workers", lips)
     commands.add("snat", "list SNAT rules, in their order, and what they translate", snat)
     c = commands.add("drops", "list reasons of drops and how often each occurred (docs/drops.md)", drops)
     c.add_argument("-a", "--all", action="store_true", help="those that never occurred, too")
@@ -77,7 +77,7 @@ def workers(args: argparse.Namespace) -> int:
 def worker_tables(document: Document) -> str:
     known = document["workers"]
     titles = (
-        *(">WORKER", ">PID", "STATE", ">CORE", ">BUSY", ">CONNS", ">HALF-OPEN", ">FREE FRAMES"),
+        *(">WORKER", ">PID", "STATE", ">CORE", ">NODE", ">BUSY", ">CONNS", ">HALF-OPEN", ">FREE FRAMES"),
         *(">RECEIVED", ">MISPLACED", ">RESTARTS", "CONFIGURATION"),
     )
     rows = [
@@ -86,6 +86,7 @@ def worker_tables(document: Document) -> str:
             w["pid"],
             w["state"],
             w["core"],
+            w["node"],
             share(w["busy_seconds"], w["idle_seconds"]),
             w["connections_ipv4"] + w["connections_ipv6"],
             w["half_open"],
@@ -134,9 +135,13 @@ def lips(args: argparse.Namespace) -> int:
 
 
 def lip_table(document: Document) -> str:
-    titles = ("ADDRESS", "INTERFACE", "USED BY", "PORTS", ">IN USE", ">CAPACITY", ">CONNS", ">EXHAUSTED")
+    titles = ("ADDRESS", "INTERFACE", "USED BY", "PORTS", ">IN USE", ">CAPACITY", ">CONNS", ">EXHAUSTED", "IN USE BY WORKER")
     keys = ("address", "interface", "used_by", "ports", "in_use", "capacity", "connections", "exhausted")
-    return table(titles, ([lip[key] for key in keys] for lip in document["lips"]))
+
+    def by_worker(lip: dict[str, Any]) -> str:
+        return " ".join(f"{w['worker']}:{w['in_use']}" for w in lip["workers"])
+
+    return table(titles, ([*(lip[key] for key in keys), by_worker(lip)] for lip in document["lips"]))
 
 
 def snat(args: argparse.Namespace) -> int:

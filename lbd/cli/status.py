@@ -41,7 +41,7 @@ def text(s: dict[str, Any]) -> str:
             (
                 "workers",
                 f"{workers['running']} of {workers['total']} running, {s['poll']} polling, "
-                f"{count(workers['restarts'], 'restart')}",
+                f"{count(workers['restarts'], 'restart')}{places(workers['places'])}",
             ),
             ("services", f"{services['up']} of {services['total']} up"),
             ("real servers", ", ".join(f"{real[k]} {k}" for k in ("up", "down", "drain", "maint"))),
@@ -54,7 +54,7 @@ def text(s: dict[str, Any]) -> str:
             *(
                 (
                     "interface",
-                    f"{i['name']} {'up' if i['up'] else 'DOWN'}, {count(i['queues'], 'queue')}, {i['mode']}",
+                    f"{i['name']} {'up' if i['up'] else 'DOWN'}, {count(i['queues'], 'queue')}, {i['mode']}{node(i['node'])}",
                 )
                 for i in s["interfaces"]
             ),
@@ -62,3 +62,17 @@ def text(s: dict[str, Any]) -> str:
             *(("note", note) for note in s.get("notes", ())),
         ]
     )
+
+
+def node(number: int | None) -> str:
+    return "" if number is None else f", NUMA node {number}"
+
+
+def places(workers: list[dict[str, Any]]) -> str:
+    """Cores of pinned workers by their NUMA nodes."""
+    found: dict[int | None, list[str]] = {}
+    for w in workers:
+        if w["core"] is not None:
+            found.setdefault(w["node"], []).append(str(w["core"]))
+    each = (f", on {'cores' if len(cores) > 1 else 'core'} {' '.join(cores)}{node(n)}" for n, cores in found.items())
+    return "".join(each)

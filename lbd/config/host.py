@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from lbd.config import cpu
 from lbd.config.memory import Memory, memory_text
 from lbd.config.model import Config
 from lbd.config.problem import Loc
@@ -24,7 +25,7 @@ def remarks(config: Config, memory: Memory, root: Path = Path("/")) -> list[Find
     """`root`: where proc and sys are found."""
     return [
         *_interfaces(config, root),
-        *_cores(config),
+        *_cores(config, root),
         *_group(config),
         *_ports(config, root),
         *_pages(config, memory, root),
@@ -76,7 +77,7 @@ def _queues(name: str, ifindex: int, root: Path) -> int:
         return 0
 
 
-def _cores(config: Config) -> Iterator[Finding]:
+def _cores(config: Config, root: Path) -> Iterator[Finding]:
     usable = os.sched_getaffinity(0)
     for i, core in enumerate(config.workers.cores):
         if core not in usable:
@@ -86,6 +87,12 @@ def _cores(config: Config) -> Iterator[Finding]:
             )
     if not config.workers.cores and config.workers.number > len(usable):
         yield ("workers",), f"{config.workers.number} workers share {len(usable)} cores"
+    cores = config.workers.cores[: config.workers.number]
+    for i, text in cpu.shared(cores, root).items():
+        yield ("workers", "cores", i), text
+    there = {name: number for number, name in socket.if_nameindex()}
+    for text in cpu.far(cores, [(i.name, there[i.name]) for i in config.interface if i.name in there], root):
+        yield ("workers",), text
 
 
 def _group(config: Config) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from lbd.config import cpu
 from lbd.master.nic import nics
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def notes(d: Daemon) -> list[str]:
     copies = [i.name for n, i in enumerate(d.config.interface) if i.zero_copy != "off" and is_copied(d, n)]
     if copies:
         found.append(f"copy mode on {', '.join(copies)}: zero-copy is not to be had")
-    return found + d.notes
+    cores = d.config.workers.cores[: d.config.workers.number]
+    return found + cpu.remarks(cores, dict.fromkeys((p.nic, p.ifindex) for p in d.resources.ports)) + d.notes
 
 
 def is_copied(d: Daemon, iface: int) -> bool:

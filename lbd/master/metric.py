@@ -214,6 +214,16 @@ SECTIONS = (
     Section(
         "Workers",
         (
+            g(
+                "lbd_worker_local_ports_in_use",
+                ("worker", "local_address"),
+                "Connections of the worker that hold a port of the address. Each worker may have its share of the ports.",
+            ),
+            c(
+                "lbd_worker_local_port_exhausted_total",
+                ("worker", "local_address"),
+                "Connections of the worker that found none of its ports free.",
+            ),
             g("lbd_worker_up", WORKER, "1: the worker's heartbeat is fresh."),
             g("lbd_worker_info", ("worker", "cpu"), "Core that it is pinned to, empty if none; always 1."),
             c(

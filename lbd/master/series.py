@@ -138,8 +138,11 @@ def connections(page: Exposition, daemon: Daemon) -> None:
     page.rows("lbd_half_open_connections", (((n,), head["half_open"]) for n, head in heads.items()))
     used: Counter[int | None] = Counter()  # by number; a LIP that no worker knows has none
     exhausted: Counter[int | None] = Counter()
-    for segment in daemon.segments.values():
-        for number, _, missed, in_use in segment.lip_stats_all():
+    by_worker: dict[int, dict[int, tuple[int, int]]] = {}
+    for n, segment in daemon.segments.items():
+        rows = segment.lip_stats_all()
+        by_worker[n] = {number: (in_use, missed) for number, _, missed, in_use in rows}
+        for number, _, missed, in_use in rows:
             used[number] += in_use
             exhausted[number] += missed
     lips = [
@@ -149,6 +152,8 @@ def connections(page: Exposition, daemon: Daemon) -> None:
     page.rows("lbd_local_ports_in_use", (((name,), used[n]) for name, _, n in lips))
     page.rows("lbd_local_ports_capacity", (((name,), ports) for name, ports, _ in lips))
     page.rows("lbd_local_port_exhausted_total", (((name,), exhausted[n]) for name, _, n in lips))
+    for name, at in (("lbd_worker_local_ports_in_use", 0), ("lbd_worker_local_port_exhausted_total", 1)):
+        page.rows(name, (((w, lip), rows[n][at]) for w, rows in by_worker.items() for lip, _, n in lips if n in rows))
 
 
 # -- workers -------------------------------------------------------------------------------------------------

@@ -20,12 +20,13 @@ import fcntl
 import grp
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from lbd._fastpath import conn_bytes
 from lbd.config import Config
+from lbd.config.cpu import worker_nodes
 from lbd.config.host import disk_under
 from lbd.config.tunnel import TUNNEL_MAX
 from lbd.master.nic import Nic, nics, numbered
@@ -129,16 +130,17 @@ def create(config: Config, snapshot: Snapshot) -> Resources:
     sizes = config.sizes()
     ports_of = check_interfaces(config, snapshot)
     names = [nic.name for nic in ports_of.values()]
+    nodes = worker_nodes(config.workers.cores, sizes["workers"], [(nic.name, nic.ifindex) for nic in ports_of.values()])
     queues = queue_counts(config, {c.name: c for c in snapshot.channels}, names)
     with ExitStack() as stack:
         host = stack.enter_context(HostSegment.create(sizes))
         why = set_owners(host, config, snapshot, queues)
         try:
-            area = stack.enter_context(Area.create(sizes, config.tables.hugepages, numa_node(names)))
+            area = stack.enter_context(Area.create(sizes, config.tables.hugepages, nodes))
         except SegmentError as error:
             raise Refusal(str(error)) from None
-        segments = open_segments(stack, sizes)
-        conns = {n: open_connection_file(config, n, stack) for n in range(sizes["workers"])}
+        segments = open_segments(stack, sizes, nodes)
+        conns = {n: open_connection_file(config, n, stack, nodes[n]) for n in range(sizes["workers"])}
         wake = {n: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for n in range(sizes["workers"])}
         for fd in wake.values():
             stack.callback(os.close, fd)
@@ -161,11 +163,11 @@ def create(config: Config, snapshot: Snapshot) -> Resources:
         return Resources(sizes, host, area, program, segments, conns, wake, ports)
 
 
-def open_segments(stack: ExitStack, sizes: dict[str, int]) -> dict[int, int]:
+def open_segments(stack: ExitStack, sizes: dict[str, int], nodes: list[int | None]) -> dict[int, int]:
     """A worker's segment, laid out, by a descriptor: the supervisor maps it again."""
     fds = {}
     for number in range(sizes["workers"]):
-        with WorkerSegment.create(sizes, number) as segment:
+        with WorkerSegment.create(sizes, number, nodes[number]) as segment:
             fds[number] = os.dup(segment.fd)
         stack.callback(os.close, fds[number])
     return fds
@@ -199,19 +201,7 @@ def hash_key(run_dir: Path) -> bytes:
     return key
 
 
-def numa_node(names: Iterable[str]) -> int | None:
-    """The first NIC's that tells one."""
-    for name in names:
-        try:
-            node = int(Path(f"/sys/class/net/{name}/device/numa_node").read_text())
-        except (OSError, ValueError):
-            continue
-        if node >= 0:
-            return node
-    return None
-
-
-def open_connection_file(config: Config, number: int, stack: ExitStack) -> int:
+def open_connection_file(config: Config, number: int, stack: ExitStack, node: int | None = None) -> int:
     """An ordinary file: it outlives every process, so that ports in TIME_WAIT stay known. Its worker checks the content."""
     path = config.daemon.run_dir / f"conn-{number}"
     size = conn_bytes(config.sizes())
@@ -220,6 +210,8 @@ def open_connection_file(config: Config, number: int, stack: ExitStack) -> int:
     os.fchmod(fd, 0o600)
     if os.fstat(fd).st_size != size:
         os.ftruncate(fd, 0)  # of other table sizes: nothing in it can be read
+    if node is not None and os.fstat(fd).st_size != size and (why := place(fd, size, node)):
+        log.info("%s is not placed on NUMA node %d: %s", path, node, why)
     try:
         # NB: reserved now; a file system that is full later would end the worker by SIGBUS
         os.posix_fallocate(fd, 0, size)
@@ -231,6 +223,12 @@ def open_connection_file(config: Config, number: int, stack: ExitStack) -> int:
             "lower tables.connections_ipv4 and connections_ipv6, or set daemon.run_dir to a larger file system",
         ) from None
     return fd
+
+
+def place(fd: int, size: int, node: int) -> str:
+    """Before room is reserved: in a memory file system that is when its pages are chosen."""
+    os.ftruncate(fd, size)
+    return shm.prefer_node(fd, 0, size, node)
 
 
 def attach(program: _xsk.Program, config: Config, number: int, nic: Nic) -> None:

@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from lbd import __version__
+from lbd.config import cpu
 from lbd.config.address import Endpoint
 from lbd.config.service import PROTOCOL_NAMES, RealServer, Service
 from lbd.config.snat import Snat
@@ -34,15 +35,6 @@ TRAFFIC = (
     "connections", "incoming_packets", "outgoing_packets", "incoming_bytes", "outgoing_bytes", "active", "inactive"
 )  # fmt: skip
 NO_TRAFFIC = (0,) * len(TRAFFIC)
-
-
-def add_up(rows: Iterable[tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
-    """Rows of (number, counts …) of several workers, by number."""
-    total: dict[int, tuple[int, ...]] = {}
-    for number, *counts in rows:
-        known = total.get(number)
-        total[number] = tuple(counts) if known is None else tuple(map(int.__add__, known, counts))
-    return total
 
 
 def real_server_state(daemon: Daemon, service: Service, real: RealServer) -> str:
@@ -91,6 +83,7 @@ def status(daemon: Daemon) -> Json:
             "total": len(daemon.segments),
             "running": sum(daemon.is_alive(n) for n in daemon.segments),
             "restarts": sum(c["restarts"] for c in ctls.values()),
+            "places": [{"worker": n, **_place(config.workers.core(n))} for n in daemon.segments],
         },
         "services": {"total": len(config.service), "up": sum("up" in s for s in states.values())},
         "real_servers": count_states(state for each in states.values() for state in each),
@@ -101,7 +94,7 @@ def status(daemon: Daemon) -> Json:
             "capacity_ipv6": sizes["conns6"] * sizes["workers"],
         },
         "interfaces": [
-            {"name": i["name"], "up": i["up"], "queues": i["queues"], "mode": i["mode"]} for i in interfaces(daemon)["interfaces"]
+            {key: i[key] for key in ("name", "up", "queues", "mode", "node")} for i in interfaces(daemon)["interfaces"]
         ],
         "frames": {
             "total": sizes["frames"] * sizes["workers"],
@@ -256,7 +249,7 @@ def _worker(daemon: Daemon, n: int) -> Json:
         "number": n,
         "pid": ctl["pid"],
         "state": daemon.supervisor.members[n].state,
-        "core": daemon.config.workers.core(n),
+        **_place(daemon.config.workers.core(n)),
         "heartbeat_age": max(0.0, time.monotonic() - ctl["heartbeat_ns"] / 1e9),
         "restarts": ctl["restarts"],
         "generation": ctl["gen_applied"],
@@ -276,6 +269,13 @@ def _worker(daemon: Daemon, n: int) -> Json:
         "commands_pending": daemon.supervisor.members[n].delivery.waiting,
         "queues": queues,
     }
+
+
+def _place(core: int | None) -> Json:
+    """`siblings`: other CPUs of the same physical core."""
+    if core is None:
+        return {"core": None, "node": None, "siblings": []}
+    return {"core": core, "node": cpu.core_node(core), "siblings": sorted(cpu.siblings(core) - {core})}
 
 
 def port_mode(daemon: Daemon, port: Port) -> str:
@@ -304,12 +304,13 @@ def _queue(daemon: Daemon, n: int, port: Port) -> Json:
 
 
 def lips(daemon: Daemon) -> Json:
-    counts = add_up(row for segment in daemon.segments.values() for row in segment.lip_stats_all())
+    each = {n: {number: row for number, *row in segment.lip_stats_all()} for n, segment in daemon.segments.items()}
     rows = []
     pools = {a.address for rule in daemon.config.snat for a in rule.pool}
     for lip in daemon.config.own_addresses():
         number = daemon.reconciler.lips.number(lip.address.packed)
-        connections, exhausted, in_use = counts.get(-1 if number is None else number, (0, 0, 0))
+        by_worker = [counts.get(-1 if number is None else number, (0, 0, 0)) for counts in each.values()]
+        connections, exhausted, in_use = (sum(column) for column in zip(*by_worker, strict=True)) if by_worker else (0, 0, 0)
         rows.append(
             {
                 "address": str(lip.address),
@@ -322,6 +323,10 @@ def lips(daemon: Daemon) -> Json:
                 "capacity": lip.ports.hi - lip.ports.lo + 1,
                 "connections": connections,
                 "exhausted": exhausted,
+                "workers": [
+                    {"worker": n, "in_use": held, "connections": made, "exhausted": missed}
+                    for n, (made, missed, held) in zip(each, by_worker, strict=True)
+                ],
             }
         )
     return {"lips": rows}
@@ -383,6 +388,7 @@ def interfaces(daemon: Daemon) -> Json:
                 "mode": port_mode(daemon, ports[0]) if ports else "none",
                 "attach": interface.attach,
                 "queues": len(ports),
+                "node": next((node for p in ports if (node := cpu.nic_node(p.nic, p.ifindex)) is not None), None),
                 "partial_checksums": bool(known.get("flags", 0) & shm.IFACE_PARTIAL),
                 "rss": rss[interface.name].function or "unknown" if interface.name in rss else "unknown",
                 "addresses": [str(a.address) for a in own],

@@ -16,6 +16,20 @@ cdef extern from *:
     """
     long lbd_prefer_node(void *at, unsigned long size, unsigned node) nogil
 
+
+def prefer_node(int fd, uint64_t at, uint64_t size, int node):
+    """Pages of this part of a shared file (memfd, tmpfs) that are not there yet are to lie on a NUMA node, whoever touches them
+    first. `at` is a multiple of a page. "" or why not; on a disk's file system it has no effect."""
+    cdef void *base = mmap(NULL, at + size, PROT_READ, MAP_SHARED, fd, 0)
+    cdef long rc
+    if base == MAP_FAILED:
+        return f"mmap: {os.strerror(errno)}"
+    rc = lbd_prefer_node(<char *>base + at, size, bounded("node", node, 0, 1023))
+    said = "" if rc == 0 else os.strerror(errno)
+    munmap(base, at + size)
+    return said
+
+
 cdef int MFD_NOEXEC_SEAL = 0x8          # Linux 6.3; Python 3.11 does not name it
 cdef uint64_t HUGE_PAGE = 2 << 20
 cdef int SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -159,8 +173,8 @@ cdef class Area(Mapping):
     cdef readonly str note          # what was not as wished, for log and status; "" otherwise
 
     @staticmethod
-    def create(dict sizes not None, hugepages="auto", node=None):
-        """hugepages: auto | require | off. node: NUMA node to prefer (the NIC's), None: any."""
+    def create(dict sizes not None, hugepages="auto", nodes=()):
+        """hugepages: auto | require | off. nodes: of each worker the NUMA node that its frames are to lie on; None: any."""
         cdef Area self = Area.__new__(Area)
         cdef int fd = -1
         if hugepages not in ("auto", "require", "off"):
@@ -188,12 +202,23 @@ cdef class Area(Mapping):
             except OSError:
                 os.close(fd)
                 raise
-        # before the first touch, or the pages already lie somewhere; a shared policy, so it holds in workers
-        # too
-        if node is not None and lbd_prefer_node(self.base, self.size, bounded("node", node, 0, 1023)) != 0:
-            self.note += "; " if self.note else ""
-            self.note += f"frame area not bound to NUMA node {node}: {os.strerror(errno)}"
+        self.place(list(nodes))
         return self
+
+    cdef int place(self, list nodes) except -1:
+        """Before the first touch, or the pages already lie somewhere; a shared policy, so it holds in workers too."""
+        cdef uint64_t share = area_ledger_off(&self.sizes) // self.sizes.workers
+        cdef uint64_t page = HUGE_PAGE if self.huge else 4096
+        cdef uint64_t at = 0
+        if share % page:        # a page has frames of several workers
+            nodes = nodes[:1]
+            share = self.size
+        for n, node in enumerate(nodes):
+            at = <uint64_t>n * share
+            if node is not None and lbd_prefer_node(<char *>self.base + at, share, bounded("node", node, 0, 1023)) != 0:
+                self.note += "; " if self.note else ""
+                self.note += f"frames of worker {n} not bound to NUMA node {node}: {os.strerror(errno)}"
+        return 0
 
     @staticmethod
     def adopt(int fd, dict sizes not None):

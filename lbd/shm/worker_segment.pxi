@@ -12,7 +12,9 @@ cdef class WorkerSegment(Mapping):
         self.wake_fd = -1
 
     @staticmethod
-    def create(dict sizes not None, int worker):
+    def create(dict sizes not None, int worker, node=None):
+        """node: NUMA node that it is to lie on, if that can be had. (Whoever maps it all first, a neighbour or the master,
+        would have it on its own.)"""
         cdef WorkerSegment self = WorkerSegment.__new__(WorkerSegment)
         cdef Sizes s = sizes_struct(sizes)
         cdef Ctl ctl
@@ -22,6 +24,8 @@ cdef class WorkerSegment(Mapping):
         fd = new_memfd(f"lbd-worker-{worker}", ctl.bytes)
         try:
             self.map(fd, ctl.bytes, False)
+            if node is not None:
+                lbd_prefer_node(self.base, self.size, bounded("node", node, 0, 1023))
             rc = segment_init(self.base, self.size, &s, worker)
             if rc != ATTACH_OK:
                 raise SegmentError(f"worker segment: {ATTACH_TEXT[rc]}")

@@ -118,7 +118,8 @@ def test_status(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"^lbd +0\.1\.0, running since .* \(1m22s\), pid 4711$", out, re.MULTILINE)
     assert re.search(r"^ready +yes$", out, re.MULTILINE)
     assert re.search(r"^real servers +7 up, 1 down, 1 drain, 0 maint$", out, re.MULTILINE)
-    assert re.search(r"^interface +eth0 up, 2 queues, zero-copy$", out, re.MULTILINE)
+    assert re.search(r"^interface +eth0 up, 2 queues, zero-copy, NUMA node 0$", out, re.MULTILINE)
+    assert re.search(r"^workers +2 of 2 running, .*, on cores 2 3, NUMA node 0$", out, re.MULTILINE)
 
 
 def test_status_check(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,9 +168,9 @@ def test_service_prints_ipvsadm_columns(daemon: FakeDaemon, capsys: pytest.Captu
         (("real-server", "list", "web"), r"^SERVICE +ADDRESS +STATE +WEIGHT +HEALTH"),
         (("conn",), r"^tcp +established +198\.51\.100\.7:40000 +192\.0\.2\.10:80 +10\.0\.0\.10:12345 +"),
         (("conn",), r"… 1 of 852; --limit shows more"),
-        (("worker",), r"^ +0 +4712 +running +2 +4% +420 +3 +6000/8192 +100 +3 +0 +applied$"),
+        (("worker",), r"^ +0 +4712 +running +2 +0 +4% +420 +3 +6000/8192 +100 +3 +0 +applied$"),
         (("worker",), r"^ +0 +eth0 +0 +zero-copy +100 +6400 +90 +6000 +0 +0 +0 +0$"),
-        (("lip",), r"^10\.0\.0\.10 +eth1 +fullnat +10240-32767 +30 +22528 +800 +0$"),
+        (("lip",), r"^10\.0\.0\.10 +eth1 +fullnat +10240-32767 +30 +22528 +800 +0 +0:14 1:16$"),
         (("snat",), r"^office +10\.0\.0\.0/8 +all +all +eth1 +any +203\.0\.113\.10 +800 +20 +10 +5000 +6000$"),
         (("drops",), r"^no_neighbor +3 +the next hop's …$"),
         (("drops",), r"^eth0 +10 +900 +0$"),

@@ -220,6 +220,8 @@ def test_counters_are_sums_over_workers(daemon: Daemon) -> None:
     assert got['lbd_local_ports_in_use{local_address="10.0.0.10"}'] == 10
     assert got['lbd_local_ports_capacity{local_address="10.0.0.10"}'] == 32767 - 10240 + 1
     assert got['lbd_local_port_exhausted_total{local_address="10.0.0.10"}'] == 4
+    assert [got[f'lbd_worker_local_ports_in_use{{worker="{n}",local_address="10.0.0.10"}}'] for n in (0, 1)] == [5, 5]
+    assert got['lbd_worker_local_port_exhausted_total{worker="1",local_address="10.0.0.10"}'] == 2
     assert got["lbd_start_time_seconds"] == daemon.started
     assert got['lbd_worker_up{worker="0"}'] == 1
     assert got['lbd_worker_up{worker="1"}'] == 0

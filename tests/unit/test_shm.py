@@ -6,12 +6,14 @@ import mmap
 import os
 import re
 import struct
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from lbd.datapath.reason import NAMES
+from lbd.master import startup
 from lbd.shm import _shm as shm
 
 SIZES = {
@@ -200,22 +202,44 @@ def test_area_ledger():
 def test_area_on_huge_pages_or_a_sentence():
     free = int(re.search(r"HugePages_Free:\s+(\d+)", Path("/proc/meminfo").read_text())[1])
     if free:
-        with shm.Area.create(SIZES, "require", node=0) as area:
+        with shm.Area.create(SIZES, "require", nodes=[0, 0]) as area:
             assert area.huge and area.note == "" and area.size % (2 << 20) == 0
             with shm.Area.adopt(os.dup(area.fd), SIZES) as again:
                 assert again.huge
         return
-    with shm.Area.create(SIZES, "auto", node=0) as area:
+    with shm.Area.create(SIZES, "auto", nodes=[0, 0]) as area:
         assert not area.huge and "huge pages of 2 MiB are missing" in area.note
     with pytest.raises(shm.SegmentError, match=r"vm\.nr_hugepages"):
         shm.Area.create(SIZES, "require")
 
 
-def test_area_prefers_a_node_or_says_so():
-    with shm.Area.create(SIZES, "off", node=0) as area:
-        assert area.note == ""
-    with shm.Area.create(SIZES, "off", node=1000) as area:
-        assert "not bound to NUMA node 1000" in area.note
+def policies(fd: int) -> list[str]:
+    """Of a file that is mapped once, from its beginning on, the memory policy of each part."""
+    name = os.readlink(f"/proc/self/fd/{fd}").split()[0]
+    return [line.split()[1] for line in Path("/proc/self/numa_maps").read_text().splitlines() if f"file={name}" in line]
+
+
+def test_frames_and_segments_lie_where_their_worker_is():
+    sizes = SIZES | {"frames": 256}
+    with shm.Area.create(sizes, "off", nodes=[None, 0]) as area:
+        assert area.note == "" and policies(area.fd)[:2] == ["default", "prefer:0"], "of the second worker alone"
+    with shm.Area.create(sizes, "off", nodes=[1000, 0]) as area:
+        assert "frames of worker 0 not bound to NUMA node 1000" in area.note and "worker 1" not in area.note
+    with shm.WorkerSegment.create(sizes, 1, 0) as segment:
+        assert policies(segment.fd) == ["prefer:0"]
+    with shm.WorkerSegment.create(sizes, 1) as segment:
+        assert policies(segment.fd) == ["default"]
+
+
+def test_connection_files_too():
+    """The policy is the file's: whoever maps it has it."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name, open(Path(name) / "conn-0", "w+b") as file:
+        assert startup.place(file.fileno(), 1 << 20, 0) == ""
+        os.posix_fallocate(file.fileno(), 0, 1 << 20)
+        with mmap.mmap(file.fileno(), 1 << 20) as memory:
+            memory[0] = 1
+            assert policies(file.fileno()) == ["prefer:0"]
+        assert startup.place(file.fileno(), 1 << 20, 1000) == "Invalid argument"
 
 
 # -- rings ---------------------------------------------------------------------------------------------------
