@@ -11,8 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lbd.shm import _shm as shm
 from tests.packet.balancer import MS, Balancer, packed
+from tests.packet.cluster import Cluster
 from tests.packet.flow import Flow, Tcp, Udp
 from tests.packet.frame import TCP, from_client
+from tests.unit.test_datapath_hash import KEY as RSS_KEY
 
 FAMILIES = pytest.mark.parametrize("af", [4, 6])
 
@@ -230,3 +232,28 @@ class Ports(RuleBasedStateMachine):
 
 TestPorts = Ports.TestCase
 TestPorts.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)
+
+
+@FAMILIES
+@pytest.mark.parametrize("known", [False, True], ids=["hash", "rss"])
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_have_equal_shares_of_the_ports(workers: int, known: bool, af: int) -> None:
+    """Together they use every one: none is left to nobody, and none has much more than another when clients are refused."""
+    ports = 60 * workers
+    c = Cluster(workers, servers=1, ports=(20000, 20000 + ports - 1))
+    if known:
+        c.set_rss(RSS_KEY, False)
+    lip = 0 if af == 4 else 1
+
+    def held() -> list[int]:
+        return [m.engine.lip_stats(lip)["in_use"] for m in c.members]
+
+    verdicts = Counter(c.send(from_client(af, TCP, 1024 + n, "S")).verdict for n in range(ports // 2))
+    assert verdicts == {"forward": ports // 2}, "half of them are there for anybody"
+    assert min(held()) > 15
+    for n in range(5 * ports):
+        c.send(from_client(af, TCP, 10000 + n, "S"))
+    assert sum(held()) == ports and min(held()) > 38, held()
+    assert len({r["local"] for r in c.conns()}) == ports
+    assert sum(m.engine.lip_stats(lip)["exhausted"] for m in c.members) > 0
+    c.audit()

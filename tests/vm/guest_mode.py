@@ -21,6 +21,11 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+try:
+    from tests.vm import guest_rss
+except ImportError:
+    import guest_rss  # where this is the program
+
 CONFIG = """
 [daemon]
 run_dir = "{run}"
@@ -212,9 +217,11 @@ def main(model: str, zero_copy: str) -> None:
                 # a connection each: that answers come back to the worker that chose the port shows in its hand-over counters
                 answers[f"{mode}{family}"] = curl("-H 'Connection: close'", *[url] * number).count("hello\n")
             handed[mode] = [(w["handed_out"], w["handed_in"], w["misplaced"]) for w in asked("workers")["workers"]]
+        vips = [f"http://{virtual(mode, family)}/" for mode in ("fullnat", "nat") for family in (4, 6)]
+        rss = guest_rss.change(work, vips, asked, until, sh, curl) if workers > 1 else None
         metrics = urllib.request.urlopen("http://127.0.0.1:9911/metrics", timeout=60).read().decode()
         print(json.dumps({
-            "model": model, "kernel": os.uname().release, "answers": answers, "handed": handed,
+            "model": model, "kernel": os.uname().release, "answers": answers, "handed": handed, "rss": rss,
             "status": asked("status")["interfaces"],
             "metric": [line for line in metrics.splitlines() if line.startswith("lbd_xsk_zero_copy{")],
             "workers": asked("workers")["workers"],

@@ -53,3 +53,15 @@ def test_fullnat_needs_no_hand_over_where_rss_is_known(seen: dict[str, Any]) -> 
     assert "flows are owned by the NICs' choice of queue" in seen["log"]
     assert len(seen["workers"]) == 2 and all(w["received_packets"] > 100 for w in seen["workers"])
     assert seen["handed"]["fullnat"] == [[0, 0, 0]] * 2
+
+
+@pytest.mark.slow
+def test_connections_go_on_when_rss_is_changed(seen: dict[str, Any]) -> None:
+    """At the workers that have them, by hand-over; new ones need none."""
+    if seen["nic"] != "igb":
+        pytest.skip("virtio-net over a cable has one queue")
+    rss = seen["rss"]
+    assert rss["ended"] == 0 and rss["restarts"] == [0, 0]
+    assert rss["moved"] > 0 and rss["new"] == [0, 0]
+    assert "connections that there are stay with their workers" in seen["log"]
+    assert set(seen["drops"]) <= {"no_neighbor", "no_route", "no_state"}, seen["drops"]
