@@ -44,7 +44,8 @@ class Workers(Section):
     cores: tuple[Annotated[Int, Field(ge=0, le=8191)], ...] = Field(
         (),
         max_length=WORKER_MAX,
-        description="CPUs that the workers are pinned to, in the order of their numbers. Empty: not pinned.",
+        description="CPUs that the workers are pinned to, in the order of their numbers; their memory lies on the same "
+        "NUMA node. Empty: not pinned. See [devices](devices.md).",
         examples=[[2, 3]],
     )
     poll: Literal["busy", "adaptive", "interrupt"] = Field(

@@ -213,12 +213,16 @@ def test_area_on_huge_pages_or_a_sentence():
         shm.Area.create(SIZES, "require")
 
 
+NUMA = pytest.mark.skipif(not Path("/proc/self/numa_maps").exists(), reason="the kernel has no NUMA")
+
+
 def policies(fd: int) -> list[str]:
     """Of a file that is mapped once, from its beginning on, the memory policy of each part."""
     name = os.readlink(f"/proc/self/fd/{fd}").split()[0]
     return [line.split()[1] for line in Path("/proc/self/numa_maps").read_text().splitlines() if f"file={name}" in line]
 
 
+@NUMA
 def test_frames_and_segments_lie_where_their_worker_is():
     sizes = SIZES | {"frames": 256}
     with shm.Area.create(sizes, "off", nodes=[None, 0]) as area:
@@ -231,6 +235,7 @@ def test_frames_and_segments_lie_where_their_worker_is():
         assert policies(segment.fd) == ["default"]
 
 
+@NUMA
 def test_connection_files_too():
     """The policy is the file's: whoever maps it has it."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name, open(Path(name) / "conn-0", "w+b") as file:
