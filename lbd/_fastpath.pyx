@@ -14,7 +14,7 @@ from lbd.datapath.command cimport Cmd
 from lbd.datapath.command_apply cimport command_apply, lip_refresh, service_refresh
 from lbd.datapath.conn cimport (BUCKET_FILL_X100, BUCKET_SPARE, CONN_RESTING, Bucket, Conn4, Conn6, ConnCold, ConnCommon,
                                 ConnTable, conn4, conn6, conn_common, conn_mode, conn_server)
-from lbd.datapath.connfile cimport conn_file_attach, conn_file_bytes, conn_map_all
+from lbd.datapath.connfile cimport Merged, conn_file_attach, conn_file_bytes, conn_file_merge, conn_map_all
 from lbd.datapath.ending cimport ending_next
 from lbd.datapath.engine cimport ConnExt, EXT_FREE, EXT_SHARE, Engine as CEngine
 from lbd.datapath.frag cimport FRAG_ENTRIES, FRAG_HELD, HELD_ROOM, frag_bytes, frag_clear, frag_map, frag_take
@@ -35,6 +35,7 @@ from lbd.datapath.tunnel_end cimport TunnelEnd
 from lbd.datapath.tcp cimport (STATE_CLOSE, STATE_CLOSE_WAIT, STATE_COUNT, STATE_ESTABLISHED, STATE_FIN_WAIT, STATE_LAST_ACK,
                                STATE_NONE, STATE_SYN_RECV, STATE_TIME_WAIT, STATE_UDP, STATE_UDP_ONEWAY, STATE_ICMP,
                                TIMEOUT_SCTP_ESTABLISHED, TIMEOUT_SCTP_SHUTDOWN, timeout_of)
+from lbd.datapath.taken cimport taken_mark
 from lbd.datapath.template cimport Template
 from lbd.loop.epoch cimport owner_read
 from lbd.loop.repair cimport repair
@@ -181,6 +182,7 @@ cdef void engine_over(CEngine *e, uint8_t *seg, uint8_t *host, uint32_t worker) 
     e.owner = host + h.off_owner
     e.template = <Template *> (host + h.off_template)
     e.max_template = c.sizes.templates
+    e.taken = host + h.off_taken
     e.hash_key = h.hash_key
     e.rss_key = h.rss_key
     e.max_svc = c.sizes.services
@@ -275,6 +277,58 @@ def connections(fd: int, sizes: dict, limit: int = 1000, svc: int | None = None,
     finally:
         munmap(base, n)
         free(e)
+
+
+def conn_merge(into: int, gone: int, sizes: dict) -> tuple:
+    """Moves the connections of one worker's file (`gone`) into another's (`into`), while neither worker runs: those moved, and those
+    that found no room. Raises OSError if a file can't be mapped."""
+    cdef uint64_t n = conn_file_bytes(sizes["conns4"], sizes["conns6"])
+    cdef CEngine *e = <CEngine *> calloc(2, sizeof(CEngine))
+    cdef void *base[2]
+    cdef bytes boot = boot_id()
+    cdef Merged m
+    cdef int i
+    base[0] = base[1] = MAP_FAILED
+    try:
+        for i, fd in enumerate((into, gone)):
+            if os.fstat(fd).st_size < n:
+                raise OSError("connection file is shorter than its tables")
+            base[i] = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+            if base[i] == MAP_FAILED:
+                raise OSError("connection file: mmap failed")
+        m = conn_file_merge(e, base[0], e + 1, base[1], boot, sizes["conns4"], sizes["conns6"])
+        return m.moved, m.left
+    finally:
+        for i in range(2):
+            if base[i] != MAP_FAILED:
+                munmap(base[i], n)
+        free(e)
+
+
+def conn_mark(conn: int, host: int, sizes: dict) -> None:
+    """Sets the bits of taken.pxd in a host segment (by descriptor, with its hash key) for a worker's connections. Raises OSError if
+    one can't be mapped."""
+    cdef uint64_t n = conn_file_bytes(sizes["conns4"], sizes["conns6"]), host_bytes = os.fstat(host).st_size
+    cdef CEngine *e = <CEngine *> calloc(1, sizeof(CEngine))
+    cdef void *base = mmap(NULL, n, PROT_READ, MAP_SHARED, conn, 0)
+    cdef void *segment = mmap(NULL, host_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, host, 0)
+    try:
+        if base == MAP_FAILED or segment == MAP_FAILED:
+            raise OSError("connection file or host segment: mmap failed")
+        mark_all(e, base, <uint8_t *> segment, sizes["conns4"], sizes["conns6"])
+    finally:
+        if base != MAP_FAILED:
+            munmap(base, n)
+        if segment != MAP_FAILED:
+            munmap(segment, host_bytes)
+        free(e)
+
+
+cdef void mark_all(CEngine *e, void *base, uint8_t *host, uint32_t conns4, uint32_t conns6) noexcept nogil:
+    cdef HostCtl *h = <HostCtl *> host
+    conn_map_all(e, base, conns4, conns6, h.hash_key)
+    taken_mark(host + h.off_taken, &e.t4, h.hash_key, 4)
+    taken_mark(host + h.off_taken, &e.t6, h.hash_key, 6)
 
 
 cdef dict counters_dict(CEngine *e):
@@ -495,6 +549,25 @@ cdef class Engine:
         self.e.now_ms = <uint32_t> (<uint64_t> now_ns // 1000000)
         template_recover(self.e)
         return conn_file_attach(self.e, self.conn, boot_id(), self.sizes["conns4"], self.sizes["conns6"], fresh_tables)
+
+    def take_in(self, gone: Engine) -> tuple:
+        """The connections of a worker that is no more, as conn_merge has it. Then recover. `gone` is of no use any more."""
+        cdef CEngine *e = <CEngine *> calloc(2, sizeof(CEngine))
+        cdef Merged m
+        try:
+            m = conn_file_merge(e, self.conn, e + 1, gone.conn, boot_id(), self.sizes["conns4"], self.sizes["conns6"])
+            return m.moved, m.left
+        finally:
+            free(e)
+
+    def mark(self, others: list) -> None:
+        """Before this worker starts: ports of these ones' connections, which are all that there are, may not be chosen."""
+        cdef CEngine *e = <CEngine *> calloc(1, sizeof(CEngine))
+        cdef Engine other
+        for other in others:
+            mark_all(e, other.conn, self.host, self.sizes["conns4"], self.sizes["conns6"])
+        self.e.taken_valid = 1
+        free(e)
 
     def join(self, others: dict) -> None:
         """The workers of one host, by number, this one among them: from now on they see each other's real-server statistics, and

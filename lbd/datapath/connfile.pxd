@@ -2,11 +2,12 @@
 # the head and either takes its live records over or formats it.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
-from lbd.datapath.engine cimport ConnExt, Engine
-from lbd.datapath.ext cimport ext_count, ext_is, ext_rebuild
+from lbd.datapath.compiler cimport lbd_compiler_barrier
+from lbd.datapath.engine cimport ConnExt, Engine, EXT_FREE
+from lbd.datapath.ext cimport conn_ext, ext_count, ext_is, ext_number, ext_rebuild, ext_ref
 from lbd.datapath.conn cimport (Conn4, Conn6, ConnCold, Bucket, ConnTable, ConnCommon, CONN_NIL, conn_buckets, conn_overflow,
                                 conn_clear, conn4, conn6, conn_local, conn_mode, conn_server, conn_tuple,
-                                conn_common, CONN_EXTENDED, CONN_IMPORTED, CONN_ACTIVE)
+                                conn_common, CONN_EXTENDED, CONN_IMPORTED, CONN_ACTIVE, CONN_FREE)
 from lbd.datapath.lifetime cimport table_of, timer_of, rebuild_family, conn_schedule, conn_timeout, stat_count
 from lbd.datapath.timer cimport Timer, timer_clear, timer_link, timer_start, timer_unlink, WHEEL_SLOTS
 from lbd.datapath.tcp cimport state_active, state_half_open, STATE_SYN_RECV, STATE_UDP_ONEWAY
@@ -197,15 +198,20 @@ cdef inline void conn_format(Engine *e, ConnHead *h, const uint8_t *boot_id, uin
     h.ready = 1
 
 
+cdef inline bint conn_head_is(const ConnHead *h, const uint8_t *boot_id, uint32_t conns4, uint32_t conns6) noexcept nogil:
+    """Of this boot, this build, these sizes, and formatted?"""
+    return (h.magic == CONN_MAGIC and h.version == CONN_VERSION and h.conns4 == conns4 and h.conns6 == conns6 and h.ready == 1
+            and h.record4 == sizeof(Conn4) and h.record6 == sizeof(Conn6) and h.cold == sizeof(ConnCold)
+            and memcmp(h.boot_id, boot_id, 16) == 0)
+
+
 cdef inline uint32_t conn_file_attach(Engine *e, void *base, const uint8_t *boot_id, uint32_t conns4, uint32_t conns6,
                                       bint fresh_tables) noexcept nogil:
     """Lays the engine's connection tables over the file's bytes; e.now_ms is set. Returns the connections recovered."""
     cdef ConnHead *h = <ConnHead *> base
     cdef uint32_t i, n
     conn_map_all(e, base, conns4, conns6, e.hash_key)
-    if (h.magic != CONN_MAGIC or h.version != CONN_VERSION or h.conns4 != conns4 or h.conns6 != conns6 or h.ready != 1
-            or h.record4 != sizeof(Conn4) or h.record6 != sizeof(Conn6) or h.cold != sizeof(ConnCold)
-            or memcmp(h.boot_id, boot_id, 16) != 0):
+    if not conn_head_is(h, boot_id, conns4, conns6):
         conn_format(e, h, boot_id, conns4, conns6)
     for i in range(e.max_svc):
         e.svc_stat[i].active = 0
@@ -218,3 +224,86 @@ cdef inline uint32_t conn_file_attach(Engine *e, void *base, const uint8_t *boot
     n = conn_recover(e, fresh_tables, 4) + conn_recover(e, fresh_tables, 6)
     ext_rebuild(e)
     return n
+
+
+# --- the file of a worker that is no more ----------------------------------------------------------------------------
+
+cdef struct Merged:
+    uint32_t moved
+    uint32_t left                   # no room for them
+    uint32_t at                     # where the next free record is looked for
+    uint32_t ext_at                 # the same of extensions
+
+
+cdef inline bint ext_move(Engine *to, uint32_t k, Engine *gone, uint32_t i, Merged *m, int af) noexcept nogil:
+    """Of a record that was copied from i to k. False: there is no room for it."""
+    cdef ConnExt *x = conn_ext(gone, table_of(gone, af), i, af)
+    while m.ext_at < to.ext_n and to.ext[m.ext_at].ref != EXT_FREE:
+        m.ext_at += 1
+    if m.ext_at >= to.ext_n:
+        return False
+    to.ext[m.ext_at] = x[0]
+    to.ext[m.ext_at].ref = ext_ref(k, af)
+    ext_number(table_of(to, af), k, af)[0] = m.ext_at
+    return True
+
+
+cdef inline bint record_move(Engine *to, Engine *gone, uint32_t i, Merged *m, int af) noexcept nogil:
+    """False: there is no room for it."""
+    cdef ConnTable *t = table_of(to, af)
+    cdef ConnTable *g = table_of(gone, af)
+    cdef ConnCommon *c = conn_common(g, i, af)
+    cdef ConnCommon *d
+    cdef uint8_t *source = g.hot + <uint64_t> i * g.stride
+    cdef Conn6 copy                         # large enough for either
+    while m.at < t.capacity and conn_common(t, m.at, af).live != CONN_FREE:
+        m.at += 1
+    if m.at >= t.capacity:
+        return False
+    d = conn_common(t, m.at, af)
+    memcpy(&copy, source, g.stride)
+    (<ConnCommon *> (<uint8_t *> &copy + (<uint8_t *> c - source))).live = CONN_FREE         # stored last
+    memcpy(t.hot + <uint64_t> m.at * t.stride, &copy, g.stride)
+    t.cold[m.at] = g.cold[i]
+    if c.flags & CONN_EXTENDED:
+        if not ext_is(gone, g, i, af):
+            d.flags &= <uint8_t> ~CONN_EXTENDED
+        elif not ext_move(to, m.at, gone, i, m, af):
+            return False
+    lbd_compiler_barrier()
+    d.live = c.live
+    return True
+
+
+cdef inline void family_merge(Engine *to, Engine *gone, Merged *m, int af) noexcept nogil:
+    cdef ConnTable *g = table_of(gone, af)
+    cdef ConnCommon *c
+    cdef uint32_t i
+    m.at = 0
+    for i in range(g.capacity):
+        c = conn_common(g, i, af)
+        if c.live == CONN_FREE:
+            continue
+        if record_move(to, gone, i, m, af):
+            c.live = CONN_FREE              # killed before this: it is there twice, and the worker that attaches drops one
+            m.moved += 1
+        else:
+            m.left += 1
+
+
+cdef inline Merged conn_file_merge(Engine *to, void *into, Engine *gone, void *other, const uint8_t *boot_id, uint32_t conns4,
+                                   uint32_t conns6) noexcept nogil:
+    """Moves the live records of one file into another, while nobody runs over either. Whoever attaches to that one finds them as
+    recovered connections. The engines are scratch."""
+    cdef Merged m
+    memset(&m, 0, sizeof(Merged))
+    m.ext_at = 1                            # number 0 is none
+    if not conn_head_is(<ConnHead *> other, boot_id, conns4, conns6):
+        return m
+    conn_map_all(to, into, conns4, conns6, NULL)
+    conn_map_all(gone, other, conns4, conns6, NULL)
+    if not conn_head_is(<ConnHead *> into, boot_id, conns4, conns6):
+        conn_format(to, <ConnHead *> into, boot_id, conns4, conns6)
+    family_merge(to, gone, &m, 4)
+    family_merge(to, gone, &m, 6)
+    return m

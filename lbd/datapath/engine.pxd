@@ -59,6 +59,7 @@ cdef struct Engine:
     uint32_t *arena             # scheduling tables (host segment, read only here)
     uint8_t *owner              # [2][OWNER_BUCKETS] (host segment, read only here), by epoch & 1, as the next three
     Template *template          # [workers][max_template] (host segment): each writes its own part, see template.pxd
+    uint8_t *taken              # taken.pxd (host segment)
     uint64_t *hash_key          # 4 words (host segment)
     uint8_t *rss_key            # [2][64]
     SvcStat *peer_dest_stat[16]     # other workers' dest statistics, for least-connection schedulers; NULL = none
@@ -76,6 +77,7 @@ cdef struct Engine:
     uint32_t rss_udp_ports[2]
     uint32_t epoch              # the lowest bit of that in force
     uint32_t owner_prev_valid
+    uint32_t taken_valid        # 1: `taken` tells all that the previous epoch's owners have
     # connections
     ConnTable t4
     ConnTable t6

@@ -23,6 +23,7 @@ from lbd.datapath.nat64 cimport tuple_map
 from lbd.datapath.owner cimport flow_owner
 from lbd.datapath.snat cimport snat_lip
 from lbd.datapath.svc cimport Lip, LIP_NONE, MODE_SNAT, Svc
+from lbd.datapath.taken cimport is_taken
 from lbd.datapath.tcp cimport STATE_TIME_WAIT
 
 cdef enum:
@@ -38,11 +39,13 @@ cdef enum Fit:                  # of a port for a new connection, better ones gr
 
 
 cdef inline bint port_is_ours(Engine *e, const Tuple *back, uint64_t h, int af) noexcept nogil:
-    """Does the answer come to this worker? By the previous epoch's rule too, while that holds: what its owner chose lies in its
-    table, not in this one."""
+    """Does the answer come to this worker, and is this port for it to give? While the previous epoch's rule holds, what its owner
+    chose lies in its table, not in this one: then it has to be this worker by that rule, too, or the port has to be nobody's."""
     if flow_owner(e, back, h, af, 0) != e.worker:
         return False
-    return not e.owner_prev_valid or flow_owner(e, back, h, af, 1) == e.worker
+    if not e.owner_prev_valid or flow_owner(e, back, h, af, 1) == e.worker:
+        return True
+    return e.taken_valid and not is_taken(e, h)
 
 
 cdef inline uint32_t server_edge(Engine *e, uint32_t i, int af) noexcept nogil:

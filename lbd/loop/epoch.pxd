@@ -10,3 +10,4 @@ cdef inline void owner_read(Engine *e, const HostCtl *h) noexcept nogil:
         e.rss_udp_ports[i] = h.rss_udp_ports[i]
     e.epoch = h.epoch & 1
     e.owner_prev_valid = h.owner_prev_valid
+    e.taken_valid = h.owner_prev_valid and h.taken_epoch == h.epoch

@@ -41,7 +41,7 @@ class Applier:
         self.network = network
         self.supervisor = supervisor
         sizes = resources.sizes
-        arena = Arena(sizes["arena"], resources.host.write_table)
+        arena = Arena(sizes["arena"], lambda off, table: resources.host.write_table(off, table))  # of the workers of then
         busy = Busy(self._service_in_use, self._dest_in_use, self._lip_in_use)
         self.reconciler = Reconciler(sizes["services"], sizes["dests"], sizes["lips"], arena, busy)
         self.steering = Steering(resources.program, self._address_in_use)

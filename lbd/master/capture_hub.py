@@ -50,8 +50,8 @@ class Client:
 class CaptureHub:
     """`tell(points, snaplen, service)`: have all workers capture so; points 0 ends it."""
 
-    def __init__(self, segments: Iterable[Any], tell: Callable[[int, int, int], None]) -> None:
-        self._segments = list(segments)
+    def __init__(self, segments: Callable[[], Iterable[Any]], tell: Callable[[int, int, int], None]) -> None:
+        self._segments = segments
         self._tell = tell
         self._clients: set[Client] = set()
         self._task: asyncio.Task[None] | None = None
@@ -77,7 +77,7 @@ class CaptureHub:
 
     def deliver(self) -> int:
         taken = 0
-        for segment in self._segments:
+        for segment in self._segments():
             try:
                 records = segment.pop_capture(256)
             except shm.PeerGarbage:

@@ -30,7 +30,7 @@ from lbd._fastpath import connections
 from lbd.config import Config, ConfigError, load
 from lbd.config.service import Service
 from lbd.health.check import Result
-from lbd.master import garbage
+from lbd.master import crew, garbage
 from lbd.master.api import Servers
 from lbd.master.applier import FULL, Applier
 from lbd.master.capture_hub import CaptureHub
@@ -51,7 +51,7 @@ from lbd.master.reach import Reach
 from lbd.master.reconcile import Placed, Reconciler
 from lbd.master.refusal import Refusal
 from lbd.master.reopen import Reopener
-from lbd.master.resources import Port, Resources, needs_restart
+from lbd.master.resources import CREW, Port, Resources, needs_restart
 from lbd.master.restart import Limits
 from lbd.master.runtime import Override, Runtime, Where
 from lbd.master.slowpath import SlowPath
@@ -253,14 +253,18 @@ class Daemon:
 
     async def _reload(self) -> list[str]:
         # in a thread: a second for thousands of services, in which health checks go on
-        old = self.config
-        new = await asyncio.to_thread(lambda: load(self.path).keeping(old))
+        before = old = self.config
+        new = await asyncio.to_thread(lambda: load(self.path).keeping(before))
         for warning in new.warnings:
             log.warning("%s", warning)
-        if fields := restart_fields(needs_restart(old), new):
-            raise Refusal(f"{', '.join(fields)} can't be changed while lbd runs", "restart lbd, or undo the change")
+        fields = restart_fields(needs_restart(old), new)
+        if rest := [name for name in fields if name not in CREW]:
+            raise Refusal(f"{', '.join(rest)} can't be changed while lbd runs", "restart lbd, or undo the change")
         if new.daemon.group is not None:
             group_id(new.daemon.group)
+        if fields:
+            await crew.change(self, old.model_copy(update={"workers": new.workers}))
+            old = self.config
         wanted = vips(new) | lips(new)
         try:
             await self.network.hold(wanted)
@@ -282,7 +286,7 @@ class Daemon:
         self.reloads += 1
         self.reload_error = ""
         self.loaded = time.time()
-        said = changes(old, new)
+        said = changes(before, new)
         for line in said:
             log.info("reload: %s", line)
         return said

@@ -16,6 +16,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from lbd.master.heritage import keep, kept
 from lbd.master.rss import Ownership, ownership
 from lbd.shm import _shm as shm
 
@@ -48,6 +49,10 @@ class Epochs:
         """Seconds until a further change may be followed."""
         return max(0.0, self._changed + APART - time.monotonic())
 
+    def changed(self) -> None:
+        """Flows have other owners from now on."""
+        self._changed = time.monotonic()
+
     def differs(self) -> Ownership | None:
         """What the NICs do now, where that is not what workers go by."""
         d = self._daemon
@@ -76,5 +81,7 @@ class Epochs:
             return
         d.resources.host.set_owner(now.table, True, (now.key, now.known, now.udp_ports))
         d.supervisor.broadcast(shm.owner(d.reconciler.generation))
-        self._changed = time.monotonic()
+        run_dir = d.config.daemon.run_dir
+        keep(run_dir, now, *kept(run_dir)[:1])
+        self.changed()
         log.warning("RSS was changed: %s; connections that there are stay with their workers", now.why)

@@ -76,7 +76,7 @@ class Life:
             stack.push_async_callback(self._end_workers)
             await self._start_workers()
         d.network.kernel.is_guarded = d.reopener.is_guarded
-        d.capture = CaptureHub(d.segments.values(), d.tell_capture)
+        d.capture = CaptureHub(lambda: d.segments.values(), d.tell_capture)
         stack.callback(d.capture.stop)
         await self._open_slow_path(stack)
         stack.push_async_callback(self._leave_addresses)

@@ -83,6 +83,16 @@ class Mirror:
         await self.thread.call(self._close())
         self.thread.stop()
 
+    async def look_at_queues(self) -> None:
+        """Not every driver tells of a change of queues or RSS: now rather than at the next poll."""
+
+        async def look() -> None:
+            self._ask_ethtool()
+            if self._state.changed:
+                self._flush()  # heard here before this call returns
+
+        await self.thread.call(look())
+
     def snapshot(self) -> Snapshot:
         return Snapshot(*(tuple(self._view[kind].values()) for kind in KINDS))  # type: ignore[arg-type]
 

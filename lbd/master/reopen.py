@@ -32,7 +32,7 @@ from lbd.master.record import Link
 from lbd.master.refusal import Refusal
 from lbd.master.resources import Port, worker_set
 from lbd.master.sockets import Opener, close_ports
-from lbd.master.startup import attach, check_frames
+from lbd.master.startup import attach, check_frames, renew
 from lbd.shm import _shm as shm
 from lbd.xdp._xsk import XdpError
 
@@ -235,6 +235,7 @@ class Reopener:
                     d.program.detach(nic.ifindex)  # what somebody else has detached
                     attach(d.program, d.config, number, nic)
                 d.program.set_iface(nic.ifindex, number)
+            renew(d.program, d.network.mirror.links(), fresh)
             for port in fresh:
                 d.program.set_socket(port.iface, port.queue, port.fd)
         except BaseException:

@@ -55,19 +55,32 @@ class Resources:
     sizes: dict[str, int]
     host: HostSegment
     area: Area
-    program: Any  # lbd.xdp._xsk.Program
+    program: Any  # lbd.xdp._xsk.Program, or None while it is made
     segments: dict[int, int] = field(default_factory=dict)  # worker -> descriptor, by which it can be written
     conns: dict[int, int] = field(default_factory=dict)
     wake: dict[int, int] = field(default_factory=dict)
     ports: list[Port] = field(default_factory=list)
 
     def close(self) -> None:
+        self.clear_out()
+        self.program.close()
+
+    def clear_out(self) -> None:
+        """All but the program."""
         for fd in (*self.segments.values(), *self.conns.values(), *self.wake.values(), *(p.fd for p in self.ports)):
             os.close(fd)
         self.segments, self.conns, self.wake, self.ports = {}, {}, {}, []
-        self.program.close()
         self.area.close()
         self.host.close()
+
+    def become(self, other: Resources) -> None:
+        """Other ones by the same program: those of others workers."""
+        self.sizes, self.host, self.area = other.sizes, other.host, other.area
+        self.segments, self.conns, self.wake, self.ports = other.segments, other.conns, other.wake, other.ports
+
+
+# what `crew.py` can change
+CREW = ("workers.count", "workers.cores", "workers.fifo_priority")
 
 
 def needs_restart(config: Config) -> dict[str, Any]:

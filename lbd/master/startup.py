@@ -29,10 +29,11 @@ from lbd.config import Config
 from lbd.config.cpu import worker_nodes
 from lbd.config.host import disk_under
 from lbd.config.tunnel import TUNNEL_MAX
+from lbd.master.heritage import connection_files, keep, kept, previous, reserve, take_in
 from lbd.master.nic import Nic, nics, numbered
-from lbd.master.record import Snapshot
+from lbd.master.record import Link, Snapshot
 from lbd.master.refusal import Refusal
-from lbd.master.resources import Resources
+from lbd.master.resources import Port, Resources
 from lbd.master.rss import ownership
 from lbd.master.sockets import Opener, close_ports, queue_counts
 from lbd.shm import _shm as shm
@@ -127,40 +128,52 @@ def check_frames(config: Config, snapshot: Snapshot) -> None:
 
 
 def create(config: Config, snapshot: Snapshot) -> Resources:
+    nics = check_interfaces(config, snapshot)
+    queues = queue_counts(config, {c.name: c for c in snapshot.channels}, [nic.name for nic in nics.values()])
     sizes = config.sizes()
-    ports_of = check_interfaces(config, snapshot)
-    names = [nic.name for nic in ports_of.values()]
-    nodes = worker_nodes(config.workers.cores, sizes["workers"], [(nic.name, nic.ifindex) for nic in ports_of.values()])
-    queues = queue_counts(config, {c.name: c for c in snapshot.channels}, names)
     with ExitStack() as stack:
-        host = stack.enter_context(HostSegment.create(sizes))
-        why = set_owners(host, config, snapshot, queues)
-        try:
-            area = stack.enter_context(Area.create(sizes, config.tables.hugepages, nodes))
-        except SegmentError as error:
-            raise Refusal(str(error)) from None
-        segments = open_segments(stack, sizes, nodes)
-        conns = {n: open_connection_file(config, n, stack, nodes[n]) for n in range(sizes["workers"])}
-        wake = {n: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for n in range(sizes["workers"])}
-        for fd in wake.values():
-            stack.callback(os.close, fd)
-        ports = Opener(config, area, ports_of, queues).open()
-        stack.callback(close_ports, ports)
+        made = furnish(stack, config, snapshot, nics, queues)
         program = _xsk.Program.load(
             services=sizes["services"], lips=sizes["lips"], sources=sizes["dests"], tunnels=sizes["dests"] + 2 * TUNNEL_MAX
         )
         stack.callback(program.close)
-        for number, nic in ports_of.items():  # undone by close: no other process has the links yet
+        for number, nic in nics.items():  # undone by close: no other process has the links yet
             attach(program, config, number, nic)
-        for port in ports:
+        for port in made.ports:
             program.set_socket(port.iface, port.queue, port.fd)
         stack.pop_all()
-        log.info("%s", why)  # not before: a refusal is one line
-        if area.note:
-            log.warning("%s", area.note)
+        made.program = program
         if kind := disk_under(config.daemon.run_dir):
             log.warning("%s lies on %s: the connection tables in it are written back to disk", config.daemon.run_dir, kind)
-        return Resources(sizes, host, area, program, segments, conns, wake, ports)
+        return made
+
+
+def furnish(
+    stack: ExitStack, config: Config, snapshot: Snapshot, nics: Mapping[int, Nic], queues: Mapping[str, int]
+) -> Resources:
+    """All that workers need but the program, made anew; connections stay. `nics`: by port number; `queues`: sockets by NIC."""
+    sizes, run_dir = config.sizes(), config.daemon.run_dir
+    nodes = worker_nodes(config.workers.cores, sizes["workers"], [(nic.name, nic.ifindex) for nic in nics.values()])
+    host = stack.enter_context(HostSegment.create(sizes))
+    connections = bool(connection_files(run_dir))
+    why = set_owners(host, config, snapshot, queues, connections)
+    try:
+        area = stack.enter_context(Area.create(sizes, config.tables.hugepages, nodes))
+    except SegmentError as error:
+        raise Refusal(str(error)) from None
+    segments = open_segments(stack, sizes, nodes)
+    conns = {n: open_connection_file(config, n, stack, nodes[n]) for n in range(sizes["workers"])}
+    wake = {n: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for n in range(sizes["workers"])}
+    for fd in wake.values():
+        stack.callback(os.close, fd)
+    ports = Opener(config, area, nics, queues).open()
+    stack.callback(close_ports, ports)
+    log.info("%s", why)  # not before: a refusal is one line
+    if area.note:
+        log.warning("%s", area.note)
+    take_in(run_dir, conns, sizes)
+    reserve(host, conns, sizes)
+    return Resources(sizes, host, area, None, segments, conns, wake, ports)
 
 
 def open_segments(stack: ExitStack, sizes: dict[str, int], nodes: list[int | None]) -> dict[int, int]:
@@ -173,13 +186,21 @@ def open_segments(stack: ExitStack, sizes: dict[str, int], nodes: list[int | Non
     return fds
 
 
-def set_owners(host: HostSegment, config: Config, snapshot: Snapshot, queues: Mapping[str, int]) -> str:
-    """Tells how flows find their owner, in words."""
-    host.set_hash_key(hash_key(config.daemon.run_dir))
-    owners = ownership(list(queues), snapshot.rss, config.workers.number, dict(queues))
-    host.set_rss(owners.key, owners.known, owners.udp_ports)
-    host.set_owner(owners.table, False)
-    return owners.why
+def set_owners(
+    host: HostSegment, config: Config, snapshot: Snapshot, queues: Mapping[str, int], connections: bool
+) -> str:
+    """Tells how flows find their owner, in words. `connections`: there may be some, of workers that ran before."""
+    run_dir, workers = config.daemon.run_dir, config.workers.number
+    host.set_hash_key(hash_key(run_dir))
+    owners = ownership(list(queues), snapshot.rss, workers, dict(queues))
+    before = previous(kept(run_dir) if connections else (), owners, workers)
+    first = before or owners
+    host.set_rss(first.key, first.known, first.udp_ports)
+    host.set_owner(first.table, False)
+    if before:
+        host.set_owner(owners.table, True, (owners.key, owners.known, owners.udp_ports))
+    keep(run_dir, *([owners, before] if before else [owners]))
+    return owners.why + ("; connections that there are stay where they are" if before else "")
 
 
 def hash_key(run_dir: Path) -> bytes:
@@ -229,6 +250,13 @@ def place(fd: int, size: int, node: int) -> str:
     """Before room is reserved: in a memory file system that is when its pages are chosen."""
     os.ftruncate(fd, size)
     return shm.prefer_node(fd, 0, size, node)
+
+
+def renew(program: _xsk.Program, links: Iterable[Link], ports: Iterable[Port]) -> None:
+    """For new sockets: the program has to run on their queues."""
+    veths = {link.ifindex for link in links if link.kind == "veth"}
+    for ifindex in veths & {port.ifindex for port in ports} & program.attached().keys():
+        program.renew(ifindex)
 
 
 def attach(program: _xsk.Program, config: Config, number: int, nic: Nic) -> None:

@@ -21,6 +21,7 @@ from lbd.datapath.fib cimport FIB_HASH, FIB_MAX, Route
 from lbd.datapath.neigh cimport ADJ_HASH, ADJ_MAX, Adj, Iface, LINK_MAX
 from lbd.datapath.pkt cimport IFACE_MAX, WORKER_MAX
 from lbd.datapath.svc cimport Dest, Lip, LipStat, Svc, SvcStat
+from lbd.datapath.taken cimport TAKEN_BITS
 from lbd.datapath.template cimport Template
 from lbd.datapath.tunnel_end cimport TUNNEL_MAX, TunnelEnd
 from lbd.shm.layout cimport (
@@ -271,6 +272,7 @@ cdef inline int host_layout_compute(const Sizes *sizes, HostCtl *ctl) noexcept n
     ctl.off_owner = section(&at, 2 * OWNER_BUCKETS, PAGE)
     ctl.off_arena = section(&at, s.arena * sizeof(uint32_t), LINE)
     ctl.off_template = section(&at, <uint64_t>s.workers * s.templates * sizeof(Template), LINE)
+    ctl.off_taken = section(&at, TAKEN_BITS // 8, LINE)
     # a ring of frames on their way home holds every frame of that home: it can't be full
     ctl.hand_bytes = round_up(lbd_ring_bytes(sizeof(Hand), s.hand_ring), PAGE)
     ctl.return_bytes = round_up(lbd_ring_bytes(RETURN_ENTRY, s.frames), PAGE)

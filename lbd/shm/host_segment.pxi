@@ -65,7 +65,7 @@ cdef class HostSegment(Mapping):
         self.mapped()
         lbd_load_words(&c, self.base, sizeof(HostCtl))
         plain = dict(c)
-        del plain["spare"]
+        del plain["spare"], plain["spare4"]
         plain["sizes"] = dict(plain["sizes"])
         plain["hash_key"] = (<const char *>c.hash_key)[:sizeof(c.hash_key)]
         at = c.epoch & 1
@@ -99,6 +99,15 @@ cdef class HostSegment(Mapping):
         cdef const uint32_t *at = self.slots(off, n)
         cdef size_t i
         return [at[i] for i in range(<size_t>n)]
+
+    def copy_tables(self, HostSegment other not None):
+        """All of another host segment's, with an arena of the same size."""
+        self.writable()
+        other.mapped()
+        if self.lay.sizes.arena != other.lay.sizes.arena:
+            raise ValueError(f"an arena of {other.lay.sizes.arena} slots does not fit one of {self.lay.sizes.arena}")
+        memcpy(<uint8_t *>self.base + self.lay.off_arena, <uint8_t *>other.base + other.lay.off_arena,
+               <uint64_t>self.lay.sizes.arena * sizeof(uint32_t))
 
     # -- persistence -----------------------------------------------------------------------------------------
 
@@ -149,6 +158,11 @@ cdef class HostSegment(Mapping):
         memcpy(owner + at * c_lay.OWNER_BUCKETS, table, c_lay.OWNER_BUCKETS)
         lbd_store32(&self.head.owner_prev_valid, keep_previous and self.head.epoch > 0)
         lbd_store32(&self.head.epoch, self.head.epoch + 1)
+
+    def set_taken(self):
+        """The bits of taken.pxd tell all that there is of before this epoch."""
+        self.writable()
+        lbd_store32(&self.head.taken_epoch, self.head.epoch)
 
     def retire_previous(self):
         """No flow of the previous epoch is left: a miss need not ask there."""

@@ -15,7 +15,7 @@ from lbd.datapath.count cimport Counters, ExpireReason  # re-exported: Counters 
 
 cdef enum:
     SEG_MAGIC = 0x3144424c          # "LBD1"
-    SEG_VERSION = 6
+    SEG_VERSION = 7
     CHUNK = 2048                    # frame size, bytes
     CHUNK_SHIFT = 11
     CAPTURE_SLOT = 2048             # one capture or slow-path record: CaptureHead + bytes
@@ -126,6 +126,7 @@ cdef struct HostCtl:                # first page of the host segment
     uint64_t off_owner              # uint8 owner[2][OWNER_BUCKETS]
     uint64_t off_arena
     uint64_t off_template           # Template [workers][templates]
+    uint64_t off_taken              # bits: taken.pxd
     uint64_t off_hand               # packet rings, [from][to]
     uint64_t hand_bytes             # of one
     uint64_t off_return             # frame rings, [from][to]
@@ -133,7 +134,9 @@ cdef struct HostCtl:                # first page of the host segment
     uint32_t stopping               # master: VIPs are withdrawn
     uint32_t owner_prev_valid       # 1: ask the previous epoch's owner on a miss
     uint32_t sleeping[16]           # by worker: 1 while in poll(); whoever gives it work clears it and writes its eventfd
-    uint64_t spare[7]
+    uint32_t taken_epoch            # the epoch in which off_taken's bits tell what the workers of before have
+    uint32_t spare4
+    uint64_t spare[5]
 
 cdef enum:
     OWNER_BUCKETS = 1024

@@ -18,8 +18,9 @@ from libc.string cimport memcpy, memset
 from lbd.shm.layout cimport CHUNK, CHUNK_SHIFT, FRAME_FILL, FRAME_FREE
 from lbd.xdp cimport steer
 from lbd.xdp.libbpf cimport (
-    BPF_ANY, BPF_MAP_TYPE_ARRAY, BPF_XDP, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, bpf_link_create, bpf_link_create_opts,
-    bpf_link_detach, bpf_link_info, bpf_map_info, bpf_map__fd, bpf_map__set_max_entries, bpf_map_delete_elem,
+    BPF_ANY, BPF_F_XDP_HAS_FRAGS, BPF_MAP_TYPE_ARRAY, BPF_PROG_TYPE_XDP, BPF_XDP, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE,
+    bpf_insn, bpf_link_create, bpf_link_create_opts, bpf_link_detach, bpf_link_info, bpf_link_update, bpf_prog_load,
+    bpf_prog_load_opts, bpf_map_info, bpf_map__fd, bpf_map__set_max_entries, bpf_map_delete_elem,
     bpf_map_get_next_key, bpf_map_lookup_elem, bpf_map_update_elem, bpf_obj_get_info_by_fd, bpf_object,
     bpf_object__close,
     bpf_object__find_map_by_name, bpf_object__find_program_by_name, bpf_object__load, bpf_object__open_mem,

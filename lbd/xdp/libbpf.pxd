@@ -1,12 +1,18 @@
 # The parts of libbpf (1.1 and later) that lbd uses: declarations only, names untouched.
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "linux/bpf.h" nogil:
     enum:
         BPF_ANY
+        BPF_F_XDP_HAS_FRAGS
         BPF_MAP_TYPE_ARRAY
+        BPF_PROG_TYPE_XDP
         BPF_XDP
+
+    struct bpf_insn:
+        uint8_t code            # its other fields are 0 here
+        int32_t imm
 
     struct bpf_prog_info:
         uint32_t type
@@ -51,12 +57,21 @@ cdef extern from "bpf/libbpf.h" nogil:
     int libbpf_num_possible_cpus()
 
 cdef extern from "bpf/bpf.h" nogil:
+    struct bpf_prog_load_opts:
+        size_t sz
+        int expected_attach_type
+        uint32_t prog_flags
+
+    int bpf_prog_load(int prog_type, const char *prog_name, const char *license, const bpf_insn *insns, size_t insn_cnt,
+                      bpf_prog_load_opts *opts)
+
     struct bpf_link_create_opts:
         size_t sz
         uint32_t flags
 
     int bpf_link_create(int prog_fd, int target_fd, int attach_type, const bpf_link_create_opts *opts)
     int bpf_link_detach(int link_fd)
+    int bpf_link_update(int link_fd, int new_prog_fd, const void *opts)
     int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags)
     int bpf_map_lookup_elem(int fd, const void *key, void *value)
     int bpf_map_delete_elem(int fd, const void *key)

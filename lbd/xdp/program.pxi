@@ -138,6 +138,29 @@ cdef class Program:
                     found[info.xdp.ifindex] = fd
         return found
 
+    def renew(self, int ifindex):
+        """A veth runs no program on queues that came after it was attached (ethtool -L): there it is attached once more, and for an
+        instant all packets of the interface are dropped rather than given to the kernel, which would answer those of services."""
+        cdef bpf_insn drop[2]
+        cdef bpf_prog_load_opts opts
+        cdef int fd, code, link = self._fds[f"link:{ifindex}"]
+        memset(drop, 0, sizeof(drop))
+        memset(&opts, 0, sizeof(opts))
+        drop[0].code, drop[0].imm = 0xb7, 1     # r0 = XDP_DROP
+        drop[1].code = 0x95                     # exit
+        opts.sz = sizeof(opts)
+        opts.expected_attach_type = BPF_XDP     # as the program that it takes turns with
+        opts.prog_flags = BPF_F_XDP_HAS_FRAGS
+        fd = bpf_prog_load(BPF_PROG_TYPE_XDP, b"lbd_interim", b"GPL", drop, 2, &opts)
+        if fd < 0:
+            libbpf_failed(-fd, "loading an XDP program")
+        code = bpf_link_update(link, fd, NULL)
+        if code == 0:
+            code = bpf_link_update(link, self._fds["prog"], NULL)
+        os.close(fd)
+        if code != 0:
+            libbpf_failed(-code, f"attaching to interface {ifindex} once more")
+
     def detach(self, int ifindex):
         """For all processes, whoever holds a copy of the link. Harmless where nothing is attached."""
         fd = self._fds.pop(f"link:{ifindex}", None)

@@ -37,6 +37,15 @@ class Twin:
         self.fast.join({n: t.fast for n, t in others.items()})
         self.general.join({n: t.general for n, t in others.items()})
 
+    def take_in(self, gone: "Twin") -> tuple[int, int]:
+        moved: tuple[int, int] = self.fast.take_in(gone.fast)
+        assert self.general.take_in(gone.general) == moved
+        return moved
+
+    def mark(self, others: list["Twin"]) -> None:
+        self.fast.mark([t.fast for t in others])
+        self.general.mark([t.general for t in others])
+
     def process(self, frames: list[tuple[bytes, int]], now_ns: int, **more: Any) -> list[Result]:
         results: list[Result] = self.fast.process(frames, now_ns, **more)
         for (frame, iface), a, b in zip(frames, results, self.general.process(frames, now_ns, **more), strict=True):

@@ -126,7 +126,7 @@ class FakeDaemon:
             requested=lambda *what: self.requests.append(what),
         )
         self.captured: list[tuple[int, int, int]] = []
-        self.capture = CaptureHub(self.segments.values(), lambda *what: self.captured.append(what))
+        self.capture = CaptureHub(self.segments.values, lambda *what: self.captured.append(what))
         self.reload_result: list[str] | Exception = ["service web: health check changed"]
 
     def is_alive(self, worker: int) -> bool:

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other workers while lbd runs: more or fewer of them, on other cores, by another priority.
+
+Scope: ending those that there are and starting others over the same connections. How these are found by their new owners is
+`heritage.py`'s; what is inside workers' tables is told to the new ones as to any that start.
+
+    checked     queues enough, none too many; no other change of owners is still fresh      -> refused, nothing has changed
+    stopped     sockets closed; the XDP program stays and drops what is lbd's meanwhile
+    furnished   segments, frames, sockets for the new ones; or, if that fails, for the old ones again
+    started     and when they know all services, the XDP program gives them packets
+
+NB: the kernel, which has the addresses, never sees a packet of a service's: it would answer RST.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from lbd.config import Config
+from lbd.master.nic import Nic
+from lbd.master.refusal import Refusal
+from lbd.master.resources import worker_set
+from lbd.master.sockets import close_ports, queue_counts
+from lbd.master.startup import check_interfaces, furnish, renew
+from lbd.shm._shm import SegmentError
+from lbd.xdp._xsk import XdpError
+
+if TYPE_CHECKING:
+    from lbd.master.daemon import Daemon
+
+log = logging.getLogger(__name__)
+
+START_LIMIT = 10.0
+
+
+def check(d: Daemon, config: Config) -> tuple[dict[int, Nic], dict[str, int]]:
+    """NICs by port number, and their queues; a Refusal if these workers can't be."""
+    snapshot = d.network.snapshot()
+    if d.epochs.waiting and config.workers.number != d.config.workers.number:
+        raise Refusal(
+            f"flows got other owners less than an hour ago: with {config.workers.number} workers, connections of before that"
+            " would be lost",
+            f"wait {d.epochs.waiting / 60:.0f} minutes, or restart lbd",
+        )
+    nics = check_interfaces(config, snapshot)
+    held = {p.ifindex: p.iface for p in d.resources.ports}
+    nics = {held.get(nic.ifindex, number): nic for number, nic in nics.items()}
+    queues = queue_counts(config, {c.name: c for c in snapshot.channels}, [nic.name for nic in nics.values()])
+    return nics, queues
+
+
+async def change(d: Daemon, config: Config) -> None:
+    """`config`: what runs, but for its workers. A Refusal, and the old ones run again."""
+    await d.network.mirror.look_at_queues()
+    nics, queues = check(d, config)
+    began = time.monotonic()
+    owners = d.resources.host.owners()[0]
+    await d.supervisor.stop()
+    try:
+        await _replace(d, config, nics, queues)
+    except (Refusal, XdpError, SegmentError, OSError) as error:
+        log.error("other workers can't be started: %s; those of before are", error)
+        try:
+            await _replace(d, d.config, *check(d, d.config))
+        except (Refusal, XdpError, SegmentError, OSError) as again:
+            d.alarm(f"nor can those of before: {again}; lbd ends")
+            d.stop()
+        raise error if isinstance(error, Refusal) else Refusal(f"other workers can't be started: {error}") from None
+    d.config = d.network.config = config
+    if d.resources.host.owners()[0] != owners:
+        d.epochs.changed()
+    log.warning("workers were replaced: %d now, packets were dropped for %.2f s", len(d.segments), time.monotonic() - began)
+
+
+async def _replace(d: Daemon, config: Config, nics: dict[int, Nic], queues: dict[str, int]) -> None:
+    for number in list(d.supervisor.members):
+        d.supervisor.remove(number)
+    r = d.resources
+    close_ports(r.ports)
+    with ExitStack() as stack:
+        snapshot = d.network.snapshot()
+        # in a thread: queues that were just closed may be busy for a second
+        fresh = await asyncio.to_thread(furnish, stack, config, snapshot, nics, queues)
+        fresh.host.copy_tables(r.host)
+        stack.pop_all()
+    r.clear_out()
+    r.become(fresh)
+    await _start(d, config)
+
+
+async def _start(d: Daemon, config: Config) -> None:
+    d.network.know_ports(d.resources.ports)
+    for number in range(d.resources.sizes["workers"]):
+        d.supervisor.add(worker_set(d.resources, number, config))
+    for number in d.supervisor.members:
+        d.supervisor.start(number)
+    d.applier.look(d.network.reach())
+    for number in d.supervisor.members:
+        d.applier.tell_again(number)
+    d.capture.repeat()
+    d.reopener.begin()
+    deadline = time.monotonic() + START_LIMIT
+    while not all(map(d.is_alive, d.segments)) and time.monotonic() < deadline:  # noqa: ASYNC110 (a segment has no event)
+        await asyncio.sleep(0.005)
+    await d.applier.settle()
+    renew(d.program, d.network.mirror.links(), d.resources.ports)
+    for port in d.resources.ports:  # not before: what workers don't know as a service's they give to the kernel
+        d.program.set_socket(port.iface, port.queue, port.fd)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Another number of workers under traffic (lbd/master/crew.py), and over a restart: connections go on."""
+
+from collections.abc import Callable
+
+import pytest
+
+from lbd.testbed import Testbed
+from lbd.testbed.daemon import Daemon
+from lbd.testbed.netns import wait_until
+from tests.netns.command import lbd as command
+from tests.netns.traffic import Inside, Traffic, config
+
+pytestmark = [pytest.mark.root, pytest.mark.netns]
+
+STREAMS, FLOWS = 60, 4
+
+
+def queues(testbed: Testbed, count: int) -> None:
+    """With XDP a veth must not receive by fewer queues than its peer sends by."""
+    balancer, peers = testbed.balancer, ((testbed.client, "eth0"), (testbed.topology.switch, "lb"))
+    ends = [(balancer, "eth0"), (balancer, "eth1")]
+    for ns, name in [*ends, *peers] if count > 1 else [*peers, *ends]:
+        ns.run(["ethtool", "-L", name, "rx", str(count), "tx", str(count)])
+
+
+def working(lbd: Daemon) -> list[int]:
+    """Connections of each worker."""
+    return [w["connections_ipv4"] + w["connections_ipv6"] for w in lbd.get("/v1/workers")["workers"]]
+
+
+def unharmed(traffic: Traffic, more: int = 300) -> None:
+    """Requests go on, on all connections that there were."""
+    seen = traffic.report()["requests"]
+    traffic.ask("mark")
+    wait_until("requests go on", lambda: traffic.report()["requests"] > seen + more, 20)
+    wait_until("every flow goes on", lambda: traffic.report()["not_resumed"] == 0, 20)
+    report = traffic.report()
+    assert report["open"] == STREAMS and not report["error_count"], report["errors"]
+
+
+@pytest.mark.slow
+def test_more_workers_and_fewer(make_testbed: Callable[..., Testbed]) -> None:
+    testbed = make_testbed(workers=2).up()
+    queues(testbed, 1)
+    one, two = (config(testbed, workers={"count": n}) for n in (1, 2))
+    lbd = testbed.lbd(one)
+    traffic = Traffic(testbed, streams=STREAMS, flows=FLOWS)
+    traffic.wait_open()
+    assert len(working(lbd)) == 1
+
+    lbd.config_file.write_text(two)
+    assert "2 workers, but no interface has more than 1 receive queues" in command(lbd, "reload", code=1)
+    traffic.ask("pause")  # what a veth receives by a queue that has just come goes to the kernel, past XDP
+    traffic.wait_quiet()
+    queues(testbed, 2)
+    assert "workers: count is now 2, was 1" in command(lbd, "reload")
+    assert "workers were replaced: 2 now" in lbd.log()
+    traffic.ask("go")
+    unharmed(traffic)
+    assert lbd.get("/v1/status")["ready"]
+    more = Traffic(testbed, streams=STREAMS, flows=FLOWS)
+    more.wait_open()
+    assert min(working(lbd)) > STREAMS // 4, "new ones are opened by both"
+    unharmed(more)
+
+    lbd.config_file.write_text(config(testbed, workers={"count": 2, "fifo_priority": 1}))
+    assert "fifo_priority is now 1" in command(lbd, "reload")
+    for each in (traffic, more):
+        unharmed(each)
+
+    lbd.config_file.write_text(one)
+    assert "flows got other owners less than an hour ago" in command(lbd, "reload", code=1)
+    for each in (traffic, more):
+        unharmed(each)
+        each.ask("pause")
+        each.wait_quiet()
+    held = sum(working(lbd))
+    assert lbd.stop() == 0
+    queues(testbed, 1)
+    again = testbed.lbd(one)
+    assert working(again) == [held]
+    assert not (again.run_dir / "conn-1").exists()
+    for each in (traffic, more):
+        each.ask("go")
+        unharmed(each)
+        each.ask("pause")
+        each.wait_quiet()
+    inside = Inside(again)
+    inside.settle(2 * STREAMS, 2 * FLOWS)
+    inside.close()
+    for each in (traffic, more):
+        each.stop()
+    assert again.stop() == 0
