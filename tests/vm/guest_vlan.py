@@ -2,10 +2,13 @@
 
     guest_vlan.py NIC-MODEL        eth0 trunk's far end | eth1 balancer, one arm; prints one JSON object
 
+The worker runs on core 1, which is NUMA node 1's.
+
 VLAN 7: clients; VLAN 8: real servers; 9 (802.1ad) around 5: more clients, of a VLAN device that comes and goes while lbd runs.
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,6 +21,7 @@ CONFIG = """
 run_dir = "{run}"
 [workers]
 count = {workers}
+cores = [1]
 heartbeat_limit = "30s"
 [tables]
 connections_ipv4 = 4096
@@ -111,6 +115,17 @@ def curl(namespace: str, *urls: str) -> int:
     return done.stdout.count("hello\n")
 
 
+def pages(pid: int) -> dict[str, list[int]]:
+    """Of what a worker shares with others, but for what all of them write, those on each NUMA node."""
+    found: dict[str, list[int]] = {}
+    for line in Path(f"/proc/{pid}/numa_maps").read_text().splitlines():
+        if name := re.search(r"file=\S*?(lbd-area|lbd-worker|conn)-?\d*", line):
+            counts = found.setdefault(name[1], [0, 0])
+            for node, number in re.findall(r" N(\d)=(\d+)", line):
+                counts[int(node)] += int(number)
+    return found
+
+
 def main(model: str) -> None:
     work = Path(tempfile.mkdtemp(dir="/dev/shm"))
     run = work / "run"
@@ -149,6 +164,8 @@ def main(model: str) -> None:
         found["after"] = [curl("deep", "-m", "2", four), curl("client", *[four] * 10)]
         found["drops"] = {d["reason"]: d["packets"] for d in ask("drops")["drops"] if d["packets"]}
         found["restarts"] = [w["restarts"] for w in ask("workers")["workers"]]
+        found["places"] = ask("status")["workers"]["places"]
+        found["pages"] = pages(ask("workers")["workers"][0]["pid"])
         found["mode"] = [i["mode"] for i in ask("status")["interfaces"]]
     found["rxvlan"] = [line.strip() for line in sh("ethtool -k eth1").splitlines() if "rx-vlan-offload" in line]
     found["log"] = [line for line in (work / "lbd.log").read_text().splitlines() if "rxvlan" in line]

@@ -10,6 +10,13 @@ HERE = Path(__file__).parent
 ROOT = Path(__file__).parents[2]
 
 
+# a core and half of the memory each
+TWO_NODES = [
+    *(f"--qemu-arg={word}" for n in (0, 1) for word in ("-object", f"memory-backend-ram,id=m{n},size=1G")),
+    *(f"--qemu-arg={word}" for n in (0, 1) for word in ("-numa", f"node,nodeid={n},cpus={n},memdev=m{n}")),
+]
+
+
 def guest(vmlab, program: str, model: str, *options: str) -> dict:
     """What the guest's program printed."""
     done = vmlab(f"ulimit -l unlimited; {sys.executable} {HERE / program} {model}", "--mem", "2G", *options,
@@ -21,7 +28,10 @@ def guest(vmlab, program: str, model: str, *options: str) -> dict:
 @pytest.mark.slow
 @pytest.mark.timeout(620)
 def test_clients_and_servers_in_vlans_of_one_port(vmlab) -> None:
-    seen = guest(vmlab, "guest_vlan.py", "virtio", "--modprobe", "8021q", "--pair", "virtio")
+    seen = guest(vmlab, "guest_vlan.py", "virtio", "--modprobe", "8021q", "--pair", "virtio", *TWO_NODES)
+    assert seen["places"] == [{"worker": 0, "core": 1, "node": 1, "siblings": []}]
+    assert set(seen["pages"]) == {"lbd-area", "lbd-worker", "conn"}
+    assert all(far == 0 < near for far, near in seen["pages"].values()), "all of it lies where the worker runs"
     assert seen["seven"] == [10, 10, 10, 10], "FULLNAT of both families, NAT, and SNAT"
     assert seen["snat"] == [1, True], "sent to the VLAN device's own MAC"
     assert seen["before"] == 0 and seen["deep"] == [10, 10], "802.1ad around 802.1Q, once its device is there"
