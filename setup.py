@@ -58,11 +58,12 @@ CYTHON_DIRECTIVES = {
 }
 CYTHON_LOG = "build/cython.log"
 
+OPTIMISE = os.environ.get("LBD_OPT", "3")
 SANITIZE = os.environ.get("LBD_SANITIZE") == "1"
 PARTIAL = os.environ.get("LBD_PARTIAL") == "1"
 
 
-def compile_args() -> list[str]:
+def compile_args(optimise: str) -> list[str]:
     # CYTHON_INLINE stays the hint that it is. Forced (always_inline), it would unfold cold functions too in
     # each of their callers, since a .pxd can hold no others than inline ones.
     # Packet bytes are read through structs of many types: strict aliasing must not see that.
@@ -74,7 +75,7 @@ def compile_args() -> list[str]:
         args += ["-U_FORTIFY_SOURCE"]
     else:
         # The fast lane, once per address family, is a little beyond gcc's limit of 200: as a call it costs 44 instructions a packet
-        args += ["-O" + os.environ.get("LBD_OPT", "3"), "--param=max-inline-insns-single=260"]
+        args += ["-O" + optimise, "--param=max-inline-insns-single=260"]
     if platform.machine() == "x86_64":
         args.append("-march=" + os.environ.get("LBD_MARCH", "x86-64-v3"))
     return args
@@ -98,7 +99,6 @@ def declared_extensions() -> list[Extension]:
     wanted = dict(EXTENSIONS)
     if os.environ.get("LBD_TEST_EXT") == "1":
         wanted.update(TEST_EXTENSIONS)
-    flags = compile_args()
     extensions = []
     for name, libraries in wanted.items():
         source = name.replace(".", "/") + ".pyx"
@@ -111,7 +111,8 @@ def declared_extensions() -> list[Extension]:
                     include_dirs=include,
                     # any .pxd, .pxi or header may be inlined into any of them
                     depends=headers + sorted(str(p) for p in Path("lbd").rglob("*.px[di]")),
-                    extra_compile_args=flags,
+                    # what tests alone call is not measured, and quickly compiled
+                    extra_compile_args=compile_args("1" if name.startswith("tests.") else OPTIMISE),
                     extra_link_args=["-fsanitize=address,undefined"] if SANITIZE else [],
                 )
             )
@@ -189,7 +190,7 @@ class build_ext(setuptools_build_ext):
 
     def flags_changed(self) -> bool:
         """Whether what is built already was compiled in another way: setuptools looks at the sources' dates alone."""
-        stamp, flags = Path(self.build_lib, ".flags"), " ".join(compile_args())
+        stamp, flags = Path(self.build_lib, ".flags"), " ".join(compile_args(OPTIMISE))
         same = stamp.exists() and stamp.read_text() == flags
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.write_text(flags)

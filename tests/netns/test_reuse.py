@@ -30,7 +30,7 @@ def test_ports_in_time_wait_serve_again_at_once(make_testbed: Callable[..., Test
     settings["service"][0].pop("health")
     daemon = testbed.lbd(config_text(settings))
     requests, again = 0, syns_again(testbed)
-    while requests < 5 * PORTS:
+    while requests < 3 * PORTS:
         result = testbed.wrk(family, connections=16, seconds=2, close=True)
         assert result.requests and result.errors == 0, result
         requests += result.requests
