@@ -20,13 +20,13 @@ TWO_NODES = [
 def guest(vmlab, program: str, model: str, *options: str) -> dict:
     """What the guest's program printed."""
     done = vmlab(f"ulimit -l unlimited; {sys.executable} {HERE / program} {model}", "--mem", "2G", *options,
-                 "--env", f"PYTHONPATH={ROOT}", timeout=600)  # fmt: skip
+                 "--env", f"PYTHONPATH={ROOT}", timeout=900)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(620)
+@pytest.mark.timeout(920)
 def test_clients_and_servers_in_vlans_of_one_port(vmlab) -> None:
     seen = guest(vmlab, "guest_vlan.py", "virtio", "--modprobe", "8021q", "--pair", "virtio", *TWO_NODES)
     assert seen["places"] == [{"worker": 0, "core": 1, "node": 1, "siblings": []}]
@@ -42,7 +42,7 @@ def test_clients_and_servers_in_vlans_of_one_port(vmlab) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(620)
+@pytest.mark.timeout(920)
 def test_a_bond_loses_slaves_and_is_made_anew(vmlab) -> None:
     seen = guest(vmlab, "guest_bond.py", "virtio", "--modprobe", "bonding", *["--pair", "virtio"] * 3)
     assert seen["lacp"] == 4, "LACP frames passed: both slaves, at both ends, collect and distribute"

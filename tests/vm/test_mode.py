@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[2]
 def seen(request: pytest.FixtureRequest, vmlab: Any) -> dict[str, Any]:
     nic = request.param
     command = f"ulimit -l unlimited; {sys.executable} {guest.__file__} {nic} require"
-    done = vmlab(command, "--mem", "2G", "--pair", nic, "--pair", nic, "--env", f"PYTHONPATH={ROOT}", timeout=600)
+    done = vmlab(command, "--mem", "2G", "--pair", nic, "--pair", nic, "--env", f"PYTHONPATH={ROOT}", timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return {"nic": nic, "log": done.stderr, **json.loads(done.stdout)}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(620)
+@pytest.mark.timeout(920)
 def test_the_sockets_are_zero_copy(seen: dict[str, Any]) -> None:
     assert [(i["name"], i["mode"]) for i in seen["status"]] == [("eth1", "zero-copy"), ("eth2", "zero-copy")]
     queues = [q for w in seen["workers"] for q in w["queues"]]

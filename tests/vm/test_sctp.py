@@ -11,11 +11,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(590)
+@pytest.mark.timeout(920)
 @pytest.mark.cell("fullnat nat dr tunnel", "4 6", "sctp", "veth")
 def test_the_kernels_sctp(vmlab) -> None:
     done = vmlab(f"ulimit -l unlimited; {sys.executable} {GUEST}", "--mem", "2G", "--modprobe", "sctp,ipip,ip6_tunnel",
-                 "--env", f"PYTHONPATH={ROOT}", timeout=570)  # fmt: skip
+                 "--env", f"PYTHONPATH={ROOT}", timeout=900)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     seen = json.loads(done.stdout)
     assert "tx-checksum-sctp: on" in seen["offload"]
