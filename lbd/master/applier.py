@@ -20,12 +20,13 @@ from collections.abc import Callable, Mapping
 from lbd.config.service import Service
 from lbd.master.arena import Arena, ArenaFull
 from lbd.master.compose import Composer
+from lbd.master.desired import ServiceKey
 from lbd.master.network import Network
 from lbd.master.numbers import NumbersUsedUp
 from lbd.master.reach import Reach
 from lbd.master.reconcile import Busy, Placed, Reconciler, Records
 from lbd.master.resources import Resources
-from lbd.master.steering import Steering
+from lbd.master.steering import ServiceAt, Steering
 from lbd.master.supervise import Supervisor
 from lbd.shm import _shm as shm
 
@@ -44,7 +45,7 @@ class Applier:
         arena = Arena(sizes["arena"], lambda off, table: resources.host.write_table(off, table))  # of the workers of then
         busy = Busy(self._service_in_use, self._dest_in_use, self._lip_in_use)
         self.reconciler = Reconciler(sizes["services"], sizes["dests"], sizes["lips"], arena, busy)
-        self.steering = Steering(resources.program, self._address_in_use)
+        self.steering = Steering(resources.program, self._address_in_use, self._serving)
         self.steered = 0  # generation that the XDP program shows
         self.places: Mapping[int, tuple[int, int]] = {}  # ifindex -> interface number, VLAN
         self.failures: dict[str, str] = {}  # what can't be carried out now, by cause
@@ -53,6 +54,7 @@ class Applier:
         self._due = False
         self._unsettled = 0.0  # since when workers owe something
         self._lip_numbers: dict[bytes, int] = {}  # of those that were removed, too
+        self._service_numbers: dict[ServiceKey, int] = {}  # the same, by each of their addresses
 
     @property
     def settled(self) -> bool:
@@ -70,7 +72,7 @@ class Applier:
         self.steering.prepare(desired)
         if batch:
             self.supervisor.broadcast(*batch)
-        self._lip_numbers.update(self.reconciler.lips.items())
+        self._remember_numbers()
         self.wake()
 
     def apply_soon(self) -> None:
@@ -122,7 +124,13 @@ class Applier:
         for number in self.supervisor.members:
             self.supervisor.send(number, *self.reconciler.full(found.get(number)))
         self.reconciler.release_adopted()
+        self._remember_numbers()
+
+    def _remember_numbers(self) -> None:
+        """What counts the connections of something that is gone."""
         self._lip_numbers.update(self.reconciler.lips.items())
+        for placed in self.reconciler.placed.values():
+            self._service_numbers.update(dict.fromkeys(placed.service.keys, placed.number))
 
     # -- the network -----------------------------------------------------------------------------------------
 
@@ -157,6 +165,14 @@ class Applier:
 
     def _lip_in_use(self, number: int) -> bool:
         return any(s.lip_stats(number)[-1] for s in self._segments())
+
+    def _serving(self, at: ServiceAt) -> bool:
+        """Of a service that is not wanted: has it connections still?"""
+        number = self._service_numbers.get(at[1:])
+        if number is not None:
+            return self._service_in_use(number)
+        services = self.reconciler.services  # as below
+        return any(self._service_in_use(n) for n in range(services.capacity) if services.key(n) is None)
 
     def _address_in_use(self, address: bytes) -> bool:
         number = self._lip_numbers.get(address)

@@ -178,9 +178,9 @@ class Daemon:
     async def _every_second(self) -> None:
         self.reopener.tend()
         steering = self.applier.steering
-        if steering.leaving:
+        if leaving := steering.leaving:
             steering.tend()
-            if not steering.leaving:
+            if steering.leaving != leaving:
                 await self.network.release(self.wanted_addresses())
         if (text := summary(self)) != self._told:
             self._told = text
@@ -299,7 +299,7 @@ class Daemon:
         self.applier.look(self.network.reach())
 
     def wanted_addresses(self) -> set[Held]:
-        """Managed ones; and local addresses that are not wanted any more, but that connections hold ports of."""
+        """Managed ones; and those that are not wanted any more, but that connections have."""
         leaving = self.applier.steering.leaving
         held = self.network.held
         return vips(self.config) | lips(self.config) | {h for h in held if ip_interface(h[1]).ip.packed in leaving}

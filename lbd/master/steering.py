@@ -5,14 +5,14 @@ Scope: services, local addresses, real servers whose answers, or whose tunnels' 
 snat_steering.py. (Interfaces and sockets are put there once, by `startup.py`, and by the supervisor when a socket is opened
 anew.) Reads the maps back, so that a new master finds what its predecessor steered.
 
-    service         not steered ──every worker has applied it──► steered ──not wanted any more──► not steered
+    service         not steered ──every worker has applied it──► steered ──not wanted, and it has no connection──► not steered
     local address   not steered ──wanted──► steered ──not wanted, and no connection holds a port of it──► not steered
 
 So of a batch of changes, `prepare` comes before workers are told, and `extend` after all of them have applied it.
 
-Prohibited: steering a service before every worker knows it (its packets would be dropped as `no_service`); telling
-workers of its end while packets still come; letting a worker open connections from a local address that is not steered,
-or unsteering one that is in use: the answers would reach the kernel, which would answer RST.
+Prohibited: steering a service before every worker knows it (its packets would go to the kernel); unsteering one that has
+connections (the kernel would answer RST; what opens none goes there by way of the workers); letting a worker open connections from
+a local address that is not steered, or unsteering one that is in use: the answers would reach the kernel, which would answer RST.
 NB: for the same reason ports that a local address gives up stay steered until lbd is restarted.
 """
 
@@ -36,11 +36,13 @@ TUNNEL_PROTOCOLS = {"ipip": 4, "gre": 47, "gue": 17}
 
 
 class Steering:
-    """`program`: lbd.xdp._xsk.Program. `in_use`: whether connections hold ports of a local address."""
+    """`program`: lbd.xdp._xsk.Program. `in_use`: whether connections hold ports of a local address; `serving`: whether a service
+    that was has some."""
 
-    def __init__(self, program: Any, in_use: Callable[[bytes], bool]) -> None:
+    def __init__(self, program: Any, in_use: Callable[[bytes], bool], serving: Callable[[ServiceAt], bool]) -> None:
         self._program = program
         self._in_use = in_use
+        self._serving = serving
         self._services: set[ServiceAt] = set(program.services())
         self._lips: dict[LipAt, Ports] = dict(program.lips())
         self._sources: set[ServiceAt] = set(program.sources())
@@ -60,15 +62,12 @@ class Steering:
         self._seen = None
         self._due = True
         self._wanted = wanted(desired)
-        services, lips = self._wanted
+        lips = self._wanted[1]
         self._answers(sources(desired))
         self._ends = ends(desired)
         self._wrapped(wrapped(desired))
         self._snat.prepare(desired)
         pools = {(family(a.address), a.address) for a in desired.local_addresses if a.snat}
-        for at in self._services - services.keys():
-            self._program.del_service(*at)
-            self._services.discard(at)
         for lip, (lo, hi) in lips.items():
             now = self._lips.get(lip, (lo, hi))
             ports = (min(lo, now[0]), max(hi, now[1]))
@@ -111,7 +110,11 @@ class Steering:
         self._due = False
 
     def tend(self) -> None:
-        """Now and then: local addresses that were only waiting for their last connection."""
+        """Now and then: what was only waiting for its last connection."""
+        for service in self._services - self._wanted[0].keys():
+            if not self._serving(service):
+                self._program.del_service(*service)
+                self._services.discard(service)
         for at in self._lips.keys() - self._wanted[1].keys():
             if not self._in_use(at[1]):
                 self._program.del_lip(*at)
@@ -119,8 +122,9 @@ class Steering:
 
     @property
     def leaving(self) -> set[bytes]:
-        """Local addresses that are not wanted any more, but steered still."""
-        return {address for _, address in self._lips.keys() - self._wanted[1].keys()}
+        """Addresses of services, and local ones, that are not wanted any more, but steered still."""
+        services = {at[1] for at in self._services - self._wanted[0].keys()}
+        return services | {address for _, address in self._lips.keys() - self._wanted[1].keys()}
 
     def stop(self) -> None:
         """Nothing is taken away from the kernel any more."""

@@ -49,8 +49,11 @@ def test_reload_touches_only_what_changed(site: Site) -> None:
         assert site.real_servers("weighted4")[endpoint(testbed.servers[0].host.address4, HTTP_PORT)]["weight"] == 5
         with dial(testbed.client, testbed.vip(4), 82) as new:
             assert exchange(new, b"z" * 10_000) == b"z" * 10_000
-        assert testbed.dnsperf(4, queries=5, outstanding=5, timeout=1).completed == 0
-        assert "service dns4 added" in site.reload(site.settings)
+            assert testbed.dnsperf(4, queries=5, outstanding=5, timeout=1).completed == 0
+            assert "service dns4 added" in site.reload(site.settings)
+            assert exchange(new, b"z" * 10_000) == b"z" * 10_000, "its service is gone, it stays"
+            with pytest.raises(ConnectionRefusedError):
+                dial(testbed.client, testbed.vip(4), 82)
         assert testbed.dnsperf(4, queries=50, outstanding=10).lost == 0
         assert exchange(sock, b"z" * 10_000) == b"z" * 10_000
         result = load.result()

@@ -409,6 +409,10 @@ class FakeProgram:
         pass
 
 
+def never(_: object) -> bool:
+    return False
+
+
 def desired(ports: list[int], *lips: tuple[int, int, int]) -> Desired:
     services = tuple(Service(f"s{p}", bytes([192, 0, 2, 1]), p, 6, "rr", ()) for p in ports)
     return Desired(services, tuple(LocalAddress(bytes([10, 0, 0, n]), lo, hi) for n, lo, hi in lips))
@@ -416,13 +420,13 @@ def desired(ports: list[int], *lips: tuple[int, int, int]) -> Desired:
 
 def test_steering_keeps_the_order() -> None:
     program, busy = FakeProgram(), {bytes([10, 0, 0, 1])}
-    steering = Steering(program, lambda address: address in busy)
+    steering = Steering(program, lambda address: address in busy, never)
     steering.prepare(desired([80], (1, 2000, 3000)))
     assert program.log == ["+lip 1 2000-3000"], "answers must find their way before a worker opens a connection"
     steering.extend()
     assert program.log == ["+lip 1 2000-3000", "+80"]
     steering.prepare(desired([81], (2, 2000, 3000)))
-    assert program.log[2:] == ["-80", "+lip 2 2000-3000"], "and local address 1 is in use"
+    assert program.log[2:] == ["+lip 2 2000-3000", "-80"], "and local address 1 is in use"
     assert steering.leaving == {bytes([10, 0, 0, 1])}
     steering.tend()
     busy.clear()
@@ -433,9 +437,25 @@ def test_steering_keeps_the_order() -> None:
     assert not program.vips and not program.lip
 
 
+def test_a_service_that_is_gone_keeps_its_connections() -> None:
+    program, busy = FakeProgram(), {80, 82}
+    steering = Steering(program, lambda address: False, lambda at: at[2] in busy)
+    steering.prepare(desired([80, 81, 82]))
+    steering.extend()
+    steering.prepare(desired([82]))
+    steering.extend()
+    assert program.log[3:] == ["-81"] and steering.leaving == {bytes([192, 0, 2, 1])}
+    steering.prepare(desired([80, 82]))
+    assert program.log[4:] == [] and not steering.leaving, "it is back"
+    steering.prepare(desired([82]))
+    busy.clear()
+    steering.tend()
+    assert program.log[4:] == ["-80"] and not steering.leaving
+
+
 def test_steering_never_takes_ports_away() -> None:
     program = FakeProgram()
-    steering = Steering(program, lambda address: True)
+    steering = Steering(program, lambda address: True, never)
     steering.prepare(desired([], (1, 2000, 3000)))
     steering.prepare(desired([], (1, 2500, 4000)))
     assert program.lip == {(4, bytes([10, 0, 0, 1])): (2000, 4000)}
@@ -443,7 +463,7 @@ def test_steering_never_takes_ports_away() -> None:
 
 def test_steering_follows_how_real_servers_are_reached() -> None:
     program = FakeProgram()
-    steering = Steering(program, lambda address: False)
+    steering = Steering(program, lambda address: False, never)
 
     def tunnelled(*servers: RealServer, mode: str = "tunnel") -> Desired:
         return Desired((Service("s", bytes([192, 0, 2, 1]), 80, 6, "rr", servers, mode=mode),))
@@ -463,11 +483,11 @@ def test_steering_follows_how_real_servers_are_reached() -> None:
 
 def test_new_master_finds_what_was_steered() -> None:
     program = FakeProgram()
-    old = Steering(program, lambda address: False)
+    old = Steering(program, lambda address: False, never)
     old.prepare(desired([80, 81], (1, 2000, 3000)))
     old.extend()
     program.log.clear()
-    new = Steering(program, lambda address: False)
+    new = Steering(program, lambda address: False, never)
     new.prepare(desired([81, 82], (1, 2000, 3000)))
     assert program.log == ["-80"]
     new.extend()
