@@ -32,6 +32,7 @@ cdef extern from * nogil:
 
 cdef enum:
     REF_NONE = 0xffffffff
+    REF_LOOK = 0xfffffffe       # of a probe: none in the primary bucket, but there are more. From here on up no ref is one
     CONN_NIL = 0xffffffff
     BUCKET_SLOTS = 10
     BUCKET_FILL_X100 = 625      # entries per primary bucket when the table is full, times 100

@@ -36,9 +36,12 @@ cdef inline uint64_t csum_partial(const uint8_t *p, uint32_t n, uint64_t s) noex
 cdef inline uint64_t csum_diff(const void *old, const void *new, uint32_t n, uint64_t s) noexcept nogil:
     """Adds ~old + new over n bytes (a multiple of 2) to the running sum."""
     cdef uint32_t i
-    for i in range(0, n, 2):
-        s += <uint16_t> ~lbd_ld16(<const uint8_t *> old + i)
-        s += lbd_ld16(<const uint8_t *> new + i)
+    for i in range(0, n & ~<uint32_t> 3, 4):
+        s += <uint32_t> ~lbd_ld32(<const uint8_t *> old + i)
+        s += lbd_ld32(<const uint8_t *> new + i)
+    if n & 2:
+        s += <uint16_t> ~lbd_ld16(<const uint8_t *> old + (n - 2))
+        s += lbd_ld16(<const uint8_t *> new + (n - 2))
     return s
 
 

@@ -13,6 +13,7 @@ from lbd.datapath.pkt cimport Pkt
 from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.hdr cimport *
 from lbd.datapath.csum cimport csum_fold, csum_partial, csum_pseudo
+from lbd.datapath.ip4 cimport ip4_write
 from lbd.datapath.conn cimport ConnTable, conn_common, conn_server, conn_tuple
 from lbd.datapath.neigh cimport Adj
 from lbd.datapath.svc cimport SVC_NONE, TUNNEL_CSUM, TUNNEL_GRE, TUNNEL_GUE, TUNNEL_IPIP, TUNNEL_KIND
@@ -47,25 +48,18 @@ cdef inline void outer4(Pkt *p, const uint8_t *src, const uint8_t *dst, uint32_t
     """Before the packet at p.l3, which is still the inner one, and `shim` bytes before it."""
     cdef uint8_t *inner = p.data + p.l3
     cdef IpHdr *in4 = <IpHdr *> inner
-    cdef IpHdr *ip = <IpHdr *> (inner - shim - sizeof(IpHdr))
-    ip.ver_ihl = 0x45
-    ip.tot_len = lbd_bswap16(p.l3_len + shim + sizeof(IpHdr))
-    ip.id = 0
-    ip.ttl = OUTER_TTL
-    ip.protocol = proto
+    cdef uint16_t id = 0, frag_off = lbd_bswap16(IP_DF)
+    cdef uint8_t tos
     if p.af == 4:
-        ip.tos = in4.tos
-        ip.frag_off = in4.frag_off & lbd_bswap16(IP_DF)
-        if not ip.frag_off:
+        tos = in4.tos
+        frag_off &= in4.frag_off
+        if not frag_off:
             # fragments of one datagram have the same: in packets of their own they must not, routers may fragment those
-            ip.id = in4.id ^ <uint16_t> ((in4.frag_off & lbd_bswap16(IP_OFFMASK)) * 0x9e37)
+            id = in4.id ^ <uint16_t> ((in4.frag_off & lbd_bswap16(IP_OFFMASK)) * 0x9e37)
     else:
-        ip.tos = <uint8_t> (inner[0] << 4 | inner[1] >> 4)
-        ip.frag_off = lbd_bswap16(IP_DF)
-    memcpy(&ip.saddr, src, 4)
-    memcpy(&ip.daddr, dst, 4)
-    ip.check = 0
-    ip.check = <uint16_t> ~csum_fold(csum_partial(<uint8_t *> ip, sizeof(IpHdr), 0))
+        tos = <uint8_t> (inner[0] << 4 | inner[1] >> 4)
+    ip4_write(inner - shim - sizeof(IpHdr), p.l3_len + shim + sizeof(IpHdr), tos, id, frag_off, OUTER_TTL, proto, lbd_ld32(src),
+              lbd_ld32(dst))
 
 
 cdef inline void outer6(Pkt *p, const uint8_t *src, const uint8_t *dst, uint32_t shim, uint8_t proto) noexcept nogil:
@@ -120,17 +114,14 @@ cdef inline void gue_sum(uint8_t *inner, uint32_t size, int raf) noexcept nogil:
         u.check = 0xffff
 
 
-cdef inline bint encap(Engine *e, Pkt *p, ConnTable *t, uint32_t i, const Adj *a, int af, int raf) noexcept nogil:
-    """Behind a header of the real server's family raf. False: no source address. What lies before the inner header is not moved:
-    the link layer is written anew after this (link_write). l3_len stays the inner packet's."""
-    cdef uint8_t src[16]
+cdef inline void encap_from(Pkt *p, ConnTable *t, uint32_t i, const uint8_t *src, int af, int raf) noexcept nogil:
+    """Behind a header of the real server's family raf, from src. What lies before the inner header is not moved: the link layer is
+    written anew after this (link_write). l3_len stays the inner packet's."""
     cdef uint8_t server[16]
     cdef uint8_t *inner = p.data + p.l3
     cdef uint32_t way = conn_way(t, i, af)[0]
     cdef uint32_t n = encap_bytes(way, raf)
     cdef uint8_t proto = PROTO_IPIP if af == 4 else PROTO_IPV6
-    if not outer_source(e, p.svc, a, src, raf):
-        return False
     conn_server(t, i, server, af)
     if way & TUNNEL_KIND == TUNNEL_GRE:
         gre_write(inner, p.l3_len, way, af)
@@ -150,4 +141,12 @@ cdef inline bint encap(Engine *e, Pkt *p, ConnTable *t, uint32_t i, const Adj *a
     p.room += n
     p.l4 += n
     p.af = raf
+
+
+cdef inline bint encap(Engine *e, Pkt *p, ConnTable *t, uint32_t i, const Adj *a, int af, int raf) noexcept nogil:
+    """False: no source address."""
+    cdef uint8_t src[16]
+    if not outer_source(e, p.svc, a, src, raf):
+        return False
+    encap_from(p, t, i, src, af, raf)
     return True

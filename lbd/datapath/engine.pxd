@@ -23,6 +23,7 @@ cdef struct Plan:               # of a connection to be opened (open.pxd), valid
     uint64_t hash               # of that
     uint32_t dest
     uint32_t lip                # LIP_NONE: no guess
+    uint32_t mode               # SvcMode of the connection
     uint32_t isn                # TCP: the client's first sequence number
     uint32_t over               # ref of the connection in TIME_WAIT whose port it takes, or REF_NONE
     uint32_t over_af            # in which table
@@ -113,7 +114,7 @@ cdef struct Engine:
     uint32_t any_services       # of port 0
     uint32_t one_packet_services
     uint32_t template_hand      # where the search for templates that are over goes on
-    uint16_t client_adj         # way back to the sender of the last datagram of a one-packet service
+    uint16_t client_adj         # way back to the sender of the last packet that opened a connection, or needed none
     uint32_t nat64              # there is or was a NAT64 connection: IPv4 misses may be found in the IPv6 table
     uint16_t ip_id              # identification of the last IPv4 packet made (NAT64)
     uint16_t snat[32]           # service numbers of the SNAT rules, in their order (snat.pxd)

@@ -1,27 +1,31 @@
 # The fast lane: what nearly every packet is. Untagged Ethernet, IPv4 without options or IPv6 without extension headers, a whole TCP
 # or UDP segment of a connection that is established, between links whose state is settled. Everything else, and every doubt, is the
-# general way's (parse.pxd, forward.pxd): both functions then return False and have changed nothing that it looks at.
+# general way's (parse.pxd, forward.pxd): the lane's functions then return False and have changed nothing that it looks at.
 #
 # The lane may only do what the general way would do. It exists for speed alone: straight code with constant offsets, one word
-# compared where the general way asks several questions, both directions by index instead of by branch. Tests run every packet
-# through both (Engine.fast off) and compare all that comes of it.
+# compared where the general way asks several questions, both directions by index instead of by branch, no tuple (hash and compare
+# read the frame, where addresses and ports lie side by side as in a record). Tests run every packet through both (Engine.fast off)
+# and compare all that comes of it. Tunnels and NAT64 use the same parts, where the word compare says that it is none of the others.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_ld64, lbd_st32, lbd_bswap16, lbd_copy12, lbd_copy16,
-                                    lbd_copy4_wide, lbd_is_multiple_of_65535, lbd_likely)
+from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_ld64, lbd_st16, lbd_st32, lbd_bswap16, lbd_copy12, lbd_copy16,
+                                    lbd_copy4_wide, lbd_is_multiple_of_65535, lbd_likely, lbd_unlikely)
 from lbd.datapath.engine cimport Engine
-from lbd.datapath.pkt cimport Pkt, PKT_MULTI, PKT_REPLY
-from lbd.datapath.flow cimport Tuple
-from lbd.datapath.hdr cimport ETH_HLEN, PROTO_TCP, PROTO_UDP, TcpHdr, TCP_FIN, TCP_RST, TCP_SYN
+from lbd.datapath.pkt cimport FRAG_NONE, Pkt, PKT_MULTI, PKT_REPLY
+from lbd.datapath.flow cimport Tuple, ends_hash
+from lbd.datapath.hdr cimport ETH_HLEN, ETH_P_IP, ETH_P_IPV6, PROTO_TCP, PROTO_UDP, TcpHdr, TCP_FIN, TCP_RST, TCP_SYN
 from lbd.datapath.reason cimport REASON_NONE, VERDICT_FORWARD
-from lbd.datapath.conn cimport (CONN_ACTIVE, CONN_LIVE, CONN_MODE, CONN_ONE_WAY, CONN_SYNACK, CONN_WRAPS, ConnCommon,
-                                ConnTable, conn4, conn_common, conn_edges, conn_side)
+from lbd.datapath.conn cimport (CONN_ACTIVE, CONN_LIVE, CONN_MODE, CONN_ONE_WAY, CONN_OTHER_FAMILY, CONN_SYNACK, CONN_WRAPS,
+                                ConnCommon, ConnTable, conn4, conn6, conn_common, conn_edges, conn_side)
+from lbd.datapath.encap cimport encap_from, outer_source
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.nat cimport check_update, ends_write, hop
+from lbd.datapath.nat64 cimport nat64_mtu, nat64_obstacle, nat64_packet
 from lbd.datapath.neigh cimport Adj, adj_sender
 from lbd.datapath.parse cimport checksum_is_partial, l4_sound
 from lbd.datapath.svc cimport DEST_NONE, SvcStat
 from lbd.datapath.tcp cimport edges_step, STATE_ESTABLISHED, STATE_UDP, STATE_UDP_ONEWAY
 from lbd.datapath.timer cimport WHEEL_SHIFT
+from lbd.datapath.tunnel cimport server_af, tunnel_room
 
 cdef enum Lane:                 # Engine.fast, by interface
     LANE_CLOSED = 0             # checksums are to be verified, or a test says so
@@ -31,6 +35,9 @@ cdef enum Lane:                 # Engine.fast, by interface
 cdef enum:
     L4_4 = 34                   # offsets from the frame's first byte
     L4_6 = 54
+    # a settled connection's flags that may be or not: of modes that leave the IP header's form alone, and of the others
+    ANY_PLAIN = CONN_SYNACK | CONN_ACTIVE | (CONN_MODE & ~CONN_WRAPS)
+    ANY_WRAPPED = CONN_SYNACK | CONN_ACTIVE | CONN_MODE | CONN_OTHER_FAMILY
 
 
 cdef inline bint ip4_sum_ok(const uint8_t *ip) noexcept nogil:
@@ -39,11 +46,8 @@ cdef inline bint ip4_sum_ok(const uint8_t *ip) noexcept nogil:
                                     + lbd_ld32(ip + 16))
 
 
-cdef inline bint parsed(Pkt *p, Tuple *t, uint32_t l4, uint32_t tot, uint8_t proto, int af) noexcept nogil:
-    """The rest, alike in both families, of what parse() fills in."""
-    lbd_st32(&t.sport, lbd_ld32(p.data + l4))
-    t.proto = proto
-    t.af = af
+cdef inline bint parsed(Pkt *p, uint32_t l4, uint32_t tot, uint8_t proto, int af) noexcept nogil:
+    """The rest, alike in both families, of what the lane needs of a packet."""
     p.outer = 0
     p.inner = 0
     p.l3 = ETH_HLEN
@@ -52,12 +56,10 @@ cdef inline bint parsed(Pkt *p, Tuple *t, uint32_t l4, uint32_t tot, uint8_t pro
     p.vlan = 0
     p.af = af
     p.proto = proto
-    if proto == PROTO_TCP:
-        p.tcp_flags = p.data[l4 + 13]
     return True
 
 
-cdef inline bint fast_parse4(Pkt *p, Tuple *t) noexcept nogil:
+cdef inline bint fast_parse4(Pkt *p) noexcept nogil:
     cdef const uint8_t *d = p.data
     cdef uint32_t tot
     cdef uint8_t first, proto
@@ -72,12 +74,10 @@ cdef inline bint fast_parse4(Pkt *p, Tuple *t) noexcept nogil:
     proto = d[ETH_HLEN + 9]
     if <uint8_t> (first - 1) >= 223 or first == 127 or not l4_sound(d + L4_4, proto, tot - 20):
         return False
-    lbd_copy4_wide(t.saddr, d + ETH_HLEN + 12)
-    lbd_copy4_wide(t.daddr, d + ETH_HLEN + 16)
-    return parsed(p, t, L4_4, tot, proto, 4)
+    return parsed(p, L4_4, tot, proto, 4)
 
 
-cdef inline bint fast_parse6(Pkt *p, Tuple *t) noexcept nogil:
+cdef inline bint fast_parse6(Pkt *p) noexcept nogil:
     cdef const uint8_t *d = p.data
     cdef uint32_t tot
     cdef uint8_t proto
@@ -89,33 +89,54 @@ cdef inline bint fast_parse6(Pkt *p, Tuple *t) noexcept nogil:
     proto = d[ETH_HLEN + 6]
     if not l4_sound(d + L4_6, proto, tot - 40):
         return False
-    lbd_copy16(t.saddr, d + ETH_HLEN + 8)
-    lbd_copy16(t.daddr, d + ETH_HLEN + 24)
-    return parsed(p, t, L4_6, tot, proto, 6)
+    return parsed(p, L4_6, tot, proto, 6)
 
 
-cdef inline bint fast_parse(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
-    """Fills p's offsets and the tuple as parse() does."""
-    if p.flags & PKT_MULTI or e.fast[p.ifin] == LANE_CLOSED:
-        return False
-    if not fast_parse4(p, t) and not fast_parse6(p, t):
-        return False
-    return e.fast[p.ifin] == LANE_OPEN or not checksum_is_partial(p)
+cdef inline bint lane_takes(Engine *e, const Pkt *p) noexcept nogil:
+    """The interface's packets?"""
+    return not p.flags & PKT_MULTI and e.fast[p.ifin] != LANE_CLOSED
 
 
-cdef inline bint end_is(const uint8_t *end, const Tuple *t, int af) noexcept nogil:
+cdef inline bint lane_keeps(Engine *e, const Pkt *p) noexcept nogil:
+    """What is parsed: has it a whole checksum?"""
+    return lbd_likely(e.fast[p.ifin] == LANE_OPEN) or not checksum_is_partial(p)
+
+
+cdef inline uint8_t *ends_of(const Pkt *p, int af) noexcept nogil:
+    """Of a packet in the lane: addresses and ports, side by side as in a record (conn_side)."""
+    return p.data + ETH_HLEN + (12 if af == 4 else 8)
+
+
+cdef inline uint64_t fast_hash(const Engine *e, const Pkt *p, int af) noexcept nogil:
+    return ends_hash(ends_of(p, af), p.proto, e.hash_key, af)
+
+
+cdef inline void fast_leave(const Engine *e, Pkt *p, Tuple *t) noexcept nogil:
+    """To the general way: what parse() fills in, too."""
+    if p.af == 4:
+        lbd_copy4_wide(t.saddr, p.data + ETH_HLEN + 12)
+        lbd_copy4_wide(t.daddr, p.data + ETH_HLEN + 16)
+    else:
+        lbd_copy16(t.saddr, p.data + ETH_HLEN + 8)
+        lbd_copy16(t.daddr, p.data + ETH_HLEN + 24)
+    lbd_st32(&t.sport, lbd_ld32(p.data + p.l4))
+    t.proto = p.proto
+    t.af = p.af
+    if p.proto == PROTO_TCP:
+        p.tcp_flags = (<const TcpHdr *> (p.data + p.l4)).flags
+
+
+cdef inline bint end_is(const uint8_t *end, const uint8_t *came, int af) noexcept nogil:
     if af == 4:
-        return (lbd_ld32(end) == lbd_ld32(t.saddr) and lbd_ld32(end + 4) == lbd_ld32(t.daddr)
-                and lbd_ld32(end + 8) == lbd_ld32(&t.sport))
-    return ((lbd_ld64(end) ^ lbd_ld64(t.saddr)) | (lbd_ld64(end + 8) ^ lbd_ld64(t.saddr + 8))
-            | (lbd_ld64(end + 16) ^ lbd_ld64(t.daddr)) | (lbd_ld64(end + 24) ^ lbd_ld64(t.daddr + 8))
-            | (lbd_ld32(end + 32) ^ lbd_ld32(&t.sport))) == 0
+        return lbd_ld64(end) == lbd_ld64(came) and lbd_ld32(end + 8) == lbd_ld32(came + 8)
+    return ((lbd_ld64(end) ^ lbd_ld64(came)) | (lbd_ld64(end + 8) ^ lbd_ld64(came + 8))
+            | (lbd_ld64(end + 16) ^ lbd_ld64(came + 16)) | (lbd_ld64(end + 24) ^ lbd_ld64(came + 24))
+            | (lbd_ld32(end + 32) ^ lbd_ld32(came + 32))) == 0
 
 
-cdef inline bint settled(const ConnCommon *c, uint8_t proto, uint32_t direction, uint32_t now_ms) noexcept nogil:
-    """Live, of this run, established: proto, state, flags and live as one word, little-endian. An unanswered UDP flow is as good
-    while its client's packets do not move it in its queue (udp_step of forward.pxd)."""
-    cdef uint32_t any = CONN_SYNACK | CONN_ACTIVE | (CONN_MODE & ~CONN_WRAPS)
+cdef inline bint settled(const ConnCommon *c, uint8_t proto, uint32_t direction, uint32_t now_ms, uint32_t any) noexcept nogil:
+    """Live, of this run, established: proto, state, flags and live as one word, little-endian; `any`: flags that may be or not. An
+    unanswered UDP flow is as good while its client's packets do not move it in its queue (udp_step of forward.pxd)."""
     cdef uint32_t word = lbd_ld32(&c.proto) & ~(any << 16)
     cdef uint32_t live = <uint32_t> CONN_LIVE << 24
     if proto == PROTO_TCP:
@@ -133,7 +154,79 @@ cdef inline void stat_packet(SvcStat *s, uint32_t direction, uint32_t bytes) noe
     pair[1] += bytes
 
 
-cdef inline bint fast_forward(Engine *e, Pkt *p, const Tuple *t, uint32_t ref, int af) noexcept nogil:
+cdef inline bint passes(Engine *e, const Pkt *p, const ConnCommon *c, const uint8_t *l4, uint32_t hops, uint32_t room,
+                        uint32_t direction) noexcept nogil:
+    """Of a packet of a settled connection: nothing about it is for the general way. room: bytes that it may have."""
+    if c.dest == DEST_NONE:                     # (a record that is not imported has a service)
+        return False
+    if p.l3_len > room or hops <= 1:
+        return False
+    if direction == 0 and e.adj[c.adj_rev].sender != adj_sender(p.data + 6, p.ifin) and not e.return_route:
+        return False
+    return p.proto != PROTO_TCP or not (<const TcpHdr *> l4).flags & (TCP_SYN | TCP_FIN | TCP_RST)
+
+
+cdef inline void passed(Engine *e, Pkt *p, ConnCommon *c, const Adj *a, const uint8_t *l4, uint32_t *edges, uint32_t head,
+                        uint32_t direction) noexcept nogil:
+    """What the connection, the statistics and whoever sends it learn of the packet. head: bytes of its IP header."""
+    if p.proto == PROTO_TCP:
+        edges_step(edges, <const TcpHdr *> l4, p.l3_len - head, direction)
+    c.last_seen = e.now_ms
+    p.svc = c.svc
+    p.dest = c.dest
+    p.ifout = a.iface
+    p.flags |= PKT_REPLY * direction
+    p.verdict = VERDICT_FORWARD
+    p.reason = REASON_NONE
+    stat_packet(e.svc_stat + c.svc, direction, p.l3_len)
+    stat_packet(e.dest_stat + c.dest, direction, p.l3_len)
+
+
+cdef inline bint fast_wrap(Engine *e, Pkt *p, uint32_t i, uint32_t direction, int af) noexcept nogil:
+    """Of a connection whose packets get another IP header, if this is one (i: its record, of family af): tunnel, NAT64."""
+    cdef ConnTable *tab = table_of(e, af)
+    cdef ConnCommon *c = conn_common(tab, i, af)
+    cdef const Adj *a = e.adj + (&c.adj_fwd)[direction]
+    cdef uint8_t *l4 = p.data + p.l4
+    cdef uint32_t head = p.l4 - ETH_HLEN, room
+    cdef bint tunnel = (c.flags & CONN_ONE_WAY) != 0
+    cdef uint8_t src[16]
+    if not c.flags & CONN_WRAPS or not settled(c, p.proto, direction, e.now_ms, ANY_WRAPPED) or a.reach == 0:
+        return False
+    p.frag = FRAG_NONE
+    if tunnel:
+        room = tunnel_room(e, p, tab, i, a.reach, af)
+        if not outer_source(e, c.svc, a, src, server_af(c, af)):
+            return False
+    else:
+        room = nat64_mtu(p, a.reach)
+        if nat64_obstacle(p, direction) != REASON_NONE:
+            return False
+    if not passes(e, p, c, l4, p.data[ETH_HLEN + (8 if p.af == 4 else 7)], room, direction):
+        return False
+    passed(e, p, c, a, l4, conn_edges(tab, i, af), head, direction)
+    if tunnel:
+        hop(p.data + ETH_HLEN, conn4(tab, i).ip_delta[0] if af == 4 else 0, af)
+        encap_from(p, tab, i, src, af, server_af(c, af))
+    elif af == 6:
+        nat64_packet(e, p, conn6(tab, i))
+    lbd_copy12(p.data, a.dmac)
+    lbd_st16(p.data + 12, lbd_bswap16(ETH_P_IP if p.af == 4 else ETH_P_IPV6))
+    return True
+
+
+cdef inline bint fast_far(Engine *e, Pkt *p, uint32_t ref) noexcept nogil:
+    """IPv4, of a NAT64 connection? ref: the candidate for it, in the IPv6 table."""
+    cdef const uint8_t *came = ends_of(p, 4)
+    cdef const uint8_t *end = conn_side(&e.t6, ref >> 1, 1, 6)
+    if not ref & 1 or lbd_ld32(end + 12) != lbd_ld32(came) or lbd_ld32(end + 28) != lbd_ld32(came + 4):
+        return False
+    if lbd_ld32(end + 32) != lbd_ld32(came + 8) or conn6(&e.t6, ref >> 1).c.fib_gen != e.fib_gen[0]:
+        return False
+    return fast_wrap(e, p, ref >> 1, 1, 6)
+
+
+cdef inline bint fast_forward(Engine *e, Pkt *p, uint32_t ref, int af) noexcept nogil:
     """ref: the candidate that the tag gave. True: rewritten, verdict set. False: as it came."""
     cdef ConnTable *tab = table_of(e, af)
     cdef uint32_t i = ref >> 1
@@ -142,35 +235,18 @@ cdef inline bint fast_forward(Engine *e, Pkt *p, const Tuple *t, uint32_t ref, i
     cdef uint8_t *d = p.data
     cdef uint8_t *l4 = d + (L4_4 if af == 4 else L4_6)
     cdef const Adj *a
-    cdef uint8_t proto = p.proto
-    if not end_is(conn_side(tab, i, direction, af), t, af) or c.fib_gen != e.fib_gen[0]:
+    if not end_is(conn_side(tab, i, direction, af), ends_of(p, af), af) or c.fib_gen != e.fib_gen[0]:
         return False
-    if not settled(c, proto, direction, e.now_ms):
-        return False
-    if c.dest == DEST_NONE:                     # (a record that is not imported has a service)
-        return False
+    if lbd_unlikely(not settled(c, p.proto, direction, e.now_ms, ANY_PLAIN)):
+        return fast_wrap(e, p, i, direction, af)
     a = e.adj + (&c.adj_fwd)[direction]
-    if p.l3_len > a.reach or d[ETH_HLEN + (8 if af == 4 else 7)] <= 1:
+    if not passes(e, p, c, l4, d[ETH_HLEN + (8 if af == 4 else 7)], a.reach, direction):
         return False
-    if direction == 0 and e.adj[c.adj_rev].sender != adj_sender(d + 6, p.ifin) and not e.return_route:
-        return False
-    if proto == PROTO_TCP:
-        if p.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST):
-            return False
-        edges_step(conn_edges(tab, i, af), <const TcpHdr *> l4, p.l3_len - (20 if af == 4 else 40), direction)
-    c.last_seen = e.now_ms
-    p.svc = c.svc
-    p.dest = c.dest
-    p.ifout = a.iface
-    p.flags |= PKT_REPLY * direction
-    p.verdict = VERDICT_FORWARD
-    p.reason = REASON_NONE
+    passed(e, p, c, a, l4, conn_edges(tab, i, af), 20 if af == 4 else 40, direction)
     hop(d + ETH_HLEN, conn4(tab, i).ip_delta[direction] if af == 4 else 0, af)
     if lbd_likely(not c.flags & CONN_ONE_WAY):
-        ends_write(d + ETH_HLEN + (12 if af == 4 else 8), l4, conn_side(tab, i, 1 - direction, af), af)
+        ends_write(ends_of(p, af), l4, conn_side(tab, i, 1 - direction, af), af)
         # the delta of what comes from the real server is the complement
-        check_update(l4, proto, c.l4_delta ^ <uint16_t> (0 - direction))
+        check_update(l4, p.proto, c.l4_delta ^ <uint16_t> (0 - direction))
     lbd_copy12(d, a.dmac)
-    stat_packet(e.svc_stat + c.svc, direction, p.l3_len)
-    stat_packet(e.dest_stat + c.dest, direction, p.l3_len)
     return True

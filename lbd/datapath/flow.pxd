@@ -12,15 +12,29 @@ cdef struct Tuple:              # 40 bytes; network order; IPv4 uses the first 4
     uint16_t spare
 
 
+# 64-bit hash under the host's 4-word secret: low half picks the bucket, high half the tag and the owner.
+# Folded 64x64→128 multiplications of secret-masked words: without the secret, colliding tuples can't be chosen.
+
+cdef inline uint64_t hash4(uint64_t addrs, uint64_t rest, const uint64_t *key) noexcept nogil:
+    """addrs: source, destination; rest: ports, protocol."""
+    return lbd_mum(lbd_mum(addrs ^ key[0], rest ^ key[1]) ^ key[2], key[3])
+
+
+cdef inline uint64_t hash6(const uint8_t *saddr, const uint8_t *daddr, uint64_t rest, const uint64_t *key) noexcept nogil:
+    cdef uint64_t h = lbd_mum(lbd_ld64(saddr) ^ key[0], lbd_ld64(saddr + 8) ^ key[1])
+    h ^= lbd_mum(lbd_ld64(daddr) ^ key[2], lbd_ld64(daddr + 8) ^ key[3])
+    return lbd_mum(h ^ rest ^ key[1], key[0] ^ rest)
+
+
 cdef inline uint64_t tuple_hash(const Tuple *t, const uint64_t *key, int af) noexcept nogil:
-    """64-bit hash under the host's 4-word secret: low half picks the bucket, high half the tag and the owner.
-    Folded 64x64→128 multiplications of secret-masked words: without the secret, colliding tuples can't be chosen."""
-    cdef uint64_t b = <uint64_t> lbd_ld32(&t.sport) | (<uint64_t> t.proto << 32)
-    cdef uint64_t h
+    cdef uint64_t rest = <uint64_t> lbd_ld32(&t.sport) | (<uint64_t> t.proto << 32)
     if af == 4:
-        h = <uint64_t> lbd_ld32(t.saddr) | (<uint64_t> lbd_ld32(t.daddr) << 32)
-        h = lbd_mum(h ^ key[0], b ^ key[1])
-        return lbd_mum(h ^ key[2], key[3])
-    h = lbd_mum(lbd_ld64(t.saddr) ^ key[0], lbd_ld64(t.saddr + 8) ^ key[1])
-    h ^= lbd_mum(lbd_ld64(t.daddr) ^ key[2], lbd_ld64(t.daddr + 8) ^ key[3])
-    return lbd_mum(h ^ b ^ key[1], key[0] ^ b)
+        return hash4(<uint64_t> lbd_ld32(t.saddr) | (<uint64_t> lbd_ld32(t.daddr) << 32), rest, key)
+    return hash6(t.saddr, t.daddr, rest, key)
+
+
+cdef inline uint64_t ends_hash(const uint8_t *ends, uint8_t proto, const uint64_t *key, int af) noexcept nogil:
+    """The same of what a packet carries side by side: source, destination address, source, destination port."""
+    if af == 4:
+        return hash4(lbd_ld64(ends), <uint64_t> lbd_ld32(ends + 8) | (<uint64_t> proto << 32), key)
+    return hash6(ends, ends + 16, <uint64_t> lbd_ld32(ends + 32) | (<uint64_t> proto << 32), key)

@@ -2,7 +2,7 @@
 # tables comes from the master, not from the wire, but for learned adjacencies, which are bounded and replaced.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.string cimport memcmp, memcpy, memset
-from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_ld64, lbd_mum
+from lbd.datapath.compiler cimport lbd_likely, lbd_unlikely, lbd_ld16, lbd_ld32, lbd_ld64, lbd_mum
 from lbd.datapath.engine cimport DEST_HASH, Engine, VIP_HASH
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.conn cimport CONN_OTHER_FAMILY, ConnTable, conn4, conn6, conn_common, conn_local
@@ -40,9 +40,9 @@ cdef inline uint32_t svc_at(Engine *e, const uint8_t *vaddr, uint16_t vport, uin
     """Number of the service that has this address and port, by an address of its own or a further one; of its own port, or of any
     that no other has. Or SVC_NONE."""
     cdef uint32_t n = svc_lookup(e, vaddr, vport, proto, af)
-    if n == SVC_NONE and e.any_services:
+    if lbd_unlikely(n == SVC_NONE) and e.any_services:
         n = svc_lookup(e, vaddr, 0, proto, af)
-    if n != SVC_NONE and e.svc[n].flags & SVC_ALIAS:
+    if n != SVC_NONE and lbd_unlikely(e.svc[n].flags & SVC_ALIAS):
         n = e.svc[n].target
         if n >= e.max_svc or (e.svc[n].flags & (SVC_USED | SVC_ALIAS)) != SVC_USED:
             return SVC_NONE
@@ -52,10 +52,13 @@ cdef inline uint32_t svc_at(Engine *e, const uint8_t *vaddr, uint16_t vport, uin
 cdef inline uint32_t svc_of(Engine *e, const Tuple *t, uint32_t ifin, int af) noexcept nogil:
     """Number of the service, or else the SNAT rule, that a packet without a connection may open one of, or SVC_NONE. ifin: SNAT_ANY
     where it is not known."""
-    cdef uint32_t out = SNAT_ANY, n = svc_at(e, t.daddr, t.dport, t.proto, af)
+    cdef uint32_t n = svc_at(e, t.daddr, t.dport, t.proto, af)
+    return n if lbd_likely(n != SVC_NONE or e.snat_n == 0) else rule_of(e, t, ifin, af)
+
+
+cdef inline uint32_t rule_of(Engine *e, const Tuple *t, uint32_t ifin, int af) noexcept nogil:
+    cdef uint32_t out = SNAT_ANY
     cdef Route *r
-    if n != SVC_NONE or e.snat_n == 0:
-        return n
     if e.snat_by_out and ifin != SNAT_ANY:
         r = route_lookup(e, t.daddr, af)
         out = r.iface if r != NULL else IFACE_MAX

@@ -15,6 +15,7 @@ from lbd.datapath.hdr cimport *
 from lbd.datapath.reason cimport *
 from lbd.datapath.csum cimport csum_fold, csum_partial, csum_reverse
 from lbd.datapath.conn cimport Conn6, conn_bucket
+from lbd.datapath.ip4 cimport ip4_write
 from lbd.datapath.nat cimport check_complete, transport_changed
 
 cdef enum:
@@ -56,23 +57,12 @@ cdef inline void far_prefetch(Engine *e, uint32_t i) noexcept nogil:
 cdef inline void head4(Engine *e, uint8_t *at, const uint8_t *src, const uint8_t *dst, uint32_t len, uint8_t tos, uint8_t ttl,
                        uint8_t proto) noexcept nogil:
     """IPv4 header (§5.1) between two mapped addresses. len: of the packet, header included."""
-    cdef IpHdr *ip = <IpHdr *> at
-    ip.ver_ihl = 0x45
-    ip.tos = tos
-    ip.tot_len = lbd_bswap16(len)
-    ip.frag_off = lbd_bswap16(IP_DF)
-    ip.id = 0
+    cdef uint16_t id = 0, frag_off = lbd_bswap16(IP_DF)
     if len <= IP4_UNFRAGMENTED:
-        ip.frag_off = 0
+        frag_off = 0
         e.ip_id += 1
-        ip.id = e.ip_id
-    ip.ttl = ttl
-    ip.protocol = proto
-    ip.check = 0
-    ip.saddr = lbd_ld32(src + 12)
-    ip.daddr = lbd_ld32(dst + 12)
-    ip.check = <uint16_t> ~csum_fold(<uint64_t> lbd_ld32(at) + lbd_ld32(at + 4) + lbd_ld32(at + 8) + lbd_ld32(at + 12)
-                                     + lbd_ld32(at + 16))
+        id = e.ip_id
+    ip4_write(at, len, tos, id, frag_off, ttl, proto, lbd_ld32(src + 12), lbd_ld32(dst + 12))
 
 
 cdef inline void head6(uint8_t *at, const uint8_t *src, const uint8_t *dst, uint32_t payload, uint8_t tc, uint8_t hops,

@@ -1,21 +1,25 @@
 # One-packet scheduling (ipvsadm's --ops): every datagram of the service is scheduled anew. Where answers go past lbd (DR, tunnel)
-# nothing is kept: a record from the top of the free ones is filled for the packet, and is free as before. Otherwise an answer needs
-# its way back: the record stays, aside (conn.pxd, CONN_ASIDE), one for each real server that the client's tuple has met (open.pxd).
+# nothing is kept: a record from the top of the free ones is filled for the packet, and is free as before (DR's neighbours don't
+# need even that). Otherwise an answer needs its way back: the record stays, aside (conn.pxd, CONN_ASIDE), one for each real server
+# that the client's tuple has met (open.pxd).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
-from lbd.datapath.conn cimport CONN_NIL, ConnCommon, conn_common, conn_free
+from lbd.datapath.compiler cimport lbd_copy12
+from lbd.datapath.conn cimport CONN_NIL, ConnCommon, addr6_is, conn_common, conn_free
 from lbd.datapath.engine cimport Engine, Plan
+from lbd.datapath.fast cimport stat_packet
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.forward cimport count_packet, drop, send_out, way_out
-from lbd.datapath.hdr cimport PROTO_UDP
+from lbd.datapath.hdr cimport ETH_HLEN, PROTO_UDP
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.lookup cimport svc_at
-from lbd.datapath.nat cimport rewrite
+from lbd.datapath.nat cimport TTL_DELTA, hop, rewrite
+from lbd.datapath.neigh cimport ADJ_NONE, Adj
 from lbd.datapath.open cimport back_from, conn_fill, conn_room, scheduled
 from lbd.datapath.persist cimport HAND_ASK, PICK_ASKED, dest_for
-from lbd.datapath.pkt cimport Pkt, PKT_ICMP_ERROR
+from lbd.datapath.pkt cimport Pkt, PKT_ICMP_ERROR, PKT_PARTIAL, PKT_TUNNEL
 from lbd.datapath.reason cimport *
-from lbd.datapath.svc cimport DEST_NONE, LIP_NONE, MODE_ONE_WAY, SVC_NONE, SVC_ONE_PACKET
+from lbd.datapath.svc cimport Dest, DEST_NONE, LIP_NONE, MODE_DR, MODE_ONE_WAY, SVC_NONE, SVC_ONE_PACKET
 from lbd.datapath.tcp cimport STATE_UDP
 
 
@@ -27,6 +31,7 @@ cdef inline void one_packet(Engine *e, Pkt *p, const Tuple *t, uint32_t svc, uin
         drop(p, REASON_CONN_TABLE_FULL)
         return
     plan.dest = dest
+    plan.mode = e.svc[svc].mode
     plan.lip = LIP_NONE
     back_from(e, &plan.back, t, svc, dest, af)
     memcpy(plan.back.daddr, t.saddr, 16)
@@ -46,6 +51,28 @@ cdef inline void one_packet(Engine *e, Pkt *p, const Tuple *t, uint32_t svc, uin
     conn_free(table_of(e, af), i, af)
 
 
+cdef inline bint neighbour(Engine *e, Pkt *p, uint32_t svc, uint32_t dest, int af) noexcept nogil:
+    """To a real server of DR whose way is known, what needs no record at all. False: as it came."""
+    cdef const Dest *d = e.dest + dest
+    cdef const Adj *a = e.adj + d.adj
+    cdef uint8_t *ip = p.data + p.l3
+    if e.svc[svc].mode != MODE_DR or d.fib_gen != e.fib_gen[0] or d.adj == ADJ_NONE or p.l3 != ETH_HLEN:
+        return False
+    if p.l3_len > a.reach or ip[8 if af == 4 else 7] <= 1 or p.flags & (PKT_TUNNEL | PKT_PARTIAL):
+        return False
+    if not addr6_is(a.addr, d.addr):            # behind a gateway
+        return False
+    hop(ip, TTL_DELTA if af == 4 else 0, af)
+    lbd_copy12(p.data, a.dmac)
+    scheduled(e, svc, dest)
+    stat_packet(e.svc_stat + svc, 0, p.l3_len)
+    stat_packet(e.dest_stat + dest, 0, p.l3_len)
+    p.ifout = a.iface
+    p.verdict = VERDICT_FORWARD
+    p.reason = REASON_NONE
+    return True
+
+
 cdef inline bint one_packet_settle(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     """A packet without a connection. True: it needed none, the verdict is set."""
     cdef const Tuple *t = &e.tuple[i]
@@ -62,6 +89,6 @@ cdef inline bint one_packet_settle(Engine *e, Pkt *p, uint32_t i, int af) noexce
     p.dest = dest
     if dest == DEST_NONE:
         drop(p, REASON_NO_BACKEND)
-    else:
+    elif not neighbour(e, p, svc, dest, af):
         one_packet(e, p, t, svc, dest, af)
     return True

@@ -13,10 +13,10 @@ from lbd.datapath.hdr cimport PROTO_SCTP, PROTO_TCP, PROTO_UDP, TcpHdr, TCP_ACK,
 from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
-from lbd.datapath.svc cimport (DEST_NONE, DEST_UP, DEST_USED, LIP_NONE, MODE_FULLNAT, MODE_NAT, MODE_NAT64, MODE_SNAT, MODE_TUNNEL,
-                               SVC_ALIAS, SVC_NONE, SVC_ONE_PACKET, Svc)
+from lbd.datapath.svc cimport (Dest, DEST_NONE, DEST_UP, DEST_USED, LIP_NONE, MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_NAT64,
+                               MODE_SNAT, MODE_TUNNEL, SVC_ALIAS, SVC_NONE, SVC_ONE_PACKET, Svc)
 from lbd.datapath.echo cimport is_icmp
-from lbd.datapath.neigh cimport ADJ_NONE
+from lbd.datapath.neigh cimport ADJ_LEARNED, ADJ_NONE
 from lbd.datapath.lookup cimport dest_bucket, lip_lookup, nat_dest, nat_end, svc_of
 from lbd.datapath.lifetime cimport conn_end, conn_schedule, evict, stat_count, table_of
 from lbd.datapath.laddr cimport FIT_REUSED, laddr_guess, laddr_pick, port_fit, port_prefetch, server_edge
@@ -38,6 +38,7 @@ cdef enum Step:
 cdef enum:
     HOPS_MAX = 3                # this epoch's owner, the previous epoch's, and back
     REUSE_GAP = 131072          # beyond the old connection's last number: further than segments of it still on their way
+    SVC_UNASKED = 0xffffffff    # instead of a service's number: not looked for yet
     SEEN = 128                  # slots of the set of tuples met in a burst (64 packets)
 
 
@@ -159,6 +160,11 @@ cdef inline bint hand_over(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil
     return hand_on(p, owner)
 
 
+cdef inline bint alone(const Engine *e, uint32_t i) noexcept nogil:
+    """Nothing that another worker could know of this packet: there is none."""
+    return e.workers == 1 and e.hand[i] == 0
+
+
 cdef inline bint elsewhere(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     """On a local miss: is there something to be done elsewhere first? What another worker asked is answered; what was answered to
     this one is opened here, whoever owns the flow by now."""
@@ -176,12 +182,13 @@ cdef inline bint lip_port(Engine *e, const Tuple *t, int af) noexcept nogil:
     return lip != LIP_NONE and e.lip[lip].port_lo <= lbd_bswap16(t.dport) <= e.lip[lip].port_hi
 
 
-cdef inline bint may_open(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
-    """No connection here: does this packet open one (of service p.svc)? False: another worker's, or nobody's; verdict set."""
+cdef inline bint may_open(Engine *e, Pkt *p, uint32_t i, uint32_t svc, int af) noexcept nogil:
+    """No connection here: does this packet open one (of service p.svc)? False: another worker's, or nobody's; verdict set. svc: its
+    service, SVC_NONE, or SVC_UNASKED."""
     cdef const Tuple *t = &e.tuple[i]
-    if elsewhere(e, p, i, af):
+    if lbd_unlikely(not alone(e, i)) and elsewhere(e, p, i, af):
         return False
-    p.svc = svc_of(e, t, p.ifin, af)
+    p.svc = svc_of(e, t, p.ifin, af) if svc == SVC_UNASKED else svc
     if p.flags & PKT_ICMP_ERROR:
         drop(p, REASON_ICMP_UNMATCHED)
         if p.svc == SVC_NONE and not lip_port(e, t, af):
@@ -199,13 +206,15 @@ cdef inline bint may_open(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     return True
 
 
-cdef inline bint looks_new(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
-    """Will it open a connection (of service p.svc) if it has none? Then the scheduler's slot is on its way."""
+cdef inline bint looks_new(Engine *e, Pkt *p, uint32_t i, uint32_t *svc, int af) noexcept nogil:
+    """Will it open a connection (of service p.svc) if it has none? Then the scheduler's slot is on its way. Sets svc, if it looks
+    for the service."""
     cdef const Tuple *t = &e.tuple[i]
     if p.flags & PKT_ICMP_ERROR or not opens(p):
         return False
-    p.svc = svc_of(e, t, p.ifin, af)
-    if p.svc == SVC_NONE:
+    svc[0] = svc_of(e, t, p.ifin, af)
+    p.svc = svc[0]
+    if svc[0] == SVC_NONE:
         return False
     schedule_prefetch(e, e.svc + p.svc, t)
     return True
@@ -224,8 +233,8 @@ cdef inline void reserve(Engine *e, uint32_t svc, uint32_t dest, int by) noexcep
 cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32_t nth, int af) noexcept nogil:
     """For a packet that looks new. nth: how many connections of this family were planned before in this burst."""
     cdef ConnTable *tab = table_of(e, af)
-    cdef uint32_t record, mode
-    if elsewhere(e, p, i, af):
+    cdef uint32_t record
+    if lbd_unlikely(not alone(e, i)) and elsewhere(e, p, i, af):
         p.svc = SVC_NONE
         return STEP_DONE
     plan.dest = dest_for(e, p, i, p.svc, &e.tuple[i])
@@ -246,12 +255,12 @@ cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32
         lbd_prefetchw(tab.cold + record)
     back_from(e, &plan.back, &e.tuple[i], p.svc, plan.dest, af)
     plan.lip = LIP_NONE
-    mode = mode_of(e, p.svc, plan.dest)
-    if mode == MODE_FULLNAT:
+    plan.mode = mode_of(e, p.svc, plan.dest)
+    if plan.mode == MODE_FULLNAT:
         plan.lip = laddr_guess(e, e.svc + p.svc, &e.tuple[i], plan, af)
         if plan.lip != LIP_NONE:
             port_prefetch(e, plan, af)
-    elif af == 6 and mode == MODE_NAT64:
+    elif af == 6 and plan.mode == MODE_NAT64:
         e.nat64 = 1
         plan.lip = laddr_guess(e, e.svc + p.svc, &e.tuple[i], plan, 4)
         if plan.lip != LIP_NONE:
@@ -264,7 +273,7 @@ cdef inline void open_planned(Engine *e, Pkt *p, uint32_t i, Plan *plan, int af)
     cdef uint8_t server[16]
     reserve(e, p.svc, plan.dest, -1)
     if e.svc[p.svc].flags & SVC_ONE_PACKET:
-        server_addr(&plan.back, mode_of(e, p.svc, plan.dest), server)
+        server_addr(&plan.back, plan.mode, server)
         ref = conn_towards(table_of(e, af), &e.tuple[i], e.hash[i], server, plan.back.sport, CONN_ASIDE, af)
         if ref != REF_NONE:
             scheduled(e, p.svc, plan.dest)
@@ -272,6 +281,7 @@ cdef inline void open_planned(Engine *e, Pkt *p, uint32_t i, Plan *plan, int af)
         ref = conn_open(e, p, &e.tuple[i], e.hash[i], p.svc, plan, af)
     if ref != REF_NONE:
         forward_known(e, p, ref, af)
+        e.client_adj = conn_common(table_of(e, af), ref >> 1, af).adj_rev
 
 
 cdef inline bint met_before(uint8_t *seen, const uint64_t *hashes, uint32_t i) noexcept nogil:
@@ -323,15 +333,29 @@ cdef inline void conn_fill(Engine *e, uint32_t i, const Tuple *t, uint32_t svc, 
     m.dest = plan.dest
     m.lip = plan.lip
     m.proto = t.proto
-    m.flags = mode_of(e, svc, plan.dest) << CONN_MODE_SHIFT
+    m.flags = plan.mode << CONN_MODE_SHIFT
     if e.dest[plan.dest].af != af:
         m.flags |= CONN_OTHER_FAMILY
         memcpy(tab.cold[i].daddr_rest, back.saddr + 4, 12)
     tab.cold[i].created = e.now_ms
     tab.cold[i].timeout = 0
     delta_set(tab, i, af)
-    if e.svc[svc].mode == MODE_TUNNEL:
+    if plan.mode == MODE_TUNNEL:
         tunnel_keep(e, tab, i, plan.dest, af)
+
+
+cdef inline void ways_guess(Engine *e, ConnCommon *m) noexcept nogil:
+    """What adj_resolve and adj_learn (way_out) would find for most: the way that this real server's last connection has, and the
+    sender of the last one's request. way_out looks at both."""
+    cdef const Dest *d = e.dest + m.dest
+    if d.fib_gen == e.fib_gen[0] and d.adj != ADJ_NONE and not e.return_route and conn_mode(m) != MODE_DR:
+        if e.svc[m.svc].mode == MODE_SNAT:      # its dest is no real server
+            return
+        m.adj_fwd = d.adj
+        m.fib_gen = d.fib_gen
+    if e.adj[e.client_adj].flags & ADJ_LEARNED:
+        m.adj_rev = e.client_adj
+        e.adj[e.client_adj].seen = e.now_ms
 
 
 cdef inline uint32_t conn_room(Engine *e, int af) noexcept nogil:
@@ -413,16 +437,16 @@ cdef inline uint32_t client_end(Engine *e, const Tuple *t, Plan *plan, uint32_t 
 cdef inline uint32_t far_end(Engine *e, const Tuple *t, uint32_t svc, Plan *plan, int af) noexcept nogil:
     """Completes plan.back, which has the real server in it, by the connection's mode, as the record has it. Else why there is no
     connection."""
-    cdef uint32_t why, mode = mode_of(e, svc, plan.dest)
-    if mode == MODE_FULLNAT:
+    cdef uint32_t why
+    if plan.mode == MODE_FULLNAT:
         return local_end(e, t, svc, plan, af)
-    if af == 6 and mode == MODE_NAT64:
+    if af == 6 and plan.mode == MODE_NAT64:
         e.nat64 = 1
         why = local_end(e, t, svc, plan, 4)
         tuple_map(&plan.back, &plan.back)
         plan.hash = tuple_hash(&plan.back, e.hash_key, 6)
         return why
-    return client_end(e, t, plan, mode, af)
+    return client_end(e, t, plan, plan.mode, af)
 
 
 cdef inline void port_take_over(Engine *e, uint32_t i, const Plan *plan, int af) noexcept nogil:
@@ -460,6 +484,7 @@ cdef inline uint32_t conn_open(Engine *e, Pkt *p, const Tuple *t, uint64_t h, ui
         drop(p, why)
         return REF_NONE
     conn_fill(e, i, t, svc, plan, af)
+    ways_guess(e, conn_common(table_of(e, af), i, af))
     if lbd_unlikely(plan.over != REF_NONE):
         port_take_over(e, i, plan, af)
     m = conn_common(table_of(e, af), i, af)
@@ -548,6 +573,7 @@ cdef inline void start_anew(Engine *e, Pkt *p, uint32_t n, const Tuple *k, uint6
         plan.isn = syn_number(p)
         plan.over = REF_NONE
         plan.dest = dest
+        plan.mode = mode
         plan.lip = LIP_NONE
         other = conn_open(e, p, k, h, svc, &plan, af)
         if other == REF_NONE:

@@ -10,7 +10,7 @@
 # Full set: an expired template makes room, or else the one that was renewed longest ago (counted).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from lbd.datapath.compiler cimport lbd_ld64, lbd_mum, lbd_scale, lbd_unlikely
+from lbd.datapath.compiler cimport lbd_ld64, lbd_likely, lbd_mum, lbd_scale
 from lbd.datapath.conn cimport ConnCommon, ConnTable, conn_side
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.flow cimport Tuple
@@ -257,9 +257,16 @@ cdef inline uint32_t dest_for(Engine *e, Pkt *p, uint32_t i, uint32_t svc, const
     """A real server for a new connection of this service, DEST_NONE, or PICK_ASKED: the verdict is set. i: the packet's place in
     the burst. What a QUIC connection id says comes before what the client's address does."""
     cdef Svc *s = e.svc + svc
-    if lbd_unlikely(s.quic != QUIC_NONE or s.flags & SVC_HASH_QID) and p.proto == PROTO_UDP:
+    if lbd_likely(s.quic == QUIC_NONE and not s.flags & (SVC_HASH_QID | SVC_PERSIST)):
+        return schedule(e, s, t)
+    return dest_kept(e, p, i, svc, t)
+
+
+cdef inline uint32_t dest_kept(Engine *e, Pkt *p, uint32_t i, uint32_t svc, const Tuple *t) noexcept nogil:
+    cdef Svc *s = e.svc + svc
+    if (s.quic != QUIC_NONE or s.flags & SVC_HASH_QID) and p.proto == PROTO_UDP:
         return quic_schedule(e, p, svc, t)
-    if lbd_unlikely(s.flags & SVC_PERSIST):
+    if s.flags & SVC_PERSIST:
         return persist_pick(e, p, i, svc, t)
     return schedule(e, s, t)
 

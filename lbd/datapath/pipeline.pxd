@@ -4,13 +4,13 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from lbd.datapath.compiler cimport lbd_prefetch, lbd_prefetchw, lbd_likely, lbd_unlikely, lbd_ctz, lbd_bswap16
-from lbd.datapath.engine cimport Engine
-from lbd.datapath.pkt cimport FRAG_FIRST, FRAG_NONE, FRAG_NONE, Pkt, PKT_HANDED, PKT_ICMP_ERROR, BURST_MAX
+from lbd.datapath.engine cimport Engine, Plan
+from lbd.datapath.pkt cimport FRAG_FIRST, FRAG_NONE, Pkt, PKT_HANDED, PKT_ICMP_ERROR, BURST_MAX
 from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.reason cimport *
-from lbd.datapath.fast cimport fast_parse, fast_forward
+from lbd.datapath.fast cimport fast_far, fast_forward, fast_hash, fast_leave, fast_parse4, fast_parse6, lane_keeps, lane_takes
 from lbd.datapath.parse cimport parse, KIND_DONE, KIND_FAST, KIND_ICMP, KIND_OUTER
-from lbd.datapath.conn cimport (ConnTable, Bucket, REF_NONE, conn_bucket, conn_tag, conn_lookup, conn_is, conn4, conn6,
+from lbd.datapath.conn cimport (ConnTable, Bucket, REF_LOOK, REF_NONE, conn_bucket, conn_tag, conn_lookup, conn_is, conn4, conn6,
                                 lbd_tag_match)
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.forward cimport forward_known, forward_icmp
@@ -20,15 +20,14 @@ from lbd.datapath.orphan cimport orphan_settle, orphaned
 from lbd.datapath.relay cimport relay
 from lbd.datapath.frag_flow cimport frag_bind, frag_settle
 from lbd.datapath.open cimport (STEP_AGAIN, STEP_DONE, STEP_OPEN, looks_new, may_open, met_before, open_planned, plan_open,
-                                resets, start_anew, starts_anew)
+                                resets, start_anew, starts_anew, SVC_UNASKED)
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE
 
 cdef enum:
     AHEAD = 6                   # packets ahead of the parser whose headers are prefetched
 
 
-cdef inline void hash_and_prefetch(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
-    cdef uint64_t h = tuple_hash(&e.tuple[i], e.hash_key, af)
+cdef inline void hashed(Engine *e, uint32_t i, uint64_t h, int af) noexcept nogil:
     e.hash[i] = h
     lbd_prefetch(conn_bucket(table_of(e, af), h))
 
@@ -42,6 +41,32 @@ cdef inline void prepare(Pkt *p) noexcept nogil:
     p.reason = REASON_MALFORMED
 
 
+cdef inline bint fast_parse(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
+    cdef bint four
+    if not lane_takes(e, p):
+        return False
+    four = fast_parse4(p)
+    if lbd_unlikely((not four and not fast_parse6(p)) or not lane_keeps(e, p)):
+        return False
+    e.kind[i] = KIND_FAST
+    if four:
+        hashed(e, i, fast_hash(e, p, 4), 4)
+    else:
+        hashed(e, i, fast_hash(e, p, 6), 6)
+    return True
+
+
+cdef inline void slow_parse(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
+    prepare(p)
+    e.kind[i] = parse(e, p, &e.tuple[i])
+    if e.kind[i] == KIND_DONE:
+        return
+    if p.af == 4:
+        hashed(e, i, tuple_hash(&e.tuple[i], e.hash_key, 4), 4)
+    else:
+        hashed(e, i, tuple_hash(&e.tuple[i], e.hash_key, 6), 6)
+
+
 cdef inline void stage_parse(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
     cdef uint32_t i
     cdef Pkt *p
@@ -49,25 +74,18 @@ cdef inline void stage_parse(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
         if i + AHEAD < n:
             lbd_prefetchw(pkts[i + AHEAD].data)
         p = pkts + i
-        if lbd_likely(fast_parse(e, p, &e.tuple[i])):
-            e.kind[i] = KIND_FAST
-        else:
-            prepare(p)
-            e.kind[i] = parse(e, p, &e.tuple[i])
-        if lbd_likely(e.kind[i] != KIND_DONE):
-            if p.af == 4:
-                hash_and_prefetch(e, p, i, 4)
-            else:
-                hash_and_prefetch(e, p, i, 6)
+        if lbd_unlikely(not fast_parse(e, p, i)):
+            slow_parse(e, p, i)
 
 
 cdef inline uint32_t probe(ConnTable *t, uint64_t h, int af) noexcept nogil:
-    """First candidate by tag in the primary bucket, its record on the way into the cache; REF_NONE: none."""
+    """First candidate by tag in the primary bucket, its record on the way into the cache. REF_NONE: the table has none. REF_LOOK:
+    none here, but the bucket goes on."""
     cdef Bucket *b = conn_bucket(t, h)
     cdef uint32_t m = lbd_tag_match(b.tag, conn_tag(h))
     cdef uint32_t ref
-    if m == 0:
-        return REF_NONE
+    if lbd_unlikely(m == 0):
+        return REF_NONE if b.next == 0 else REF_LOOK
     ref = b.ref[lbd_ctz(m)]
     if af == 4:
         lbd_prefetchw(conn4(t, ref >> 1))
@@ -85,7 +103,9 @@ cdef inline void stage_probe(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
             continue
         if pkts[i].af == 4:
             pkts[i].ref = probe(&e.t4, e.hash[i], 4)
-            if pkts[i].ref == REF_NONE and e.far_probed:
+            if lbd_unlikely(pkts[i].ref >= REF_LOOK) and e.far_probed:
+                if e.kind[i] == KIND_FAST:
+                    fast_leave(e, pkts + i, &e.tuple[i])
                 far_prefetch(e, i)
                 e.later[far] = i
                 far += 1
@@ -100,7 +120,7 @@ cdef inline bint settle_known(Engine *e, Pkt *p, uint32_t i, const Tuple *k, uin
     False: it has none."""
     cdef ConnTable *t = table_of(e, af)
     # the probe may be stale (a packet before this one made or ended the connection) or a tag's coincidence: look properly
-    if lbd_unlikely(ref == REF_NONE or not conn_is(t, ref, k, af)):
+    if lbd_unlikely(ref >= REF_LOOK or not conn_is(t, ref, k, af)):
         ref = conn_lookup(t, k, h, af)
     if ref == REF_NONE:
         return False
@@ -121,17 +141,19 @@ cdef inline bint settle_far(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
     """An IPv4 packet that the IPv4 table does not know: a NAT64 real server's?"""
     cdef Tuple k
     tuple_map(&k, &e.tuple[i])
-    if lbd_likely(p.ref == REF_NONE and e.far_probed):
+    if lbd_likely(p.ref >= REF_LOOK and e.far_probed):
         return settle_known(e, p, i, &k, e.far_hash[i], e.far_ref[i], 6)
     return settle_known(e, p, i, &k, tuple_hash(&k, e.hash_key, 6), REF_NONE, 6)
 
 
 cdef inline bint settle_fast(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
-    if e.kind[i] != KIND_FAST or p.ref == REF_NONE:
+    if lbd_unlikely(e.kind[i] != KIND_FAST):
         return False
+    if lbd_unlikely(p.ref >= REF_LOOK):
+        return p.ref == REF_NONE and p.af == 4 and e.far_probed != 0 and e.far_ref[i] < REF_LOOK and fast_far(e, p, e.far_ref[i])
     if p.af == 4:
-        return fast_forward(e, p, &e.tuple[i], p.ref, 4)
-    return fast_forward(e, p, &e.tuple[i], p.ref, 6)
+        return fast_forward(e, p, p.ref, 4)
+    return fast_forward(e, p, p.ref, 6)
 
 
 cdef inline void verdict_count(Engine *e, const Pkt *p) noexcept nogil:
@@ -166,6 +188,13 @@ cdef inline bint settle_one_packet(Engine *e, Pkt *p, uint32_t i) noexcept nogil
     return one_packet_settle(e, p, i, 6)
 
 
+cdef inline bint missed(const Engine *e, const Pkt *p, uint32_t i, uint64_t made) noexcept nogil:
+    """Known without another look that it has no connection: the probe found none, and none was made since (made: how many were by
+    then). Not of a fragment, which goes by its datagram."""
+    return (p.ref == REF_NONE and e.kind[i] != KIND_DONE and e.count.conns_made == made and p.frag == FRAG_NONE
+            and e.nat64 == 0)
+
+
 cdef inline void conclude(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
     """It has its verdict."""
     if lbd_unlikely(p.frag == FRAG_FIRST):
@@ -176,9 +205,19 @@ cdef inline void conclude(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
     verdict_count(e, p)
 
 
-cdef inline void stage_open(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
-    """The n packets of e.later: look which are new, plan, open (see open.pxd)."""
+cdef inline uint32_t look_again(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32_t svc, uint64_t made) noexcept nogil:
+    """What had no connection when the burst came to it (made: connections made by then) may have one now. Returns a Step."""
+    if (e.count.conns_made != made or p.frag != FRAG_NONE) and settle(e, p, i):
+        return STEP_DONE
+    if p.af == 4:
+        return plan_open(e, p, i, plan, 0, 4) if may_open(e, p, i, svc, 4) else STEP_DONE
+    return plan_open(e, p, i, plan, 0, 6) if may_open(e, p, i, svc, 6) else STEP_DONE
+
+
+cdef inline void stage_open(Engine *e, Pkt *pkts, uint32_t n, uint64_t made) noexcept nogil:
+    """The n packets of e.later: look which are new, plan, open (see open.pxd). made: connections made before this burst."""
     cdef uint8_t seen[128]
+    cdef uint32_t svc[64]
     cdef uint32_t k, i, n4 = 0, n6 = 0
     cdef bint new, reset = False
     memset(seen, 0, sizeof(seen))
@@ -188,7 +227,8 @@ cdef inline void stage_open(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
         # a RST (ABORT) may end what an earlier packet opens, and a later one opens it again: from there on in order, one by one
         if resets(pkts + i):
             reset = True
-        new = looks_new(e, pkts + i, i, 4) if pkts[i].af == 4 else looks_new(e, pkts + i, i, 6)
+        svc[k] = SVC_UNASKED
+        new = looks_new(e, pkts + i, i, &svc[k], 4) if pkts[i].af == 4 else looks_new(e, pkts + i, i, &svc[k], 6)
         if new and not reset and not met_before(seen, e.hash, i):
             e.step[k] = STEP_OPEN
     for k in range(n):
@@ -203,11 +243,8 @@ cdef inline void stage_open(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
             n6 += e.step[k] == STEP_OPEN
     for k in range(n):
         i = e.later[k]
-        if e.step[k] == STEP_AGAIN and not settle(e, pkts + i, i):
-            if pkts[i].af == 4:
-                e.step[k] = plan_open(e, pkts + i, i, &e.plan[k], 0, 4) if may_open(e, pkts + i, i, 4) else STEP_DONE
-            else:
-                e.step[k] = plan_open(e, pkts + i, i, &e.plan[k], 0, 6) if may_open(e, pkts + i, i, 6) else STEP_DONE
+        if e.step[k] == STEP_AGAIN:
+            e.step[k] = look_again(e, pkts + i, i, &e.plan[k], svc[k], made)
         if e.step[k] == STEP_OPEN:
             if pkts[i].af == 4:
                 open_planned(e, pkts + i, i, &e.plan[k], 4)
@@ -218,20 +255,23 @@ cdef inline void stage_open(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
 
 cdef inline void stage_settle(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
     cdef uint32_t i, fast = 0, later = 0
+    cdef uint64_t made = e.count.conns_made
     for i in range(n):
         if lbd_likely(settle_fast(e, pkts + i, i)):
             fast += 1
             continue
         if e.kind[i] == KIND_FAST:
+            fast_leave(e, pkts + i, &e.tuple[i])
             prepare(pkts + i)
-        if settle(e, pkts + i, i) or (e.one_packet_services and settle_one_packet(e, pkts + i, i)):
+        if ((not missed(e, pkts + i, i, made) and settle(e, pkts + i, i))
+                or (e.one_packet_services and settle_one_packet(e, pkts + i, i))):
             conclude(e, pkts + i, i)
         else:
             e.later[later] = i
             later += 1
     e.count.verdicts[<int> VERDICT_FORWARD] += fast
     if lbd_unlikely(later):
-        stage_open(e, pkts, later)
+        stage_open(e, pkts, later, made)
 
 
 cdef inline void engine_burst(Engine *e, Pkt *pkts, uint32_t n, uint64_t now_ns) noexcept nogil:

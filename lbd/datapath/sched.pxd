@@ -278,6 +278,8 @@ cdef inline uint32_t pick(Engine *e, Svc *s, const Tuple *t) noexcept nogil:
     """By the service's scheduler, or DEST_NONE."""
     if s.table_len == 0:
         return DEST_NONE
+    if s.sched == SCHED_SEQ:
+        return pick_seq(e, s)
     if s.sched == SCHED_HASH:
         return pick_hash(e, s, t)
     if s.sched == SCHED_LEAST or s.sched == SCHED_SED or s.sched == SCHED_NQ:

@@ -8,7 +8,14 @@ from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt
 from lbd.datapath.hdr cimport *
 from lbd.datapath.conn cimport CONN_OTHER_FAMILY, ConnCommon, ConnTable, conn4, conn6, conn_common
-from lbd.datapath.svc cimport DEST_NONE, TUNNEL_CSUM, TUNNEL_GRE, TUNNEL_GUE, TUNNEL_KIND
+from lbd.datapath.svc cimport DEST_NONE
+
+cdef extern from * nogil:
+    """
+    /* by TunnelWay: IPIP, GRE, GUE (UDP and its own 4 bytes), nothing; the same with a checksum */
+    static const uint8_t lbd_shim_bytes[8] = { 0, 4, 12, 0, 0, 8, 12, 0 };
+    """
+    const uint8_t lbd_shim_bytes[8]
 
 cdef enum:
     PMTU_AGE = 600000           # ms that a path's MTU is remembered, as by Linux (net.ipv4.route.mtu_expires)
@@ -36,11 +43,7 @@ cdef inline void tunnel_keep(Engine *e, ConnTable *t, uint32_t i, uint32_t dest,
 
 cdef inline uint32_t shim_bytes(uint32_t way) noexcept nogil:
     """Between outer and inner IP header."""
-    if way & TUNNEL_KIND == TUNNEL_GRE:
-        return 2 * sizeof(GreHdr) if way & TUNNEL_CSUM else sizeof(GreHdr)
-    if way & TUNNEL_KIND == TUNNEL_GUE:
-        return sizeof(UdpHdr) + sizeof(GueHdr)
-    return 0
+    return lbd_shim_bytes[way & 7]
 
 
 cdef inline uint32_t encap_bytes(uint32_t way, int raf) noexcept nogil:

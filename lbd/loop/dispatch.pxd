@@ -10,6 +10,7 @@ from lbd.loop.capture cimport slow_path
 from lbd.shm.layout cimport (Hand, HAND_PROCESS, HAND_TRANSMIT, FRAME_HAND, CHUNK, CHUNK_SHIFT)
 from lbd.shm.ring cimport lbd_ring_room, lbd_ring_slot, lbd_ring_refuse
 from lbd.xdp.io cimport port_tx_put
+from lbd.xdp.port cimport Port
 
 
 cdef inline void lose(Loop *l, Pkt *p, uint32_t reason) noexcept nogil:
@@ -44,20 +45,26 @@ cdef inline bint hand_to(Loop *l, Pkt *p, uint32_t to, uint32_t kind, uint32_t s
     return True
 
 
+cdef inline bint put_out(Loop *l, Port *port, Pkt *p, uint64_t addr) noexcept nogil:
+    if lbd_unlikely(not port_tx_put(port, addr, p.len, 0)):
+        port.stat.tx_full += 1
+        lose(l, p, REASON_TX_RING_FULL)
+        return False
+    port.stat.tx_pkts += 1
+    port.stat.tx_bytes += p.len
+    return True
+
+
 cdef inline void send_out(Loop *l, Pkt *p) noexcept nogil:
     """By this worker's own queue on that interface; else through a worker that has one there."""
     cdef uint32_t iface = p.ifout
     cdef uint64_t addr = <uint64_t> (p.data - l.area)
-    if lbd_unlikely(l.e.iface[iface].member_n != 0):        # a bond: by one of its ports
+    if lbd_unlikely(l.port[iface].fd < 0 and l.e.iface[iface].member_n != 0):   # a bond, which has no port: by one of its members'
         iface = bond_port(l, p, l.e.iface + iface)
         p.ifout = iface
     if lbd_likely(l.port[iface].fd >= 0):
-        if lbd_likely(port_tx_put(&l.port[iface], addr, p.len, 0)):
-            l.port[iface].stat.tx_pkts += 1
-            l.port[iface].stat.tx_bytes += p.len
+        if lbd_likely(put_out(l, &l.port[iface], p, addr)):
             return
-        l.port[iface].stat.tx_full += 1
-        lose(l, p, REASON_TX_RING_FULL)
     elif l.via[iface] == NO_WORKER:
         lose(l, p, REASON_NO_TX_PORT)
     elif hand_to(l, p, l.via[iface], HAND_TRANSMIT, 0):

@@ -95,7 +95,8 @@ cdef inline bint port_tx_put(Port *p, uint64_t addr, uint32_t length, uint32_t o
     """
     cdef xdp_desc *d
     cdef uint32_t slot = p.tx.cached_prod
-    if xsk_prod_nb_free(&p.tx, 1) == 0 or length == 0 or (addr & (CHUNK - 1)) + length > CHUNK or \
+    # (a length of 0 wraps around: more than any room)
+    if xsk_prod_nb_free(&p.tx, 1) == 0 or <uint32_t> (length - 1) >= CHUNK - <uint32_t> (addr & (CHUNK - 1)) or \
             addr >> CHUNK_SHIFT >= p.frames_total:
         return False
     d = xsk_ring_prod__tx_desc(&p.tx, slot)
