@@ -217,9 +217,15 @@ NUMA = pytest.mark.skipif(not Path("/proc/self/numa_maps").exists(), reason="the
 
 
 def policies(fd: int) -> list[str]:
-    """Of a file that is mapped once, from its beginning on, the memory policy of each part."""
-    name = os.readlink(f"/proc/self/fd/{fd}").split()[0]
-    return [line.split()[1] for line in Path("/proc/self/numa_maps").read_text().splitlines() if f"file={name}" in line]
+    """The memory policy of each part of a file that this process has mapped once."""
+    file = os.fstat(fd)
+    which = [f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}", str(file.st_ino)]
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    starts = {words[0].split("-")[0] for words in maps if words[3:5] == which}
+    lines = [line.split() for line in Path("/proc/self/numa_maps").read_text().splitlines()]
+    found = [words[1] for words in lines if words[0] in starts]
+    assert found, (which, maps)
+    return found
 
 
 @NUMA

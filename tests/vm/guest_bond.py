@@ -131,7 +131,7 @@ def main(model: str) -> None:
                 raise SystemExit(f"{what}: it has ended")
 
         url, beyond = "http://192.0.2.10/", "http://10.77.0.11:8080/"  # which has no way back but to the pool
-        until("lbd is ready", lambda: ask("status").get("ready"), 240)
+        until("lbd is ready", lambda: ask("status").get("ready"), 500)
         until("HTTP over the 802.3ad bond", lambda: curl("client", url), 60)
         argv = ["ip", "netns", "exec", "client", sys.executable, "-c", STEADY, "192.0.2.10"]
         out = (work / "steady").open("w+")

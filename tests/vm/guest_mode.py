@@ -208,7 +208,7 @@ def main(model: str, zero_copy: str) -> None:
                 raise SystemExit("lbd ended: " + (work / "lbd.log").read_text())
             return control(run, what)
 
-        until("lbd is ready", lambda: asked("status").get("ready"), 240)
+        until("lbd is ready", lambda: asked("status").get("ready"), 500)
         answers, handed = {}, {}
         for mode, number in CONNECTIONS.items():
             for family in (4, 6):

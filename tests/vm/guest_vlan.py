@@ -143,7 +143,7 @@ def main(model: str) -> None:
                 raise SystemExit("lbd ended: " + (work / "lbd.log").read_text())
             return control(run, what)
 
-        until("lbd is ready", lambda: ask("status").get("ready"), 240)
+        until("lbd is ready", lambda: ask("status").get("ready"), 500)
         four, six, nat = "http://192.0.2.10/", "http://[2001:db8:1::10]/", "http://192.0.2.11/"
         beyond = "http://10.77.0.11:8080/"  # by SNAT
         for url in (four, six, nat, beyond):
