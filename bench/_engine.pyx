@@ -198,6 +198,7 @@ cdef class Bench:
         madvise(loop.area, area, MADV_HUGEPAGE)
         memset(loop.area, 0, area)
         loop.frames = loop.frames_total = 2 * BATCH
+        loop.frame_shift = CHUNK_SHIFT
         loop.workers = 1
         self.null = open(os.devnull, "rb")
         port_in_memory(loop, engine.seg, self.null.fileno())

@@ -41,6 +41,7 @@ cdef int port_in_memory(Loop *l, uint8_t *seg, int fd) except -1:
     p.ledger = l.ledger
     p.area = l.area
     p.frames_total = l.frames_total
+    p.shift = l.frame_shift
     p.stat = <QueueStat *> (seg + (<Ctl *> seg).off_queue)
     p.work = FRAME_WORK
     ring_cons(&p.rx, BATCH, sizeof(xdp_desc))

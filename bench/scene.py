@@ -87,7 +87,7 @@ class Scene:
                               "conns4": self.capacity if self.af == 4 else 16, "conns6": self.capacity if self.af == 6 else 16,
                               "frames": 64, "arena": sum(map(len, tables)), "cmd_ring": 64, "evt_ring": 64,
                               "capture_ring": self.slow_slots, "hand_ring": 64,
-                              "templates": 65536})  # fmt: skip
+                              "templates": 65536, "frame_size": 2048, "chains": 0})  # fmt: skip
         self.bench = Bench(self.engine, self.af, self.proto, SNAT_REMOTES if self.mode == "snat" else self.services, self.step_ns,
                            self.mode not in ("fullnat", "snat", "nat64"), self.server_af, self.clients)  # fmt: skip
         self.configure_links()

@@ -11,5 +11,7 @@ cdef class Engine:
     cdef void *frags
     cdef readonly dict sizes
 
+    cdef bytes content(self, void *pkt)
+    cdef int place(self, Pkt *p, uint32_t i, const uint8_t *data, uint32_t n, uint32_t cut) except -1
     cdef object result(self, void *pkt)
     cdef uint32_t take(self, Pkt *pkt, uint8_t *block) noexcept

@@ -16,8 +16,10 @@ from lbd.datapath.conn cimport (BUCKET_FILL_X100, BUCKET_SPARE, CONN_RESTING, Bu
                                 ConnTable, conn4, conn6, conn_common, conn_mode, conn_server)
 from lbd.datapath.connfile cimport Merged, conn_file_attach, conn_file_bytes, conn_file_merge, conn_map_all
 from lbd.datapath.ending cimport ending_next
-from lbd.datapath.engine cimport ConnExt, EXT_FREE, EXT_SHARE, Engine as CEngine
-from lbd.datapath.frag cimport FRAG_ENTRIES, FRAG_HELD, HELD_ROOM, frag_bytes, frag_clear, frag_map, frag_take
+from lbd.datapath.chain cimport CHAIN_HEAD, pkt_copy
+from lbd.datapath.engine cimport CHAIN_MAX, Chain, ConnExt, EXT_FREE, EXT_SHARE, Engine as CEngine
+from lbd.datapath.frag cimport FRAG_ENTRIES, FRAG_HELD, HELD_ROOM, frag_bytes, frag_clear, frag_map
+from lbd.datapath.frag_held cimport frag_piece, frag_ready, frag_take
 from lbd.datapath.hdr cimport PROTO_SCTP
 from lbd.datapath.lifetime cimport engine_expire
 from lbd.datapath.count cimport Counters
@@ -43,8 +45,8 @@ from lbd.loop.state cimport (Loop, NO_WORKER, POLL_ADAPTIVE, lbd_monotonic, lbd_
 from lbd.loop.turn cimport tell, owner_refresh, turn_commands, turn_publish, worker_loop as c_worker_loop
 from lbd.shm.attach cimport (RETURN_ENTRY, area_ledger_off, hand_ring_off, host_check, host_init, host_layout_compute,
                              layout_compute, return_ring_off, segment_check, segment_init, sizes_fault, svc_hash_buckets)
-from lbd.shm.layout cimport (CAPTURE_SLOT, EVT_RUNNING, FRAME_WORK, Ctl, Evt, Hand, HostCtl, QueueStat, Sizes, WORKER_ATTACHING,
-                             WORKER_RUNNING, WORKER_STOPPED)
+from lbd.shm.layout cimport (CAPTURE_SLOT, CHUNK, CHUNK_SHIFT, EVT_RUNNING, FRAME_WORK, Ctl, Evt, Hand, HostCtl, QueueStat, Sizes,
+                             WORKER_ATTACHING, WORKER_RUNNING, WORKER_STOPPED)
 from lbd.shm.ring cimport lbd_ring_attach, lbd_ring_bytes, lbd_ring_end, lbd_ring_wake_word
 from lbd.xdp.port cimport Port, port_map, port_unmap
 
@@ -94,7 +96,7 @@ SCTP_STATE_NAMES = ("NONE", "INIT", "ESTABLISHED", "SHUTDOWN_RECEIVED", "SHUTDOW
 MODE_NAMES = {MODE_FULLNAT: "fullnat", MODE_NAT: "nat", MODE_DR: "dr", MODE_NAT64: "nat64", MODE_TUNNEL: "tunnel"}
 VERDICTS = ("drop", "forward", "kernel", "consume", "handover", "hold")
 SIZE_FIELDS = ("workers", "services", "dests", "lips", "conns4", "conns6", "frames", "arena", "cmd_ring", "evt_ring",
-               "capture_ring", "hand_ring", "templates")
+               "capture_ring", "hand_ring", "templates", "frame_size", "chains")
 
 
 # The symbol that the purity test disassembles: everything the loop does is inlined below it.
@@ -113,7 +115,7 @@ cdef Sizes sizes_of(dict d) except *:
     s.workers, s.services, s.dests, s.lips = d["workers"], d["services"], d["dests"], d["lips"]
     s.conns4, s.conns6, s.frames, s.arena = d["conns4"], d["conns6"], d["frames"], d["arena"]
     s.cmd_ring, s.evt_ring, s.capture_ring, s.hand_ring = d["cmd_ring"], d["evt_ring"], d["capture_ring"], d["hand_ring"]
-    s.templates = d["templates"]
+    s.templates, s.frame_size, s.chains = d["templates"], d["frame_size"], d["chains"]
     if sizes_fault(&s) != NULL:
         raise ValueError("sizes: " + sizes_fault(&s).decode())
     return s
@@ -129,6 +131,10 @@ def conn_record_bytes() -> dict:
     index = 2.0 * 64 * 100 / BUCKET_FILL_X100 * (1 + 1.0 / BUCKET_SPARE)
     rest = sizeof(ConnCold) + sizeof(uint32_t) + index + 1.0 * sizeof(ConnExt) / EXT_SHARE
     return {4: sizeof(Conn4) + rest, 6: sizeof(Conn6) + rest}
+
+
+cdef uint32_t frame_shift(uint32_t frame_size) noexcept nogil:
+    return <uint32_t> CHUNK_SHIFT + (frame_size != CHUNK)
 
 
 cdef bytes boot_id():
@@ -280,8 +286,8 @@ def connections(fd: int, sizes: dict, limit: int = 1000, svc: int | None = None,
 
 
 def conn_merge(into: int, gone: int, sizes: dict) -> tuple:
-    """Moves the connections of one worker's file (`gone`) into another's (`into`), while neither worker runs: those moved, and those
-    that found no room. Raises OSError if a file can't be mapped."""
+    """Moves the connections of one worker's file (`gone`) into another's (`into`), while neither worker runs: those moved, and
+    those that found no room. Raises OSError if a file can't be mapped."""
     cdef uint64_t n = conn_file_bytes(sizes["conns4"], sizes["conns6"])
     cdef CEngine *e = <CEngine *> calloc(2, sizeof(CEngine))
     cdef void *base[2]
@@ -442,6 +448,13 @@ cdef class Engine:
                 self.e.owner[epoch * 1024 + i] = w
         self.e.owner_prev_valid = previous is not None
 
+    cdef bytes content(self, void *pkt):
+        """All of a packet."""
+        cdef Pkt *p = <Pkt *> pkt
+        cdef bytearray all = bytearray(p.len)
+        pkt_copy(self.e, p, 0, p.len, <uint8_t *> all)
+        return bytes(all)
+
     cdef object result(self, void *pkt):
         cdef Pkt *p = <Pkt *> pkt
         cdef Result r = Result.__new__(Result)
@@ -455,35 +468,59 @@ cdef class Engine:
         r.hand = 0
         r.out = []
         if p.verdict == VERDICT_FORWARD or p.verdict == VERDICT_CONSUME:
-            r.out.append((p.ifout, <bytes> p.data[:p.len]))
+            r.out.append((p.ifout, self.content(p)))
         return r
 
+    cdef int place(self, Pkt *p, uint32_t i, const uint8_t *data, uint32_t n, uint32_t cut) except -1:
+        """n bytes into blocks of memory of their own: the i-th packet of a burst, in frames of `cut` bytes (0: in one)."""
+        cdef Chain *c = self.e.chain + i
+        cdef uint32_t at = n if cut == 0 or n < cut else cut
+        p.data = <uint8_t *> malloc(FRAME_SLACK + at)
+        if p.data == NULL:
+            raise MemoryError()
+        p.frame = <uint64_t> p.data         # the block, until the packet is processed
+        p.data += FRAME_SLACK
+        memcpy(p.data, data, at)
+        p.len = n
+        c.n = 0
+        if at == n:
+            return 0
+        c.end = p.data + at
+        p.chain = i + 1
+        while at < n:
+            c.len[c.n] = n - at if n - at < cut else cut
+            c.data[c.n] = <uint8_t *> malloc(c.len[c.n])
+            if c.data[c.n] == NULL:
+                raise MemoryError()
+            memcpy(c.data[c.n], data + at, c.len[c.n])
+            at += c.len[c.n]
+            c.n += 1
+        return 0
+
     def process(self, frames, now_ns: int, handed: bool = False, hops: int = 0, flags: int = 0, number: int = 0,
-                hand: int = 0) -> list:
+                hand: int = 0, cut: int = 0) -> list:
         """frames: (bytes, iface) each, at most 64: one burst at this time. Returns a Result for each. The verdict `hold` is not the
         last word: see `released`, to be called after each burst. handed, hops, flags, hand: as the worker before said (Result);
-        number: of the first one, `released` tells it."""
+        number: of the first one, `released` tells it. cut: what is longer lies in several AF_XDP frames of so many bytes."""
         cdef Pkt pkt[64]
         cdef uint8_t *block[64]
         cdef uint32_t n = len(frames)
-        cdef uint32_t i
+        cdef uint32_t i, k
+        if cut and not CHAIN_HEAD <= cut <= 65535:
+            raise ValueError(f"the first of several frames holds at least {CHAIN_HEAD} bytes")
         if n > BURST_MAX:
             raise ValueError("a burst has at most 64 packets")
         memset(pkt, 0, sizeof(pkt))
         for data, iface in frames:
             if type(data) is not bytes or len(data) > 65535 or not 0 <= iface < IFACE_MAX:
                 raise ValueError("a frame that is no bytes or too long, or no such interface")
+            if cut and len(data) > cut * CHAIN_MAX:
+                raise ValueError(f"a packet has {CHAIN_MAX} frames at most")
         for i in range(n):
             data, iface = frames[i]
-            block[i] = <uint8_t *> malloc(FRAME_SLACK + len(data))
-            if block[i] == NULL:
-                raise MemoryError()
-            memcpy(block[i] + FRAME_SLACK, <const uint8_t *> data, len(data))
-            pkt[i].data = block[i] + FRAME_SLACK
-            pkt[i].len = len(data)
-            pkt[i].room = len(data)
+            self.place(&pkt[i], i, <const uint8_t *> data, len(data), cut)
+            block[i] = <uint8_t *> pkt[i].frame
             pkt[i].ifin = iface
-            pkt[i].seg_count = 1
             pkt[i].flags = (flags & PKT_ROUTED) | (PKT_HANDED if handed else 0)
             pkt[i].hops = hops
             pkt[i].frame = <uint64_t> number + i
@@ -495,18 +532,35 @@ cdef class Engine:
             self.e.hand[i] = 0
         for i in range(n):
             free(block[i])
+            for k in range(self.e.chain[i].n):
+                free(self.e.chain[i].data[k])
         return out
 
     cdef uint32_t take(self, Pkt *pkt, uint8_t *block) noexcept:
-        """A burst of fragments that were held: their number."""
-        cdef uint32_t n = 0
+        """A burst of fragments that were held: their number. block: room for BURST_MAX pieces."""
+        cdef Chain *c
+        cdef uint32_t pieces, used = 0, n = 0
         memset(pkt, 0, BURST_MAX * sizeof(Pkt))
-        while n < BURST_MAX and self.e.frags.ready:
-            pkt[n].data = block + n * (FRAME_SLACK + HELD_ROOM) + FRAME_SLACK
-            pkt[n].room = HELD_ROOM
+        while True:
+            pieces = frag_ready(self.e.frags)
+            if pieces == 0 or used + pieces > BURST_MAX:
+                return n
+            pkt[n].data = block + used * (FRAME_SLACK + HELD_ROOM) + FRAME_SLACK
             frag_take(self.e.frags, &pkt[n])
+            used += 1
+            c = self.e.chain + n
+            c.n = 0
+            if pieces > 1:
+                c.end = pkt[n].data + pkt[n].len
+                pkt[n].chain = n + 1
+            while pieces > 1:
+                c.data[c.n] = block + used * (FRAME_SLACK + HELD_ROOM) + FRAME_SLACK
+                c.len[c.n] = frag_piece(self.e.frags, c.data[c.n])
+                pkt[n].len += c.len[c.n]
+                c.n += 1
+                used += 1
+                pieces -= 1
             n += 1
-        return n
 
     def released(self, now_ns: int) -> list:
         """The fragments whose first one has come meanwhile, as a burst: (number, frame, iface, Result) each, at most 64."""
@@ -519,7 +573,7 @@ cdef class Engine:
         if block == NULL:
             raise MemoryError()
         n = self.take(pkt, block)
-        frames = [(pkt[i].frame, <bytes> pkt[i].data[:pkt[i].len], pkt[i].ifin) for i in range(n)]
+        frames = [(pkt[i].frame, self.content(&pkt[i]), pkt[i].ifin) for i in range(n)]
         engine_burst(self.e, pkt, n, now_ns)
         out = [(number, data, iface, self.result(&pkt[i])) for i, (number, data, iface) in enumerate(frames)]
         free(block)
@@ -539,7 +593,6 @@ cdef class Engine:
         while True:
             memset(&p, 0, sizeof(Pkt))
             p.data = room + 256
-            p.room = 256
             if not ending_next(self.e, &p, &left):
                 return out
             out.append((p.ifout, <bytes> p.data[:p.len]))
@@ -634,9 +687,8 @@ cdef class Engine:
             raise MemoryError()
         for i, (data, iface) in enumerate(frames):
             all[i].data = area + end + 4 * FRAME_SLACK
-            all[i].len = all[i].room = len(data)
+            all[i].len = len(data)
             all[i].ifin = iface
-            all[i].seg_count = 1
             memcpy(all[i].data, <const uint8_t *> data, len(data))
             end += <uint64_t> places[i]
         memset(verdicts, 0, sizeof(verdicts))
@@ -689,6 +741,7 @@ cdef class Worker:
         loop.workers = c.sizes.workers
         loop.frames = c.sizes.frames
         loop.frames_total = c.sizes.frames * c.sizes.workers
+        loop.frame_shift = frame_shift(c.sizes.frame_size)
         loop.area = <uint8_t *> self.map(area_fd, True)
         loop.ledger = loop.area + area_ledger_off(&c.sizes)
         loop.free_list = <uint32_t *> malloc(c.sizes.frames * sizeof(uint32_t))
@@ -718,6 +771,7 @@ cdef class Worker:
             p.ledger = loop.ledger
             p.work = <uint8_t> (FRAME_WORK | number << 4)
             p.frames_total = loop.frames_total
+            p.shift = loop.frame_shift
             p.stat = (<QueueStat *> (<uint8_t *> c + c.off_queue)) + <uint32_t> d["iface"]
             p.iface = d["iface"]
             p.ifindex = d["ifindex"]

@@ -69,9 +69,9 @@ ADVICE = {
         "More packets for the host's own stack came than the exception path carries, which is for a few."
     ),
     "too_big_frame": (
-        "A packet would outgrow its buffer of 2048 bytes: use an MTU of 1500 on lbd's interfaces."
+        "Only with an MTU above 32,000 bytes: lower it, or have senders keep below the path's MTU."
     ),
-    "multi_buffer": "A packet larger than a buffer: switch off LRO and jumbo frames on lbd's interfaces.",
+    "multi_buffer": "No sender makes such packets: an attack. (Jumbo frames as such are forwarded: [devices](devices.md).)",
     "tuple_in_use": (
         "A real server stands behind several services of mode nat, and a client used one port for two of them. Rare, and "
         "the client tries again; often: give the services different ports on the real server, or use mode fullnat."

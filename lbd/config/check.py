@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
-from lbd.config.host import remarks
+from lbd.config.host import interface_mtus, remarks
 from lbd.config.memory import Memory, memory, memory_text
 from lbd.config.model import Config
 from lbd.config.position import LineIndex
@@ -20,6 +20,7 @@ class Report:
     warnings: tuple[Problem, ...]
     config: Config | None  # None: the file can't be used
     memory: Memory | None
+    frame_size: int = 0  # bytes of a packet buffer
 
     @property
     def ok(self) -> bool:
@@ -32,16 +33,17 @@ def check(path: str) -> Report:
         config = loads(text, path)
     except ConfigError as e:
         return Report(path, e.problems, e.warnings, None, None)
-    need = memory(config)
+    mtus = interface_mtus(config)
+    need = memory(config, mtus.values())
     lines = LineIndex(text)
     here = [
         Problem(path, lines.line(loc), field_text(loc), message, "warning")
-        for loc, message in remarks(config, need)
+        for loc, message in remarks(config, need, mtus)
     ]
     said = {p.field for p in config.warnings}
     new = [p for p in here if p.field not in said]
     warnings = sorted([*config.warnings, *new], key=lambda p: p.line or 0)
-    return Report(path, (), tuple(warnings), config, need)
+    return Report(path, (), tuple(warnings), config, need, config.sizes(mtus.values())["frame_size"])
 
 
 def run_check(path: str, as_json: bool, out: TextIO) -> int:
@@ -76,7 +78,7 @@ def to_text(report: Report) -> str:
             f"{tables.connections_ipv4} IPv4, {tables.connections_ipv6} IPv6",
         ),
         ("  tables", need.tables, f"{tables.services} services, {tables.real_servers} real servers, rings"),
-        ("  frames", need.frames, f"{tables.frames} of 2 KiB"),
+        ("  frames", need.frames, f"{tables.frames} of {report.frame_size >> 10} KiB"),
         ("  sockets", need.sockets, f"rings of {_count(len(config.interface), 'interface')}"),
         ("  process", need.process, "estimate"),
         ("each worker", need.worker, f"× {need.workers}"),

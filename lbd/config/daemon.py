@@ -83,8 +83,15 @@ class Tables(Section):
         8192,
         ge=256,
         le=1 << 20,
-        description="Packet buffers of 2048 bytes of each worker; a power of two. "
-        "Allow twice the sum of the interfaces' `ring`.",
+        description="Packet buffers of each worker; a power of two. Allow twice the sum of the interfaces' `ring`.",
+    )
+    frame_size: PowerOfTwo | None = Field(
+        None,
+        ge=2048,
+        le=4096,
+        description="Bytes of a packet buffer, 2048 or 4096. Without it: 4096 if an interface has an MTU above 1770, else 2048. "
+        "See [devices](devices.md).",
+        examples=[4096],
     )
     services: Int = Field(1024, ge=1, le=65535, description="Services that can exist at a time.")
     real_servers: Int = Field(

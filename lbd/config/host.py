@@ -9,10 +9,12 @@ import grp
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from lbd.config import cpu
+from lbd.config.frame import MTU_LIMIT, mtu_max
 from lbd.config.memory import Memory, memory_text
 from lbd.config.model import Config
 from lbd.config.problem import Loc
@@ -21,10 +23,13 @@ from lbd.config.rule import Finding
 LEAST_EPHEMERAL = 1024  # ports that the host needs for its own connections
 
 
-def remarks(config: Config, memory: Memory, root: Path = Path("/")) -> list[Finding]:
-    """`root`: where proc and sys are found."""
+def remarks(
+    config: Config, memory: Memory, mtus: Mapping[str, int] = MappingProxyType({}), root: Path = Path("/")
+) -> list[Finding]:
+    """`mtus`: of the interfaces; `root`: where proc and sys are found."""
     return [
         *_interfaces(config, root),
+        *_mtus(config, mtus),
         *_cores(config, root),
         *_group(config),
         *_ports(config, root),
@@ -64,6 +69,37 @@ def _interfaces(config: Config, root: Path) -> Iterator[Finding]:
     for where, name, manage in named:
         if manage and name and name not in there and name not in ours:
             yield where, f'this host has no interface "{name}", where the address is to be added'
+
+
+def interface_mtus(config: Config) -> dict[str, int]:
+    """Of those that this host has."""
+    # here, as in memory.py
+    from lbd.xdp.kernel import device_mtu
+
+    return {i.name: min(mtu, MTU_LIMIT) for i in config.interface if (mtu := device_mtu(i.name)) is not None}
+
+
+def _mtus(config: Config, mtus: Mapping[str, int]) -> Iterator[Finding]:
+    sizes = config.sizes(mtus.values())
+    single, most = mtu_max(sizes["frame_size"]), mtu_max(sizes["frame_size"], sizes["chains"])
+    for i, interface in enumerate(config.interface):
+        mtu = mtus.get(interface.name, 0)
+        if mtu > most:
+            yield (
+                ("interface", i, "name"),
+                f"an MTU of {mtu}, and packet buffers are for {most}: `ip link set {interface.name} mtu {most}`",
+            )
+        elif mtu > single and interface.zero_copy == "require":
+            yield (
+                ("interface", i, "zero_copy"),
+                f"an MTU of {mtu}: packets above {single} bytes lie in several buffers, and few drivers have zero-copy for these",
+            )
+        elif mtu > single:
+            yield (
+                ("interface", i, "name"),
+                f"an MTU of {mtu}: packets above {single} bytes lie in several buffers, which takes Linux 6.6, a driver with XDP "
+                f'multi-buffer (or attach = "generic"), and copies where it has no zero-copy for these',
+            )
 
 
 def _queues(name: str, ifindex: int, root: Path) -> int:

@@ -7,7 +7,7 @@
                  records and index, in a file of run_dir
     tables       3.3 MiB of neighbours, routes and rings to and from the master;
                  200 bytes × services + 144 bytes × real_servers
-    frames       2049 bytes × frames: the packet, and a byte that says who holds it
+    frames       2049 or 4097 bytes × frames (`frame_size`): the packet, and a byte that says who holds it
     sockets      48 bytes × ring for each interface: the four rings of an AF_XDP socket
     process      10 MiB: interpreter, stacks, datagrams in fragments
     shared       4 bytes × 1024 × services, at least 16 MiB: scheduling tables;
@@ -19,6 +19,7 @@ The first three and `shared` are asked of the layouts themselves; the figures ab
 tests hold them against each other. `process` and `master` are measured (Python 3.11), and estimates at that.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lbd.config.model import Config
@@ -56,12 +57,13 @@ class Memory:
         return self.workers * self.worker + self.shared + self.master
 
 
-def memory(config: Config) -> Memory:
+def memory(config: Config, mtus: Iterable[int] = ()) -> Memory:
+    """`mtus`: of the interfaces, by which packet buffers are larger."""
     # here, since the configuration's model is read where the extensions are not built
     import lbd._fastpath as fastpath
     from lbd.shm import _shm
 
-    sizes = config.sizes()
+    sizes = config.sizes(mtus)
     segments = _shm.segment_bytes(sizes)
     items = len(config.service) + sum(len(s.real_server) for s in config.service)
     return Memory(

@@ -6,11 +6,13 @@ address.py. What no single field can tell (duplicates, families, references) is 
 `load` and `loads` of source.py make a Config from a file.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import Field, PrivateAttr
 
 from lbd.config.daemon import Daemon, Metrics, Packet, Tables, Timeouts, Workers
+from lbd.config.frame import frame_sizes
 from lbd.config.interface import IFACE_MAX, Interface, LocalAddress, Neighbor, Route
 from lbd.config.problem import Problem
 from lbd.config.section import Section
@@ -73,8 +75,8 @@ class Config(Section):
         """What differs from the defaults, in TOML's types: written to a file, it gives this again."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
-    def sizes(self) -> dict[str, int]:
-        """The fields of `Sizes` (lbd/shm/layout.pxd).
+    def sizes(self, mtus: Iterable[int] = ()) -> dict[str, int]:
+        """The fields of `Sizes` (lbd/shm/layout.pxd). `mtus`: of the interfaces; without them packet buffers are the usual ones.
 
         They follow from [workers] and [tables] alone: a reload that adds services leaves them as they are.
         """
@@ -93,6 +95,7 @@ class Config(Section):
             "capture_ring": 256,
             "hand_ring": tables.frames,  # a ring of descriptors then holds all that its sender may receive
             "templates": tables.persistence_templates,
+            **frame_sizes(tables.frame_size, mtus),
         }
 
 

@@ -8,7 +8,8 @@ from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt, PKT_TUNNEL
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.hdr cimport *
-from lbd.datapath.csum cimport csum_apply, csum_diff, csum_fold, csum_partial
+from lbd.datapath.chain cimport pkt_sum
+from lbd.datapath.csum cimport csum_apply, csum_diff, csum_fold
 from lbd.datapath.reason cimport *
 from lbd.datapath.svc cimport TUNNEL_GRE, TUNNEL_IPIP
 from lbd.datapath.inner cimport INNER_FOUND, INNER_SHORT, inner_at
@@ -50,7 +51,7 @@ cdef inline uint32_t decap(Engine *e, Pkt *p, const Tuple *t) noexcept nogil:
         return refuse(p, REASON_TUNNEL_MALFORMED)
     if got != INNER_FOUND:
         return 0
-    if at - p.l4 == 2 * sizeof(GreHdr) and csum_fold(csum_partial(p.data + p.l4, end - p.l4, 0)) != 0xffff:
+    if at - p.l4 == 2 * sizeof(GreHdr) and csum_fold(pkt_sum(e, p, p.data + p.l4, end - p.l4, 0)) != 0xffff:
         return refuse(p, REASON_BAD_CHECKSUM)
     p.l3 = at
     p.len = end                         # without what Ethernet padded: the inner packet must fit the outer one

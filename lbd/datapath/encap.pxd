@@ -8,6 +8,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_ld32, lbd_st16, lbd_st32
+from lbd.datapath.chain cimport pkt_sum
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt
 from lbd.datapath.flow cimport Tuple, tuple_hash
@@ -74,14 +75,15 @@ cdef inline void outer6(Pkt *p, const uint8_t *src, const uint8_t *dst, uint32_t
     memcpy(ip.daddr, dst, 16)
 
 
-cdef inline void gre_write(uint8_t *inner, uint32_t size, uint32_t way, int af) noexcept nogil:
+cdef inline void gre_write(const Engine *e, Pkt *p, uint32_t way, int af) noexcept nogil:
+    cdef uint8_t *inner = p.data + p.l3
     cdef uint32_t n = shim_bytes(way)
     cdef GreHdr *g = <GreHdr *> (inner - n)
     g.flags = lbd_bswap16(GRE_CSUM) if way & TUNNEL_CSUM else 0
     g.proto = lbd_bswap16(ETH_P_IP if af == 4 else ETH_P_IPV6)
     if way & TUNNEL_CSUM:
         lbd_st32(g + 1, 0)
-        lbd_st16(g + 1, <uint16_t> ~csum_fold(csum_partial(<uint8_t *> g, n + size, 0)))
+        lbd_st16(g + 1, <uint16_t> ~csum_fold(pkt_sum(e, p, <uint8_t *> g, n + p.l3_len, 0)))
 
 
 cdef inline uint16_t flow_port(ConnTable *t, uint32_t i, int af) noexcept nogil:
@@ -103,18 +105,19 @@ cdef inline void gue_write(uint8_t *inner, uint32_t size, uint16_t sport, uint16
     g.flags = 0
 
 
-cdef inline void gue_sum(uint8_t *inner, uint32_t size, int raf) noexcept nogil:
+cdef inline void gue_sum(const Engine *e, Pkt *p, int raf) noexcept nogil:
     """The outer UDP checksum, when the outer addresses are there."""
-    cdef UdpHdr *u = <UdpHdr *> (inner - sizeof(UdpHdr) - sizeof(GueHdr))
+    cdef UdpHdr *u = <UdpHdr *> (p.data + p.l3 - sizeof(UdpHdr) - sizeof(GueHdr))
     cdef uint32_t alen = 4 if raf == 4 else 16
     cdef const uint8_t *addrs = <const uint8_t *> u - 2 * alen
-    cdef uint32_t n = size + sizeof(UdpHdr) + sizeof(GueHdr)
-    u.check = <uint16_t> ~csum_fold(csum_partial(<uint8_t *> u, n, csum_pseudo(addrs, addrs + alen, alen, PROTO_UDP, n)))
+    cdef uint32_t n = p.l3_len + sizeof(UdpHdr) + sizeof(GueHdr)
+    u.check = <uint16_t> ~csum_fold(pkt_sum(e, p, <uint8_t *> u, n, csum_pseudo(addrs, addrs + alen, alen, PROTO_UDP, n)))
     if u.check == 0:
         u.check = 0xffff
 
 
-cdef inline void encap_from(Pkt *p, ConnTable *t, uint32_t i, const uint8_t *src, int af, int raf) noexcept nogil:
+cdef inline void encap_from(const Engine *e, Pkt *p, ConnTable *t, uint32_t i, const uint8_t *src, int af,
+                            int raf) noexcept nogil:
     """Behind a header of the real server's family raf, from src. What lies before the inner header is not moved: the link layer is
     written anew after this (link_write). l3_len stays the inner packet's."""
     cdef uint8_t server[16]
@@ -124,7 +127,7 @@ cdef inline void encap_from(Pkt *p, ConnTable *t, uint32_t i, const uint8_t *src
     cdef uint8_t proto = PROTO_IPIP if af == 4 else PROTO_IPV6
     conn_server(t, i, server, af)
     if way & TUNNEL_KIND == TUNNEL_GRE:
-        gre_write(inner, p.l3_len, way, af)
+        gre_write(e, p, way, af)
         proto = PROTO_GRE
     elif way & TUNNEL_KIND == TUNNEL_GUE:
         gue_write(inner, p.l3_len, flow_port(t, i, af), conn_common(t, i, af).l4_delta, af)
@@ -135,10 +138,9 @@ cdef inline void encap_from(Pkt *p, ConnTable *t, uint32_t i, const uint8_t *src
     else:
         outer6(p, src, server, shim_bytes(way), proto)
     if way == (TUNNEL_GUE | TUNNEL_CSUM):
-        gue_sum(inner, p.l3_len, raf)
+        gue_sum(e, p, raf)
     p.data -= n
     p.len += n
-    p.room += n
     p.l4 += n
     p.af = raf
 
@@ -148,5 +150,5 @@ cdef inline bint encap(Engine *e, Pkt *p, ConnTable *t, uint32_t i, const Adj *a
     cdef uint8_t src[16]
     if not outer_source(e, p.svc, a, src, raf):
         return False
-    encap_from(p, t, i, src, af, raf)
+    encap_from(e, p, t, i, src, af, raf)
     return True

@@ -36,6 +36,15 @@ cdef struct ConnExt:            # 32 bytes; extension of a connection record (ex
     uint32_t reserved[3]
 
 cdef enum:
+    CHAIN_MAX = 18              # frames of a packet: what Linux sends in one (MAX_SKB_FRAGS, and the first)
+
+cdef struct Chain:              # the further frames of a packet, valid within a burst (chain.pxd)
+    const uint8_t *end          # where the packet's part of the first frame ends
+    uint8_t *data[17]
+    uint32_t len[17]
+    uint32_t n
+
+cdef enum:
     EXT_FREE = 0xffffffff
     EXT_SHARE = 16              # one extension for so many connections
     DEST_HASH = 1024            # buckets of the real servers by address and port
@@ -141,6 +150,7 @@ cdef struct Engine:
     Tuple tuple[64]
     uint64_t hash[64]
     uint8_t kind[64]
+    Chain chain[65]             # of packets in several frames; the adapter's
     uint32_t hand[64]           # what one worker tells the other with a hand-over (persist.pxd); the adapter's: 0 between bursts
     uint64_t far_hash[64]       # IPv4 packets that missed, while nat64: of the mapped tuple,
     uint32_t far_ref[64]        # and the candidate in the IPv6 table,

@@ -10,7 +10,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_ld64, lbd_st16, lbd_st32, lbd_bswap16, lbd_copy12, lbd_copy16,
                                     lbd_copy4_wide, lbd_is_multiple_of_65535, lbd_likely, lbd_unlikely)
 from lbd.datapath.engine cimport Engine
-from lbd.datapath.pkt cimport FRAG_NONE, Pkt, PKT_MULTI, PKT_REPLY
+from lbd.datapath.pkt cimport FRAG_NONE, Pkt, PKT_REPLY
 from lbd.datapath.flow cimport Tuple, ends_hash
 from lbd.datapath.hdr cimport ETH_HLEN, ETH_P_IP, ETH_P_IPV6, PROTO_TCP, PROTO_UDP, TcpHdr, TCP_FIN, TCP_RST, TCP_SYN
 from lbd.datapath.reason cimport REASON_NONE, VERDICT_FORWARD
@@ -94,7 +94,7 @@ cdef inline bint fast_parse6(Pkt *p) noexcept nogil:
 
 cdef inline bint lane_takes(Engine *e, const Pkt *p) noexcept nogil:
     """The interface's packets?"""
-    return not p.flags & PKT_MULTI and e.fast[p.ifin] != LANE_CLOSED
+    return e.fast[p.ifin] != LANE_CLOSED
 
 
 cdef inline bint lane_keeps(Engine *e, const Pkt *p) noexcept nogil:
@@ -207,7 +207,7 @@ cdef inline bint fast_wrap(Engine *e, Pkt *p, uint32_t i, uint32_t direction, in
     passed(e, p, c, a, l4, conn_edges(tab, i, af), head, direction)
     if tunnel:
         hop(p.data + ETH_HLEN, conn4(tab, i).ip_delta[0] if af == 4 else 0, af)
-        encap_from(p, tab, i, src, af, server_af(c, af))
+        encap_from(e, p, tab, i, src, af, server_af(c, af))
     elif af == 6:
         nat64_packet(e, p, conn6(tab, i))
     lbd_copy12(p.data, a.dmac)

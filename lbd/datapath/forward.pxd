@@ -217,7 +217,6 @@ cdef inline void answer_sender(Engine *e, Pkt *p, const ConnCommon *c, uint32_t 
         return
     p.data += p.l3 - ETH_HLEN
     p.len -= p.l3 - ETH_HLEN
-    p.room -= p.l3 - ETH_HLEN
     p.l4 -= p.l3 - ETH_HLEN
     p.l3 = ETH_HLEN
     p.data[0] = 0                       # no group's address: what is there is of the outer header
@@ -274,7 +273,7 @@ cdef inline bint leave(Engine *e, Pkt *p, uint32_t i, const ConnCommon *c, uint3
     if af == 6 and is_nat64(c):
         nat64_packet(e, p, conn6(&e.t6, i))
     else:
-        rewrite(p, table_of(e, af), i, direction, af)
+        rewrite(e, p, table_of(e, af), i, direction, af)
     return send_out(e, p, i, c, direction, af)
 
 

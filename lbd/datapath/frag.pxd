@@ -5,19 +5,18 @@
 # datagram goes, whatever it waits for; no room for another held fragment means that the datagram that has waited longest for its
 # first one goes. Both are counted. A datagram that is through (all its bytes were seen) leaves its place at once, but is found for
 # a second more, for what comes twice. Held fragments are copies, in memory of the table's own: no frame waits, and the account of
-# frames knows nothing of this. Once the first fragment has come they are ready; the adapter takes them (frag_take) into frames and
-# gives them to the engine again, in the order in which they came.
+# frames knows nothing of this (frag_held.pxd). Once the first fragment has come they are ready; the adapter takes them into frames
+# and gives them to the engine again, in the order in which they came.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.count cimport Counters
 from lbd.datapath.flow cimport Tuple
-from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_ROUTED
-from lbd.datapath.reason cimport REASON_FRAG_TIMEOUT, REASON_FRAG_TABLE_FULL, REASON_NONE, REASON_TOO_BIG_FRAME, VERDICT_DROP
+from lbd.datapath.reason cimport REASON_FRAG_TIMEOUT, REASON_FRAG_TABLE_FULL, VERDICT_DROP
 
 cdef enum:
     FRAG_ENTRIES = 8192         # datagrams that a worker follows: 92 + 4 bytes each
-    FRAG_HELD = 512             # fragments that it holds: 1,816 bytes each. 1.7 MB in all
-    FRAG_HELD_EACH = 64         # of one datagram: 64 KiB in an Ethernet's MTU have 45
+    FRAG_HELD = 512             # pieces of fragments that it holds: 1,816 bytes each. 1.7 MB in all
+    FRAG_HELD_EACH = 64         # of one datagram: 64 KiB in an Ethernet's MTU have 45, in jumbo frames not more
     HELD_ROOM = 1792            # bytes of a held one: an AF_XDP frame (2 KiB) without XDP's headroom
     FRAG_GRACE = 1000           # ms
     FRAG_NIL = 0xffffffff
@@ -63,7 +62,8 @@ cdef struct Held:
     uint8_t ifin
     uint8_t flags               # PKT_HANDED, PKT_ROUTED
     uint8_t hops
-    uint8_t spare[7]
+    uint8_t more                # 1: the fragment goes on in the next one
+    uint8_t spare[6]
     uint8_t data[1792]
 
 cdef struct FragTable:
@@ -191,9 +191,10 @@ cdef inline void frag_end(FragTable *t, uint32_t i, uint32_t reason, uint32_t no
     while f.held:
         n = f.held
         f.held = t.held[n - 1].next
+        if not t.held[n - 1].more:
+            count.drops[reason] += 1
+            count.verdicts[<int> VERDICT_DROP] += 1
         held_put_back(t, n)
-        count.drops[reason] += 1
-        count.verdicts[<int> VERDICT_DROP] += 1
     f.held_n = 0
     frag_move(t, i, FRAG_SPARE, now_ms - FRAG_GRACE - 1)
 
@@ -266,88 +267,3 @@ cdef inline void expire_list(FragTable *t, uint32_t list, uint32_t now_ms, uint3
 cdef inline void frag_expire(FragTable *t, uint32_t now_ms, uint32_t timeout, uint32_t budget, Counters *count) noexcept nogil:
     expire_list(t, FRAG_AWAITED, now_ms, timeout, budget, count)
     expire_list(t, FRAG_DECIDED, now_ms, timeout, budget, count)
-
-
-# --- held fragments --------------------------------------------------------------------------------------------------
-
-cdef inline uint32_t held_room(FragTable *t, uint32_t i, uint32_t now_ms, Counters *count) noexcept nogil:
-    """A free place (number + 1) for a fragment of datagram i, made by ending the one that has waited longest; 0: none."""
-    cdef uint32_t n, oldest
-    if t.held_free == 0 and t.held_fresh == t.held_capacity:
-        oldest = t.head[<int> FRAG_AWAITED]
-        while oldest != FRAG_NIL and (oldest == i or t.entry[oldest].held_n == 0):
-            oldest = t.entry[oldest].next
-        if oldest == FRAG_NIL:
-            return 0
-        frag_end(t, oldest, REASON_FRAG_TABLE_FULL, now_ms, count)
-        count.frag_evicted += 1
-    n = t.held_free
-    if n:
-        t.held_free = t.held[n - 1].next
-    else:
-        t.held_fresh += 1
-        n = t.held_fresh
-    t.held_n += 1
-    return n
-
-
-cdef inline uint32_t frag_hold(FragTable *t, uint32_t i, const Pkt *p, uint32_t now_ms, Counters *count) noexcept nogil:
-    """Keeps a copy of the packet, as it came, until the first fragment of datagram i has come. Else the reason why not."""
-    cdef Frag *f = t.entry + i
-    cdef uint32_t n = 0, why = REASON_FRAG_TABLE_FULL
-    cdef Held *h
-    if p.len > HELD_ROOM:
-        why = REASON_TOO_BIG_FRAME
-    elif f.held_n < FRAG_HELD_EACH:
-        n = held_room(t, i, now_ms, count)
-    if n == 0:
-        if f.held_n == 0:
-            frag_end(t, i, why, now_ms, count)
-        return why
-    h = t.held + (n - 1)
-    h.frame = p.frame
-    h.next = 0
-    h.len = p.len
-    h.ifin = p.ifin
-    h.flags = p.flags & (PKT_HANDED | PKT_ROUTED)
-    h.hops = p.hops
-    memcpy(h.data, p.data, p.len)
-    if f.held_n:
-        t.held[f.held_last - 1].next = n
-    else:
-        f.held = n
-    f.held_last = n
-    f.held_n += 1
-    count.frag_held += 1
-    return REASON_NONE
-
-
-cdef inline void frag_decide(FragTable *t, uint32_t i, uint32_t state, uint32_t now_ms) noexcept nogil:
-    """Its first fragment has come: what is held is ready."""
-    cdef Frag *f = t.entry + i
-    f.state = state
-    if f.list != FRAG_SPARE:
-        frag_move(t, i, FRAG_DECIDED, now_ms)
-    if f.held_n == 0:
-        return
-    if t.ready:
-        t.held[t.ready_last - 1].next = f.held
-    else:
-        t.ready = f.held
-    t.ready_last = f.held_last
-    f.held = f.held_last = f.held_n = 0
-
-
-cdef inline void frag_take(FragTable *t, Pkt *p) noexcept nogil:
-    """The next ready one (there is one: t.ready), into a frame with room for it, as a packet for the next burst."""
-    cdef uint32_t n = t.ready
-    cdef const Held *h = t.held + (n - 1)
-    memcpy(p.data, h.data, h.len)
-    p.frame = h.frame
-    p.len = h.len
-    p.ifin = h.ifin
-    p.flags = h.flags
-    p.hops = h.hops
-    p.seg_count = 1
-    t.ready = h.next
-    held_put_back(t, n)

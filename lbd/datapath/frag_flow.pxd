@@ -18,8 +18,9 @@ from lbd.datapath.hdr cimport IP_MF, IP_OFFMASK, IpHdr, PROTO_FRAGMENT
 from lbd.datapath.csum cimport csum_add, csum_diff, csum_fold
 from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport CONN_ONE_WAY, REF_NONE, conn_common, conn_is, conn_lookup
-from lbd.datapath.frag cimport (FRAG_AWAY, FRAG_BOUND, FRAG_KERNEL, FRAG_NIL, FRAG_REFUSED, FRAG_WAITING, Frag, frag_decide,
-                                frag_hold, frag_known, frag_make, frag_passed)
+from lbd.datapath.frag cimport (FRAG_AWAY, FRAG_BOUND, FRAG_KERNEL, FRAG_NIL, FRAG_REFUSED, FRAG_WAITING, Frag, frag_known,
+                                frag_make, frag_passed)
+from lbd.datapath.frag_held cimport frag_decide, frag_hold
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.nat64 cimport tuple_map
 from lbd.datapath.owner cimport fragment_owner
@@ -158,7 +159,7 @@ cdef inline void frag_bind(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil
 # --- the later ones --------------------------------------------------------------------------------------------------
 
 cdef inline void hold(Engine *e, Pkt *p, uint32_t n) noexcept nogil:
-    cdef uint32_t why = frag_hold(e.frags, n, p, e.now_ms, e.count)
+    cdef uint32_t why = frag_hold(e, e.frags, n, p)
     if why != REASON_NONE:
         drop(p, why)
         return

@@ -5,6 +5,7 @@
 # RFC 4884 appends to the quoted packet is cut off: labels and addresses of the inside are nobody's business outside.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_ld32, lbd_st32
+from lbd.datapath.chain cimport least
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt
 from lbd.datapath.hdr cimport *
@@ -43,10 +44,6 @@ cdef enum:
     MTU6_MIN = 1280             # least MTU of IPv6, and what an error may measure there (RFC 4443 §2.4 c)
     ERROR6_MIN = 96             # an error that quotes eight bytes of the transport header
     ERROR4_MIN = 56
-
-
-cdef inline uint32_t least(uint32_t a, uint32_t b) noexcept nogil:
-    return a if a < b else b
 
 
 cdef inline uint32_t plateau(uint32_t len) noexcept nogil:

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.string cimport memcpy, memmove, memset
 from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_st16, lbd_st32, lbd_bswap16, lbd_bswap32, lbd_copy16
+from lbd.datapath.chain cimport least, pkt_head
 from lbd.datapath.engine cimport Engine, TokenBucket
 from lbd.datapath.pkt cimport FRAG_LATER, Pkt, PKT_ICMP_ERROR, FRAME_SLACK
 from lbd.datapath.hdr cimport *
@@ -44,9 +45,16 @@ cdef inline void mac_swap(uint8_t *to, const uint8_t *from_) noexcept nogil:
     memcpy(to, mac, 12)
 
 
+cdef inline uint32_t quotable(const Engine *e, const Pkt *p, uint32_t most) noexcept nogil:
+    """Bytes from the IP header on that an ICMP error quotes."""
+    if p.l3_len < most:
+        most = p.l3_len
+    return least(most, pkt_head(e, p) - p.l3) if p.chain else most
+
+
 cdef inline void answer4(Engine *e, Pkt *p, uint8_t type, uint8_t code, uint32_t mtu, uint32_t link) noexcept nogil:
     """In place of the packet at p.l3; link: of the interface whose address it comes from."""
-    cdef uint32_t quote = p.l3_len if p.l3_len < ICMP4_QUOTE else ICMP4_QUOTE
+    cdef uint32_t quote = quotable(e, p, ICMP4_QUOTE)
     cdef uint32_t src, dst = (<IpHdr *> (p.data + p.l3)).saddr
     cdef uint8_t *d = p.data - 28
     cdef IpHdr *ip
@@ -75,7 +83,7 @@ cdef inline void answer4(Engine *e, Pkt *p, uint8_t type, uint8_t code, uint32_t
 
 
 cdef inline void answer6(Engine *e, Pkt *p, uint8_t type, uint8_t code, uint32_t mtu, uint32_t link) noexcept nogil:
-    cdef uint32_t quote = p.l3_len if p.l3_len < ICMP6_QUOTE else ICMP6_QUOTE
+    cdef uint32_t quote = quotable(e, p, ICMP6_QUOTE)
     cdef uint8_t *d = p.data - 48
     cdef uint8_t dst[16]
     cdef uint8_t src[16]

@@ -8,8 +8,9 @@ from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_ld64, lbd_st16, lbd_
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport FRAG_LATER, Pkt, PKT_PARTIAL
 from lbd.datapath.hdr cimport *
-from lbd.datapath.crc32c cimport sctp_checksum, sctp_ports_changed
-from lbd.datapath.csum cimport csum_add, csum_reverse, csum_fold, csum_partial, csum_diff
+from lbd.datapath.chain cimport pkt_sctp_checksum, pkt_sum
+from lbd.datapath.crc32c cimport sctp_ports_changed
+from lbd.datapath.csum cimport csum_add, csum_reverse, csum_fold, csum_diff
 from lbd.datapath.conn cimport CONN_ONE_WAY, Conn4, Conn6, ConnCommon, ConnTable, conn4, conn6, conn_common, conn_side
 from lbd.datapath.echo cimport echo_write, is_icmp
 from lbd.datapath.neigh cimport Adj, TPID_AD, TPID_OUTER_Q
@@ -54,15 +55,15 @@ cdef inline void check_update(uint8_t *l4, uint8_t proto, uint16_t delta) noexce
         lbd_st16(l4 + 6, c if c else 0xffff)
 
 
-cdef inline void check_complete(Pkt *p) noexcept nogil:
+cdef inline void check_complete(const Engine *e, Pkt *p) noexcept nogil:
     """Whole transport checksum of a packet that came with a partial one."""
     cdef uint16_t *check = transport_check(p)
     cdef uint16_t c
     if p.proto == PROTO_SCTP:
-        (<SctpHdr *> (p.data + p.l4)).check = sctp_checksum(p.data + p.l4, transport_len(p))
+        (<SctpHdr *> (p.data + p.l4)).check = pkt_sctp_checksum(e, p, transport_len(p))
         return
     lbd_st16(check, 0)
-    c = <uint16_t> ~csum_fold(csum_partial(p.data + p.l4, transport_len(p), transport_pseudo(p)))
+    c = <uint16_t> ~csum_fold(pkt_sum(e, p, p.data + p.l4, transport_len(p), transport_pseudo(p)))
     if c == 0 and p.proto == PROTO_UDP:
         c = 0xffff
     lbd_st16(check, c)
@@ -104,7 +105,7 @@ cdef inline void transport_changed(Pkt *p, uint32_t before, uint16_t delta) noex
         sctp_ports_changed(p.data + p.l4, transport_len(p), before)
 
 
-cdef inline void rewrite(Pkt *p, ConnTable *t, uint32_t i, uint32_t direction, int af) noexcept nogil:
+cdef inline void rewrite(const Engine *e, Pkt *p, ConnTable *t, uint32_t i, uint32_t direction, int af) noexcept nogil:
     """What the connection's mode changes of the IP packet, checksums with it."""
     cdef ConnCommon *c = conn_common(t, i, af)
     cdef uint8_t ports[4]
@@ -122,7 +123,7 @@ cdef inline void rewrite(Pkt *p, ConnTable *t, uint32_t i, uint32_t direction, i
             transport_changed(p, before, csum_reverse(c.l4_delta) if direction else c.l4_delta)
     hop(p.data + p.l3, conn4(t, i).ip_delta[direction] if af == 4 else 0, af)
     if lbd_unlikely(p.flags & PKT_PARTIAL):
-        check_complete(p)
+        check_complete(e, p)
 
 
 cdef inline void link_write(Pkt *p, const Adj *a) noexcept nogil:
@@ -138,7 +139,6 @@ cdef inline void link_write(Pkt *p, const Adj *a) noexcept nogil:
     if lbd_unlikely(grow != 0):
         p.data -= grow
         p.len += grow
-        p.room += grow
         p.l3 += grow
         p.l4 += grow
     d = p.data

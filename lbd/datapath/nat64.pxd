@@ -87,7 +87,6 @@ cdef inline void moved(Pkt *p, uint32_t head, uint32_t len, uint32_t af, uint32_
     came: statistics count it."""
     cdef int shift = <int> head - <int> p.l3
     p.data += shift
-    p.room -= shift
     p.len = p.l3 + len
     p.l4 = p.l3 + l4
     p.af = af
@@ -155,7 +154,7 @@ cdef inline uint32_t nat64_mtu(const Pkt *p, uint32_t mtu) noexcept nogil:
     return mtu + (p.l4 - p.l3) - head
 
 
-cdef inline void ports_write(Pkt *p, const void *far, uint16_t delta) noexcept nogil:
+cdef inline void ports_write(const Engine *e, Pkt *p, const void *far, uint16_t delta) noexcept nogil:
     """far: the ports of the record's other end, if the packet shows them. The checksum with them; one that is partial or missing is
     made here."""
     cdef uint8_t *l4 = p.data + p.l4
@@ -166,7 +165,7 @@ cdef inline void ports_write(Pkt *p, const void *far, uint16_t delta) noexcept n
     lbd_st32(l4, lbd_swap16s(lbd_ld32(far)))
     p.l3_len = p.len - p.l3                     # for the checksum: the transport's length follows from it
     if p.flags & PKT_PARTIAL or (p.proto == PROTO_UDP and (<UdpHdr *> l4).check == 0):
-        check_complete(p)
+        check_complete(e, p)
     else:
         transport_changed(p, before, delta)
     p.l3_len = came
@@ -220,6 +219,6 @@ cdef inline void nat64_packet(Engine *e, Pkt *p, const Conn6 *c) noexcept nogil:
         head6(l4 - sizeof(Ip6Hdr), c.vaddr, c.caddr, n, ip[1], ip[8] - 1, p.proto)
         moved(p, p.l4 - sizeof(Ip6Hdr), n + sizeof(Ip6Hdr), 6, sizeof(Ip6Hdr))
     if p.af == 4:                               # now
-        ports_write(p, &c.dport, c.c.l4_delta)
+        ports_write(e, p, &c.dport, c.c.l4_delta)
     else:
-        ports_write(p, &c.cport, csum_reverse(c.c.l4_delta))
+        ports_write(e, p, &c.cport, csum_reverse(c.c.l4_delta))

@@ -42,7 +42,7 @@ cdef inline void one_packet(Engine *e, Pkt *p, const Tuple *t, uint32_t svc, uin
     c.adj_rev = e.client_adj            # most come from the same router: way_out looks
     scheduled(e, svc, dest)
     if way_out(e, p, i, c, 0, af):
-        rewrite(p, table_of(e, af), i, 0, af)
+        rewrite(e, p, table_of(e, af), i, 0, af)
         if send_out(e, p, i, c, 0, af):
             count_packet(e, p, c, 0)
             p.verdict = VERDICT_FORWARD

@@ -6,12 +6,12 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_ld64, lbd_st32, lbd_bswap16, lbd_unlikely, lbd_likely, lbd_copy16
 from lbd.datapath.engine cimport Engine
-from lbd.datapath.pkt cimport FRAG_FIRST, FRAG_LATER, FRAG_NONE, Pkt, PKT_PARTIAL, PKT_ICMP_ERROR, PKT_MULTI, PKT_TUNNEL
+from lbd.datapath.pkt cimport FRAG_FIRST, FRAG_LATER, FRAG_NONE, Pkt, PKT_PARTIAL, PKT_ICMP_ERROR, PKT_TUNNEL
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.hdr cimport *
 from lbd.datapath.reason cimport *
 from lbd.datapath.csum cimport csum_fold, csum_partial, csum_pseudo
-from lbd.datapath.crc32c cimport sctp_checksum
+from lbd.datapath.chain cimport CHAIN_L4, least, pkt_head, pkt_sctp_checksum, pkt_sum
 from lbd.datapath.neigh cimport IFACE_PARTIAL, TPID_AD, TPID_OUTER_Q
 from lbd.datapath.conn cimport addr6_is
 from lbd.datapath.echo cimport echo_ports, is_icmp
@@ -120,7 +120,7 @@ cdef inline bint sctp_csum(Engine *e, Pkt *p) noexcept nogil:
     if e.iface[p.ifin].flags & IFACE_PARTIAL and check == 0:
         p.flags |= PKT_PARTIAL
         return True
-    return not e.verify_csum or sctp_checksum(p.data + p.l4, transport_len(p)) == check
+    return not e.verify_csum or pkt_sctp_checksum(e, p, transport_len(p)) == check
 
 
 cdef inline bint transport_csum(Engine *e, Pkt *p) noexcept nogil:
@@ -130,7 +130,7 @@ cdef inline bint transport_csum(Engine *e, Pkt *p) noexcept nogil:
         return True
     if not e.verify_csum or (p.proto == PROTO_UDP and p.af == 4 and lbd_ld16(transport_check(p)) == 0):
         return True
-    return csum_fold(csum_partial(p.data + p.l4, transport_len(p), transport_pseudo(p))) == 0xffff
+    return csum_fold(pkt_sum(e, p, p.data + p.l4, transport_len(p), transport_pseudo(p))) == 0xffff
 
 
 cdef inline uint32_t parse_sctp(Engine *e, Pkt *p, Tuple *t, uint32_t l4_len) noexcept nogil:
@@ -163,7 +163,7 @@ cdef inline uint32_t parse_echo(Engine *e, Pkt *p, uint32_t end, int af) noexcep
     cdef uint64_t pseudo = 0
     if af == 6:
         pseudo = csum_pseudo(p.data + p.l3 + 8, p.data + p.l3 + 24, 16, PROTO_ICMPV6, end - p.l4)
-    if e.verify_csum and csum_fold(csum_partial(p.data + p.l4, end - p.l4, pseudo)) != 0xffff:
+    if e.verify_csum and csum_fold(pkt_sum(e, p, p.data + p.l4, end - p.l4, pseudo)) != 0xffff:
         return settle(p, VERDICT_DROP, REASON_BAD_CHECKSUM)
     return KIND_FLOW
 
@@ -359,6 +359,8 @@ cdef inline uint32_t parse4(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
     if p.proto == PROTO_ICMP and tot - n >= 8:
         type = p.data[p.l4]
         if type == 3 or type == 11 or type == 12:
+            if p.chain:
+                return settle(p, VERDICT_DROP, REASON_MULTI_BUFFER)
             return quoted4(e, p, t, p.l3 + tot)
         if e.snat_n and echo_ports(p.data + p.l4, t, False, 4):
             return parse_echo(e, p, p.l3 + tot, 4)
@@ -389,8 +391,8 @@ cdef inline int exthdr_walk(const uint8_t *base, uint32_t *off, uint32_t end, ui
 
 
 cdef inline int fragment6(Pkt *p, uint32_t *l4, uint32_t end, uint8_t *proto) noexcept nogil:
-    """The fragment header at *l4 (RFC 8200 §4.5), and the chain behind it as far as it is there. As exthdr_walk; sets p.frag and
-    what belongs to it. One that is the whole datagram is no fragment (RFC 6946)."""
+    """The fragment header at *l4 (RFC 8200 §4.5), and the chain behind it as far as it is there, before `end`. As exthdr_walk; sets
+    p.frag and what belongs to it. One that is the whole datagram is no fragment (RFC 6946)."""
     cdef uint32_t offset
     cdef int walked
     if l4[0] + 8 > end:
@@ -398,7 +400,7 @@ cdef inline int fragment6(Pkt *p, uint32_t *l4, uint32_t end, uint8_t *proto) no
     offset = lbd_bswap16(lbd_ld16(p.data + l4[0] + 2))
     p.inner = l4[0] - p.l3
     p.frag_id = lbd_ld32(p.data + l4[0] + 4)
-    p.frag_size = end - l4[0] - 8
+    p.frag_size = p.l3 + p.l3_len - l4[0] - 8
     proto[0] = p.data[l4[0]]
     l4[0] += 8
     if offset & 0xfff8:
@@ -449,7 +451,7 @@ cdef inline uint32_t quoted6(Engine *e, Pkt *p, Tuple *t, uint32_t end) noexcept
 
 cdef inline uint32_t parse6(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
     cdef Ip6Hdr *ip = <Ip6Hdr *> (p.data + p.l3)
-    cdef uint32_t end, l4, start, left = p.len - p.l3
+    cdef uint32_t end, here, l4, start, left = p.len - p.l3
     cdef int walked
     cdef uint8_t proto
     if lbd_unlikely(left < sizeof(Ip6Hdr) or p.data[p.l3] >> 4 != 6):
@@ -466,12 +468,15 @@ cdef inline uint32_t parse6(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
     t.af = 6
     walked = 0
     if lbd_unlikely(proto != PROTO_TCP and proto != PROTO_UDP):
-        walked = exthdr_walk(p.data, &l4, end, &proto)
+        here = least(end, pkt_head(e, p) - CHAIN_L4) if p.chain else end
+        walked = exthdr_walk(p.data, &l4, here, &proto)
         if walked == 1:
-            walked = fragment6(p, &l4, end, &proto)
+            walked = fragment6(p, &l4, here, &proto)
     p.proto = proto
     p.l4 = l4
     if lbd_unlikely(walked == -1):
+        if p.chain:                                     # headers that don't end in the first frame
+            return settle(p, VERDICT_DROP, REASON_MULTI_BUFFER)
         if p.frag == FRAG_FIRST:                        # all of the chain has to be in the first fragment (RFC 7112)
             return settle(p, VERDICT_DROP, REASON_FRAG_TINY)
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
@@ -491,6 +496,8 @@ cdef inline uint32_t parse6(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
         return parse_transport(e, p, t, end - l4)
     if proto == PROTO_ICMPV6 and end - l4 >= 8:
         if 1 <= p.data[l4] <= 4:
+            if p.chain:
+                return settle(p, VERDICT_DROP, REASON_MULTI_BUFFER)
             return quoted6(e, p, t, end)
         if e.snat_n and echo_ports(p.data + l4, t, False, 6):
             return parse_echo(e, p, end, 6)
@@ -503,8 +510,6 @@ cdef inline uint32_t parse(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
     cdef uint32_t kind, type = parse_l2(p)
     p.af = 0
     p.flags &= <uint8_t> ~PKT_TUNNEL
-    if lbd_unlikely(p.flags & PKT_MULTI):
-        return settle(p, VERDICT_DROP, REASON_MULTI_BUFFER)
     while True:
         if lbd_likely(type == ETH_P_IP):
             kind = parse4(e, p, t)

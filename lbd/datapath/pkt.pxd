@@ -8,12 +8,11 @@ cdef enum:
     IFACE_MAX = 16          # interfaces lbd works on at most; iface numbers are 0..15
     WORKER_MAX = 16         # a frame's ledger byte has 4 bits for the worker that holds it
 
-cdef enum PktFlag:
+cdef enum PktFlag:              # (16 is free)
     PKT_HANDED = 1          # came from another worker by a ring
     PKT_PARTIAL = 2         # transport checksum is a pseudo-header sum only (local TCP stack over veth); completed on the way out
     PKT_NEW = 4             # opened a connection
     PKT_REPLY = 8           # from a real server
-    PKT_MULTI = 16          # first descriptor of a multi-buffer packet
     PKT_ICMP_ERROR = 32     # ICMP error that was mapped to a connection
     PKT_TUNNEL = 64         # came in a tunnel that ends here: what is before l3 is not its own
     PKT_ROUTED = 128        # a fragment that has passed the fragments' owner (frag_flow.pxd)
@@ -26,8 +25,8 @@ cdef enum PktFrag:          # Pkt.frag
 cdef struct Pkt:            # 64 bytes
     uint8_t *data           # first byte of the Ethernet header; the engine may move it (VLAN push and pop)
     uint64_t frame          # the adapter's handle (UMEM address); carried through, not looked at
-    uint32_t len            # bytes from data
-    uint32_t room           # writable bytes from data (to the end of the frame)
+    uint32_t len            # bytes from data, those in further frames included
+    uint32_t spare
     uint32_t frag_id        # fragment: identification, network order (IPv4: in the lower half)
     uint32_t ref            # candidate: connection number << 1 | direction, or REF_NONE
     uint16_t outer          # outer tag of two (802.1ad), 0 = none
@@ -48,7 +47,7 @@ cdef struct Pkt:            # 64 bytes
     uint8_t flags
     uint8_t hops            # hand-overs so far
     uint8_t owner           # worker it belongs to (HANDOVER)
-    uint8_t seg_count       # descriptors of this packet (1; more with multi-buffer)
+    uint8_t chain           # its further frames: number + 1 in Engine.chain, 0: it lies in one (chain.pxd)
     uint8_t tcp_flags       # SCTP: type of the first chunk
     uint8_t tpid            # protocols of the tags (Tpid of neigh.pxd); of no meaning without a tag
     uint8_t frag            # PktFrag

@@ -32,8 +32,8 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("hop_limit", "handed from worker to worker too often: owner tables disagree"),
     ("worker_restart", "in the hands of a worker that died; its fate is unknown, so it is dropped"),
     ("kernel_limited", "for the kernel, beyond the rate that the exception path carries"),
-    ("too_big_frame", "the packet would outgrow its frame"),
-    ("multi_buffer", "a packet of several buffers: larger than a frame"),
+    ("too_big_frame", "a fragment of more than 32 KiB that came before its datagram's first one: it can't be held"),
+    ("multi_buffer", "a packet in several buffers whose headers do not end in the first one; an ICMP error in several"),
     ("tuple_in_use", "mode nat: the client has a connection from the same port to the same real server by another service"),
     ("server_gone", "its real server is gone and its connection with it (expire_nodest, expire_quiescent, a drain's deadline); "
      "a client's TCP is answered with a RST"),

@@ -57,7 +57,6 @@ cdef inline void tell_client(Engine *e, Pkt *p, uint32_t what, uint32_t mtu, con
     """The error's own packet becomes the client's: what was quoted is what this one quotes."""
     cdef uint32_t quoted = p.l3 + p.l3_len - p.inner
     p.data += p.inner - ETH_HLEN
-    p.room -= p.inner - ETH_HLEN
     p.l3 = ETH_HLEN
     p.l3_len = quoted
     p.af = af

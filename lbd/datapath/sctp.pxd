@@ -7,6 +7,7 @@
 # doesn't know. A record keeps both where TCP's has its sequence numbers: [0] what the client sends, [1] what the real server sends.
 from libc.stdint cimport uint8_t, uint32_t
 from lbd.datapath.compiler cimport lbd_bswap16, lbd_ld16
+from lbd.datapath.chain cimport least, pkt_head
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt
 from lbd.datapath.hdr cimport SctpHdr
@@ -79,9 +80,10 @@ cdef extern from * nogil:
 
 # --- chunks ----------------------------------------------------------------------------------------------------------
 
-cdef inline uint32_t sctp_event(const Pkt *p, uint32_t *reflected) noexcept nogil:
+cdef inline uint32_t sctp_event(const Engine *e, const Pkt *p, uint32_t *reflected) noexcept nogil:
+    """Of a packet in several frames by what the first one has: control chunks come before data."""
     cdef const uint8_t *l4 = p.data + p.l4
-    cdef uint32_t len = p.l3 + p.l3_len - p.l4
+    cdef uint32_t len = least(p.l3 + p.l3_len, pkt_head(e, p)) - p.l4
     cdef uint32_t _k, n, kind, at = SCTP_HLEN, event = SCTP_OTHER
     cdef uint8_t type
     reflected[0] = 0
@@ -151,7 +153,7 @@ cdef inline bint sctp_step(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_
     cdef uint32_t *tags = conn_edges(table_of(e, af), i, af)
     cdef uint32_t next, way = WAY_ONE if c.flags & CONN_ONE_WAY else direction
     cdef uint32_t reflected
-    cdef uint32_t event = sctp_event(p, &reflected)
+    cdef uint32_t event = sctp_event(e, p, &reflected)
     if event >= SCTP_INIT:
         return sctp_init(e, p, i, c, event, direction, af)
     if event == SCTP_COOKIE_ACK and direction == 1 and (c.state != STATE_SYN_RECV or vtag == tags[1]):

@@ -1,6 +1,6 @@
 # Copies of packets for the master: `lbd capture`, and the slow path to the host's stack.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from lbd.datapath.chain cimport pkt_copy
 from lbd.datapath.compiler cimport lbd_unlikely
 from lbd.datapath.pkt cimport Pkt
 from lbd.datapath.reason cimport VERDICT_DROP, REASON_KERNEL_LIMITED
@@ -15,11 +15,11 @@ cdef enum:
     CAPTURE_ROOM = 2016         # bytes of packet in a slot: CAPTURE_SLOT - sizeof(CaptureHead)
 
 
-cdef inline CaptureHead *copy_packet(Loop *l, lbd_ring_end *r, uint32_t at, const Pkt *p, uint32_t snap,
+cdef inline CaptureHead *copy_packet(Loop *l, lbd_ring_end *r, uint32_t at, const Pkt *p, uint32_t first, uint32_t snap,
                                      uint32_t iface) noexcept nogil:
-    """Writes the packet to the at-th unpublished slot; NULL: the ring is full."""
+    """Writes the packet, from its byte number `first` on, to the at-th unpublished slot; NULL: the ring is full."""
     cdef CaptureHead *h
-    cdef uint32_t n = p.len
+    cdef uint32_t n = p.len - first
     if lbd_ring_room(r, at + 1) <= at:
         return NULL
     if n > snap:
@@ -34,7 +34,8 @@ cdef inline CaptureHead *copy_packet(Loop *l, lbd_ring_end *r, uint32_t at, cons
     h.worker = l.worker
     h.seq = l.capture_seq
     l.capture_seq += 1
-    memcpy(<uint8_t *> h + sizeof(CaptureHead), p.data, n)
+    h.more = 0
+    pkt_copy(&l.e, p, first, n, <uint8_t *> h + sizeof(CaptureHead))
     return h
 
 
@@ -58,7 +59,7 @@ cdef inline void capture_before(Loop *l, const Pkt *pkts, uint32_t n) noexcept n
     if not l.capture_points & CAPTURE_RX:
         return
     for i in range(n):
-        h = copy_packet(l, &l.capture, l.capture_staged, pkts + i, l.capture_snap, pkts[i].ifin)
+        h = copy_packet(l, &l.capture, l.capture_staged, pkts + i, 0, l.capture_snap, pkts[i].ifin)
         if h == NULL:
             l.e.count.capture_lost += n - i
             return
@@ -82,7 +83,7 @@ cdef inline void capture_after(Loop *l, const Pkt *pkts, uint32_t n) noexcept no
                 continue
         elif not (l.capture_points & CAPTURE_TX and (pkts[i].verdict == 1 or pkts[i].verdict == 3)):
             continue
-        h = copy_packet(l, &l.capture, l.capture_staged, pkts + i, l.capture_snap,
+        h = copy_packet(l, &l.capture, l.capture_staged, pkts + i, 0, l.capture_snap,
                         pkts[i].ifin if pkts[i].verdict == VERDICT_DROP else pkts[i].ifout)
         if h == NULL:
             l.e.count.capture_lost += 1
@@ -94,14 +95,16 @@ cdef inline void capture_after(Loop *l, const Pkt *pkts, uint32_t n) noexcept no
 
 
 cdef inline bint slow_path(Loop *l, Pkt *p) noexcept nogil:
-    """A packet for the host's stack: to the master, which writes it to the TAP. False: over the rate, or no room."""
+    """A packet for the host's stack: to the master, which writes it to the TAP; a large one in several records. False: over the
+    rate, or no room."""
     cdef CaptureHead *h
-    if p.len > CAPTURE_ROOM or not token_take(&l.e.kernel_bucket, l.now):
+    cdef uint32_t k, n = (p.len + CAPTURE_ROOM - 1) // CAPTURE_ROOM
+    if not token_take(&l.e.kernel_bucket, l.now) or lbd_ring_room(&l.slow, n) < n:
         return False
-    h = copy_packet(l, &l.slow, 0, p, CAPTURE_ROOM, p.ifin)
-    if h == NULL:
-        return False
-    head_verdict(h, p, 0)
-    lbd_ring_publish(&l.slow, 1)
+    for k in range(n):
+        h = copy_packet(l, &l.slow, k, p, k * CAPTURE_ROOM, CAPTURE_ROOM, p.ifin)
+        head_verdict(h, p, 0)
+        h.more = k + 1 < n
+    lbd_ring_publish(&l.slow, n)
     l.e.count.kernel_out += 1
     return True

@@ -5,9 +5,10 @@ from lbd.datapath.pkt cimport Pkt, PKT_HANDED
 from lbd.datapath.reason cimport *
 from lbd.loop.bond cimport bond_port
 from lbd.loop.state cimport Loop, NO_WORKER
-from lbd.loop.frames cimport frame_free
+from lbd.loop.chain cimport chain_fit, chain_free, chain_of, chain_send, packet_free
+from lbd.loop.frames cimport frame_of
 from lbd.loop.capture cimport slow_path
-from lbd.shm.layout cimport (Hand, HAND_PROCESS, HAND_TRANSMIT, FRAME_HAND, CHUNK, CHUNK_SHIFT)
+from lbd.shm.layout cimport FRAME_HAND, HAND_MORE, HAND_PROCESS, HAND_REST, HAND_TRANSMIT, Hand
 from lbd.shm.ring cimport lbd_ring_room, lbd_ring_slot, lbd_ring_refuse
 from lbd.xdp.io cimport port_tx_put
 from lbd.xdp.port cimport Port
@@ -20,58 +21,92 @@ cdef inline void lose(Loop *l, Pkt *p, uint32_t reason) noexcept nogil:
     p.reason = reason
 
 
-cdef inline bint hand_to(Loop *l, Pkt *p, uint32_t to, uint32_t kind, uint32_t said) noexcept nogil:
-    """Gives the frame to another worker, by descriptor. said: of Engine.hand. False: its ring is full."""
-    cdef Hand *h
-    cdef uint64_t addr = <uint64_t> (p.data - l.area)
-    cdef uint32_t frame = <uint32_t> (addr >> CHUNK_SHIFT)
-    if to >= l.workers or to == l.worker or lbd_ring_room(&l.hand_out[to], l.hand_staged[to] + 1) <= l.hand_staged[to]:
-        return False
-    h = <Hand *> lbd_ring_slot(&l.hand_out[to], l.hand_staged[to])
-    h.frame = frame
-    h.off = <uint16_t> (addr & (CHUNK - 1))
-    h.len = p.len
-    h.ifin = p.ifin if kind == HAND_PROCESS else p.ifout
+cdef inline void hand_write(Loop *l, const Pkt *p, uint32_t to, uint32_t at, const uint8_t *data, uint32_t n, uint32_t kind,
+                            uint32_t said) noexcept nogil:
+    """The at-th unpublished entry: n bytes from data on."""
+    cdef Hand *h = <Hand *> lbd_ring_slot(&l.hand_out[to], at)
+    h.frame = frame_of(l, data)
+    h.off = <uint16_t> (<uint64_t> (data - l.area) - (<uint64_t> h.frame << l.frame_shift))
+    h.len = n
+    h.ifin = p.ifout if kind & HAND_TRANSMIT else p.ifin
     h.kind = kind
     h.hops = p.hops + 1
     h.flags = p.flags
     h.spare = said
-    l.hand_staged[to] += 1
+
+
+cdef inline bint hand_to(Loop *l, Pkt *p, uint32_t to, uint32_t kind, uint32_t said) noexcept nogil:
+    """Gives the packet to another worker, by descriptor. said: of Engine.hand. False: its ring is full."""
+    cdef uint32_t k, at, head = p.len, more = 0
+    cdef uint8_t owner = <uint8_t> (FRAME_HAND | to << 4)
+    if to >= l.workers or to == l.worker:
+        return False
+    if lbd_unlikely(p.chain):
+        more = chain_fit(l, p, &head)
+    at = l.hand_staged[to]
+    if lbd_ring_room(&l.hand_out[to], at + more + 1) <= at + more:
+        return False
+    hand_write(l, p, to, at, p.data, head, kind | (HAND_MORE if more else 0), said)
+    for k in range(more):
+        hand_write(l, p, to, at + 1 + k, chain_of(l, p).data[k], chain_of(l, p).len[k],
+                   kind | HAND_REST | (HAND_MORE if k + 1 < more else 0), 0)
+    l.hand_staged[to] = at + more + 1
     lbd_compiler_barrier()
-    l.ctl.staged_hand[to] = l.hand_out[to].own + l.hand_staged[to]
+    l.ctl.staged_hand[to] = l.hand_out[to].own + l.hand_staged[to]      # of one packet all frames, or none
     lbd_compiler_barrier()
-    l.ledger[frame] = <uint8_t> (FRAME_HAND | to << 4)
+    l.ledger[frame_of(l, p.data)] = owner
+    for k in range(more):
+        l.ledger[frame_of(l, chain_of(l, p).data[k])] = owner
+    if lbd_unlikely(p.chain):
+        chain_free(l, p, more)
     l.e.count.handed_out += 1
     return True
 
 
-cdef inline bint put_out(Loop *l, Port *port, Pkt *p, uint64_t addr) noexcept nogil:
-    if lbd_unlikely(not port_tx_put(port, addr, p.len, 0)):
-        port.stat.tx_full += 1
-        lose(l, p, REASON_TX_RING_FULL)
+cdef inline bint put_out(Loop *l, Port *port, Pkt *p) noexcept nogil:
+    if lbd_unlikely(not port_tx_put(port, <uint64_t> (p.data - l.area), p.len, 0)):
         return False
     port.stat.tx_pkts += 1
     port.stat.tx_bytes += p.len
     return True
 
 
-cdef inline void send_out(Loop *l, Pkt *p) noexcept nogil:
-    """By this worker's own queue on that interface; else through a worker that has one there."""
+cdef inline bint put_chain(Loop *l, Port *port, Pkt *p) noexcept nogil:
+    if not chain_send(l, port, p):
+        return False
+    port.stat.tx_pkts += 1
+    port.stat.tx_bytes += p.len
+    return True
+
+
+cdef inline void send_otherwise(Loop *l, Pkt *p) noexcept nogil:
+    """By a bond, in several frames, through another worker, or not at all."""
     cdef uint32_t iface = p.ifout
-    cdef uint64_t addr = <uint64_t> (p.data - l.area)
-    if lbd_unlikely(l.port[iface].fd < 0 and l.e.iface[iface].member_n != 0):   # a bond, which has no port: by one of its members'
+    if l.port[iface].fd < 0 and l.e.iface[iface].member_n != 0:         # a bond, which has no port: by one of its members'
         iface = bond_port(l, p, l.e.iface + iface)
         p.ifout = iface
-    if lbd_likely(l.port[iface].fd >= 0):
-        if lbd_likely(put_out(l, &l.port[iface], p, addr)):
+    if l.port[iface].fd >= 0:
+        if put_chain(l, &l.port[iface], p) if p.chain else put_out(l, &l.port[iface], p):
             return
+        l.port[iface].stat.tx_full += 1
+        lose(l, p, REASON_TX_RING_FULL)
     elif l.via[iface] == NO_WORKER:
         lose(l, p, REASON_NO_TX_PORT)
     elif hand_to(l, p, l.via[iface], HAND_TRANSMIT, 0):
         return
     else:
         lose(l, p, REASON_RING_FULL)
-    frame_free(l, <uint32_t> (addr >> CHUNK_SHIFT))
+    packet_free(l, p)
+
+
+cdef inline void send_out(Loop *l, Pkt *p) noexcept nogil:
+    """By this worker's own queue on that interface; else through a worker that has one there."""
+    cdef Port *port = &l.port[p.ifout]
+    if lbd_likely(port.fd >= 0):
+        if lbd_likely(p.chain == 0):
+            if lbd_likely(put_out(l, port, p)):
+                return
+    send_otherwise(l, p)
 
 
 cdef inline void dispatch(Loop *l, Pkt *pkts, uint32_t n) noexcept nogil:
@@ -90,4 +125,4 @@ cdef inline void dispatch(Loop *l, Pkt *pkts, uint32_t n) noexcept nogil:
             lose(l, p, REASON_RING_FULL)
         elif p.verdict == VERDICT_KERNEL and not slow_path(l, p):
             lose(l, p, REASON_KERNEL_LIMITED)
-        frame_free(l, <uint32_t> (<uint64_t> (p.data - l.area) >> CHUNK_SHIFT))
+        packet_free(l, p)

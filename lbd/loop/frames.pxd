@@ -4,9 +4,14 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from lbd.datapath.compiler cimport lbd_compiler_barrier
 from lbd.loop.state cimport Loop, eventfd_write
-from lbd.shm.layout cimport FRAME_FILL, FRAME_FREE, FRAME_HOME, FRAME_HAND, FRAME_TX, CHUNK_SHIFT
+from lbd.shm.layout cimport FRAME_FILL, FRAME_FREE, FRAME_HOME, FRAME_HAND, FRAME_TX
 from lbd.shm.ring cimport (lbd_ring_end, lbd_ring_slot, lbd_ring_room, lbd_ring_publish, lbd_ring_must_wake, lbd_ring_ready,
                            lbd_ring_front, lbd_ring_release)
+
+
+cdef inline uint32_t frame_of(Loop *l, const uint8_t *data) noexcept nogil:
+    """The number of the frame that this lies in."""
+    return <uint32_t> (<uint64_t> (data - l.area) >> l.frame_shift)
 
 
 cdef inline uint32_t frame_home(Loop *l, uint32_t frame) noexcept nogil:

@@ -67,6 +67,7 @@ cdef struct Loop:
     uint32_t free_n
     uint32_t frames             # per worker
     uint32_t frames_total
+    uint32_t frame_shift        # of an address in the area: the frame's number is left; port.pxd has the same
     uint32_t worker
     uint32_t workers
     lbd_ring_end cmd

@@ -4,9 +4,10 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from lbd.datapath.compiler cimport lbd_compiler_barrier, lbd_prefetchw, lbd_unlikely, lbd_likely
-from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_MULTI, BURST_MAX
+from lbd.datapath.pkt cimport Pkt, PKT_HANDED, BURST_MAX
 from lbd.datapath.pipeline cimport engine_burst
-from lbd.datapath.frag cimport HELD_ROOM, frag_take
+from lbd.datapath.frag cimport HELD_ROOM
+from lbd.datapath.frag_held cimport frag_piece, frag_ready, frag_take
 from lbd.datapath.lifetime cimport engine_expire
 from lbd.datapath.ending cimport ending_next
 from lbd.datapath.command cimport (Cmd, CmdValue, CmdCapture, CMD_STOP, CMD_CAPTURE, CMD_SETTING, CMD_OWNER, CMD_PORT_GONE,
@@ -17,22 +18,22 @@ from lbd.datapath.link cimport adj_tags
 from lbd.datapath.neigh cimport Adj
 from lbd.loop.bond cimport iface_of
 from lbd.loop.state cimport *
+from lbd.loop.chain cimport (CHAIN_SPARE, XDP_PKT_CONTD, chain_add, chain_begin, chain_is_sound, chain_refuse, chains_gather,
+                             chains_whole)
 from lbd.loop.frames cimport frame_free, frames_collect, frames_of_gone, frames_publish
 from lbd.loop.dispatch cimport dispatch, send_out
 from lbd.loop.capture cimport capture_before, capture_after
 from lbd.loop.epoch cimport owner_read
-from lbd.shm.layout cimport (Hand, HAND_PROCESS, HAND_TRANSMIT, Evt, CHUNK, CHUNK_SHIFT, FRAME_HAND, FRAME_WORK, EVT_NEIGH_WANTED,
+from lbd.shm.layout cimport (Hand, HAND_MORE, HAND_REST, HAND_TRANSMIT, Evt, CHUNK, FRAME_HAND, FRAME_WORK, EVT_NEIGH_WANTED,
                              EVT_LIP_EXHAUSTED, EVT_TABLE_FULL, EVT_BAD_COMMAND, WORKER_RUNNING, WORKER_STOPPING)
 from lbd.shm.ring cimport (lbd_ring_end, lbd_ring_ready, lbd_ring_front, lbd_ring_release, lbd_ring_peek, lbd_ring_push,
                            lbd_ring_must_wake, lbd_ring_idle, lbd_sleep_begin, lbd_sleep_end)
 from lbd.xdp.libxdp cimport xdp_desc, xsk_ring_cons__rx_desc
 from lbd.xdp.port cimport Port, port_rx_pending, port_comp_pending
-from lbd.xdp.io cimport (port_rx_peek, port_rx_release, port_fill, port_wake_rx, port_tx_submit, port_reclaim, port_kick,
-                         port_publish,
-                         port_statistics)
+from lbd.xdp.io cimport (port_rx_cancel, port_rx_peek, port_rx_release, port_fill, port_wake_rx, port_tx_submit, port_reclaim,
+                         port_kick, port_publish, port_statistics)
 
 cdef enum:
-    XDP_PKT_CONTD = 1           # descriptor option: the packet goes on in the next one
     ENDING_LOOKS = 4096         # records looked at in a millisecond while connections are ended
 
 
@@ -53,15 +54,14 @@ cdef inline void pkt_init(Loop *l, Pkt *p, uint64_t addr, uint32_t length, uint3
     p.data = l.area + addr
     p.frame = addr
     p.len = length
-    p.room = CHUNK - <uint32_t> (addr & (CHUNK - 1))
     p.ifin = iface
     p.flags = flags
     p.hops = hops
-    p.seg_count = 1
+    p.chain = 0
 
 
 cdef inline uint32_t turn_receive(Loop *l, Port *port) noexcept nogil:
-    cdef uint32_t i, idx = 0, bytes = 0
+    cdef uint32_t i, idx = 0, bytes = 0, options = 0
     cdef uint32_t iface = iface_of(l, port.iface)
     cdef uint32_t n = port_rx_peek(port, BURST_MAX, &idx)
     cdef const xdp_desc *d
@@ -69,10 +69,14 @@ cdef inline uint32_t turn_receive(Loop *l, Port *port) noexcept nogil:
         return 0
     for i in range(n):
         d = xsk_ring_cons__rx_desc(&port.rx, idx + i)
-        pkt_init(l, l.pkt + i, d.addr, d.len, iface, PKT_MULTI if d.options & XDP_PKT_CONTD else 0, 0)
+        pkt_init(l, l.pkt + i, d.addr, d.len, iface, 0, 0)
+        l.pkt[i].chain = d.options & XDP_PKT_CONTD
+        options |= d.options
         bytes += d.len
         if i < 4:
             lbd_prefetchw(l.pkt[i].data)
+    if lbd_unlikely(options & XDP_PKT_CONTD):
+        return receive_chains(l, port, n)
     port_rx_release(port, n)
     port.stat.rx_pkts += n
     port.stat.rx_bytes += bytes
@@ -80,10 +84,26 @@ cdef inline uint32_t turn_receive(Loop *l, Port *port) noexcept nogil:
     return n
 
 
+cdef inline uint32_t receive_chains(Loop *l, Port *port, uint32_t n) noexcept nogil:
+    """n descriptors are peeked and written to l.pkt; some packets have several."""
+    cdef uint32_t i, whole = chains_whole(l.pkt, n)
+    if whole < n:
+        port_rx_cancel(port, n - whole)
+    if whole == 0:
+        return 0
+    port_rx_release(port, whole)
+    for i in range(whole):
+        port.stat.rx_bytes += l.pkt[i].len
+    n = chains_gather(l, whole)
+    port.stat.rx_pkts += n
+    work(l, n)
+    return whole
+
+
 cdef inline bint hand_take(Loop *l, const Hand *h) noexcept nogil:
     """A descriptor from another worker: True if it is to be believed; the frame is in this worker's hands then. From here on the
     entry is stale, which is how a successor knows what of the ring was in work (repair.pxd)."""
-    if h.frame >= l.frames_total or <uint32_t> h.off + h.len > CHUNK or h.ifin >= 16:
+    if h.frame >= l.frames_total or h.len == 0 or (<uint32_t> h.off + h.len - 1) >> l.frame_shift or h.ifin >= 16:
         return False
     if l.ledger[h.frame] != <uint8_t> (FRAME_HAND | l.worker << 4):
         return False
@@ -92,29 +112,70 @@ cdef inline bint hand_take(Loop *l, const Hand *h) noexcept nogil:
     return True
 
 
+cdef inline Pkt *hand_join(Loop *l, const Hand *h, Pkt *p, Pkt *out, uint32_t k) noexcept nogil:
+    """An entry whose frame was taken. p: the packet that the entries before it began and did not end, or NULL; k: how many are
+    complete. The packet that it belongs to: l.pkt + k, or `out` of one that is to be sent. NULL: it is dropped."""
+    cdef uint64_t addr = (<uint64_t> h.frame << l.frame_shift) + h.off
+    cdef bint send = h.kind & HAND_TRANSMIT
+    if lbd_unlikely(h.kind & HAND_REST):
+        if p != NULL and chain_add(l, p, addr, h.len):
+            return p
+        frame_free(l, h.frame)          # what came before it was lost with a worker
+        if p != NULL:
+            chain_refuse(l, p)
+        return NULL
+    if lbd_unlikely(p != NULL):
+        chain_refuse(l, p)
+    p = out if send else l.pkt + k
+    pkt_init(l, p, addr, h.len, h.ifin, h.flags if send else h.flags | PKT_HANDED, h.hops)
+    l.e.hand[k] = h.spare
+    if lbd_unlikely(h.kind & HAND_MORE):
+        chain_begin(l, p, <uint32_t> CHAIN_SPARE if send else k)
+        if not send and not chain_is_sound(l, p):
+            chain_refuse(l, p)
+            return NULL
+    return p
+
+
+cdef inline void hand_transmit(Loop *l, Pkt *p) noexcept nogil:
+    p.ifout = p.ifin
+    p.verdict = VERDICT_FORWARD
+    l.e.count.verdicts[<int> VERDICT_FORWARD] += 1
+    send_out(l, p)
+
+
+cdef inline uint32_t hands_whole(lbd_ring_end *r, uint32_t n) noexcept nogil:
+    """Of n entries at the front, as many as make whole packets. All, if that can't be."""
+    cdef uint32_t whole = n
+    while whole and (<const Hand *> lbd_ring_front(r, whole - 1)).kind & HAND_MORE:
+        whole -= 1
+    return whole if whole else n
+
+
 cdef inline uint32_t turn_handed(Loop *l, uint32_t sender) noexcept nogil:
     cdef lbd_ring_end *r = &l.hand_in[sender]
     cdef int ready = lbd_ring_ready(r)
     cdef uint32_t i, n, k = 0
     cdef Hand h
     cdef Pkt out
+    cdef Pkt *p = NULL
     if ready <= 0:
         return 0
-    n = BURST_MAX if ready > BURST_MAX else <uint32_t> ready
+    n = hands_whole(r, BURST_MAX if ready > BURST_MAX else <uint32_t> ready)
     for i in range(n):
         memcpy(&h, lbd_ring_front(r, i), sizeof(Hand))
         if not hand_take(l, &h):
             continue
-        if h.kind == HAND_TRANSMIT:
-            pkt_init(l, &out, (<uint64_t> h.frame << CHUNK_SHIFT) + h.off, h.len, h.ifin, h.flags, h.hops)
-            out.ifout = h.ifin
-            out.verdict = VERDICT_FORWARD
-            l.e.count.verdicts[<int> VERDICT_FORWARD] += 1
-            send_out(l, &out)
+        p = hand_join(l, &h, p, &out, k)
+        if p == NULL or h.kind & HAND_MORE:
             continue
-        pkt_init(l, l.pkt + k, (<uint64_t> h.frame << CHUNK_SHIFT) + h.off, h.len, h.ifin, h.flags | PKT_HANDED, h.hops)
-        l.e.hand[k] = h.spare
-        k += 1
+        if p == &out:
+            hand_transmit(l, p)
+        else:
+            k += 1
+        p = NULL
+    if lbd_unlikely(p != NULL):
+        chain_refuse(l, p)
     l.e.count.handed_in += n
     if k:
         work(l, k)
@@ -126,15 +187,32 @@ cdef inline uint32_t turn_handed(Loop *l, uint32_t sender) noexcept nogil:
     return n
 
 
+cdef inline uint64_t frame_take(Loop *l) noexcept nogil:
+    """A free frame (there is one) into this worker's hands; its address."""
+    cdef uint32_t frame
+    l.free_n -= 1
+    frame = l.free_list[l.free_n]
+    l.ledger[frame] = <uint8_t> (FRAME_WORK | l.worker << 4)
+    return <uint64_t> frame << l.frame_shift
+
+
 cdef inline uint32_t turn_frags(Loop *l) noexcept nogil:
-    """Fragments that the engine held, and whose first one has come: into free frames, and on. Those without a frame wait."""
-    cdef uint32_t frame, n = 0
-    while n < BURST_MAX and l.free_n and l.e.frags.ready:
-        l.free_n -= 1
-        frame = l.free_list[l.free_n]
-        l.ledger[frame] = <uint8_t> (FRAME_WORK | l.worker << 4)
-        pkt_init(l, l.pkt + n, (<uint64_t> frame << CHUNK_SHIFT) + (CHUNK - HELD_ROOM), 0, 0, 0, 0)
+    """Fragments that the engine held, and whose first one has come: into free frames, and on. Those without frames wait."""
+    cdef uint32_t pieces, n = 0
+    cdef uint64_t room = (<uint64_t> 1 << l.frame_shift) - HELD_ROOM
+    cdef uint64_t addr
+    while n < BURST_MAX:
+        pieces = frag_ready(l.e.frags)
+        if pieces == 0 or pieces > l.free_n:
+            break
+        pkt_init(l, l.pkt + n, frame_take(l) + room, 0, 0, 0, 0)
         frag_take(l.e.frags, l.pkt + n)
+        if lbd_unlikely(pieces > 1):
+            chain_begin(l, l.pkt + n, n)
+        while pieces > 1:
+            addr = frame_take(l) + room
+            chain_add(l, l.pkt + n, addr, frag_piece(l.e.frags, l.area + addr))
+            pieces -= 1
         n += 1
     engine_burst(&l.e, l.pkt, n, l.now)
     if lbd_unlikely(l.capture_points):
@@ -179,7 +257,7 @@ cdef inline bint turn_ending(Loop *l) noexcept nogil:
             break
         frame = l.free_list[l.free_n - 1]
         memset(&p, 0, sizeof(Pkt))
-        pkt_init(l, &p, (<uint64_t> frame << CHUNK_SHIFT) + CHUNK // 4, 0, 0, 0, 0)
+        pkt_init(l, &p, (<uint64_t> frame << l.frame_shift) + CHUNK // 4, 0, 0, 0, 0)
         if not ending_next(&l.e, &p, &looks):
             break
         l.free_n -= 1

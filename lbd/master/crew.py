@@ -84,7 +84,8 @@ async def _replace(d: Daemon, config: Config, nics: dict[int, Nic], queues: dict
     with ExitStack() as stack:
         snapshot = d.network.snapshot()
         # in a thread: queues that were just closed may be busy for a second
-        fresh = await asyncio.to_thread(furnish, stack, config, snapshot, nics, queues)
+        sizes = config.sizes() | {name: r.sizes[name] for name in ("frame_size", "chains")}  # as the program was loaded
+        fresh = await asyncio.to_thread(furnish, stack, config, snapshot, nics, queues, sizes)
         fresh.host.copy_tables(r.host)
         stack.pop_all()
     r.clear_out()
@@ -93,7 +94,7 @@ async def _replace(d: Daemon, config: Config, nics: dict[int, Nic], queues: dict
 
 
 async def _start(d: Daemon, config: Config) -> None:
-    d.network.know_ports(d.resources.ports)
+    d.network.know_ports(d.resources.ports, d.resources.sizes)
     for number in range(d.resources.sizes["workers"]):
         d.supervisor.add(worker_set(d.resources, number, config))
     for number in d.supervisor.members:

@@ -65,7 +65,7 @@ class Life:
             d.resources = adopted
             d.took_over = True
         stack.callback(d.resources.close)
-        d.network.know_ports(d.resources.ports)
+        d.network.know_ports(d.resources.ports, d.resources.sizes)
         d.applier = Applier(d.composer, d.network, d.resources, d.supervisor)
         d.applier.wake = d.wake.set
         d.resources.host.set_stopping(False)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lbd.config import Config
+from lbd.config.frame import MTU_LIMIT, mtu_max
 from lbd.master.kernel import Kernel
 from lbd.master.managed import Managed, current_scope
 from lbd.master.mirror import Mirror
@@ -51,6 +52,7 @@ class Network:
         self.config = config
         self.ports: Mapping[int, int] = {}  # ifindex -> port number, of what has sockets
         self.zero_copy: frozenset[int] = frozenset()  # port numbers
+        self.mtu_max = MTU_LIMIT  # of what packet buffers hold
         self.mirror = Mirror([i.name for i in config.interface], self._on_change, loop, on_alarm=on_alarm)
         self.kernel = Kernel(self.mirror, run_dir, on_alarm)
         self._loop = loop
@@ -89,9 +91,10 @@ class Network:
         return self.mirror.snapshot()
 
     def reach(self) -> Reach:
-        return Reach(self.config, self.snapshot(), self.zero_copy, self.ports)
+        return Reach(self.config, self.snapshot(), self.zero_copy, self.ports, self.mtu_max)
 
-    def know_ports(self, ports: Collection[Port]) -> None:
+    def know_ports(self, ports: Collection[Port], sizes: Mapping[str, int]) -> None:
+        self.mtu_max = mtu_max(sizes["frame_size"], sizes["chains"])
         self.ports = {port.ifindex: port.iface for port in ports}
         self.zero_copy = frozenset(port.iface for port in ports if port.zero_copy)
 

@@ -22,6 +22,7 @@ from ipaddress import ip_network
 from types import MappingProxyType
 
 from lbd.config import Config
+from lbd.config.frame import MTU_LIMIT
 from lbd.config.snat import AddressRange
 from lbd.master import record
 from lbd.master.desired import (
@@ -52,7 +53,7 @@ NextHops = set[tuple[int, Address4or6]]  # ifindex, address
 
 class Reach:
     """One snapshot, seen from lbd's interfaces. `ports`: ifindex -> number of what has sockets (nic.py); `zero_copy`: of these
-    numbers, those whose sockets are."""
+    numbers, those whose sockets are; `mtu_max`: of what packet buffers hold."""
 
     def __init__(
         self,
@@ -60,11 +61,13 @@ class Reach:
         snapshot: Snapshot,
         zero_copy: frozenset[int] = frozenset(),
         ports: Mapping[int, int] = MappingProxyType({}),
+        mtu_max: int = MTU_LIMIT,
     ) -> None:
         self.config = config
         self.snapshot = snapshot
         self.zero_copy = zero_copy
         self.ports = ports
+        self.mtu_max = mtu_max
         self.links: dict[int, Link] = {}  # of lbd's interfaces, by number
         self.missing: list[str] = []  # interfaces of the configuration that the host does not have
         self.alarms: list[str] = []
@@ -74,6 +77,11 @@ class Reach:
                 self.missing.append(interface.name)
             else:
                 self.links[number] = link
+                if min(link.mtu, MTU_LIMIT) > mtu_max:
+                    self.alarms.append(
+                        f"{link.name} has an MTU of {link.mtu}, and packet buffers were made for {mtu_max} bytes: larger packets "
+                        f"are lost; ip link set {link.name} mtu {mtu_max}, or restart lbd"
+                    )
         self.places = self._places()
 
     def _places(self) -> dict[int, Place]:
@@ -136,7 +144,7 @@ class Reach:
         if number in self.zero_copy:
             flags |= IFACE_ZERO_COPY
         mac = link.mac if len(link.mac) == 6 else bytes(6)
-        mtu = min(max(link.mtu, 68), 65535)
+        mtu = min(max(link.mtu, 68), self.mtu_max)
         return Interface(number, link.ifindex, mac, mtu, flags, self._own_address(link, 4), self._own_address(link, 6))
 
     def _own_address(self, link: Link, version: int) -> bytes:

@@ -178,7 +178,7 @@ class Reopener:
         """NICs by port number, and their queues."""
         d = self._daemon
         snapshot = d.network.snapshot()
-        check_frames(d.config, snapshot)
+        check_frames(d.config, snapshot, d.resources.sizes)
         wanted = nics(d.config, snapshot.links)
         same = {(n.ifindex, n.iface) for n in wanted}
         held = {p.ifindex: p.iface for p in d.resources.ports if (p.ifindex, p.of) in same}
@@ -226,7 +226,7 @@ class Reopener:
 
     async def _open(self, by_number: dict[int, Nic], queues: dict[str, int]) -> None:
         d, r = self._daemon, self._daemon.resources
-        opener = Opener(d.config, r.area, by_number, queues)
+        opener = Opener(d.config, r.area, by_number, queues, r.sizes)
         fresh = await asyncio.to_thread(opener.open_more, tuple(r.ports))  # a queue just closed may be busy for a second
         try:
             attached = d.program.attached()
@@ -252,7 +252,7 @@ class Reopener:
 
     def _start(self) -> None:
         d = self._daemon
-        d.network.know_ports(d.resources.ports)
+        d.network.know_ports(d.resources.ports, d.resources.sizes)
         for number in d.supervisor.members:
             d.supervisor.resume(number, worker_set(d.resources, number, d.config))
         d.applier.look(d.network.reach())

@@ -60,8 +60,11 @@ def queue_counts(config: Config, channels: Mapping[str, Channels], names: Iterab
 class Opener:
     """`nics`: by port number. `queues`: by NIC."""
 
-    def __init__(self, config: Config, area: Area, nics: Mapping[int, Nic], queues: Mapping[str, int]) -> None:
+    def __init__(
+        self, config: Config, area: Area, nics: Mapping[int, Nic], queues: Mapping[str, int], sizes: Mapping[str, int]
+    ) -> None:
         self.config = config
+        self.sizes = sizes
         self.area = area
         self.nics = nics
         self.queues = queues
@@ -128,6 +131,8 @@ class Opener:
             iface=number,
             area=self.area.address,
             area_bytes=self.area.frame_bytes,
+            frame_size=self.sizes["frame_size"],
+            chains=bool(self.sizes["chains"]),
             fill=ring,
             comp=ring,
             rx=ring,

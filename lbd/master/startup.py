@@ -20,6 +20,7 @@ import fcntl
 import grp
 import logging
 import os
+import platform
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +28,7 @@ from pathlib import Path
 from lbd._fastpath import conn_bytes
 from lbd.config import Config
 from lbd.config.cpu import worker_nodes
+from lbd.config.frame import MTU_LIMIT, mtu_max
 from lbd.config.host import disk_under
 from lbd.config.tunnel import TUNNEL_MAX
 from lbd.master.heritage import connection_files, keep, kept, previous, reserve, take_in
@@ -39,13 +41,14 @@ from lbd.master.sockets import Opener, close_ports, queue_counts
 from lbd.shm import _shm as shm
 from lbd.shm._shm import Area, HostSegment, SegmentError, WorkerSegment
 from lbd.xdp import _xsk
-from lbd.xdp.kernel import probe
+from lbd.xdp.kernel import kernel_version, probe
 
 log = logging.getLogger(__name__)
 
 LOCK = "daemon.lock"
 HASH_KEY = "hash-key"
 HASH_KEY_BYTES = 32
+CHAINS_SINCE = (6, 6)  # the kernel that has AF_XDP packets in several buffers (XDP_USE_SG)
 
 
 # -- lock ------------------------------------------------------------------------------------------------------
@@ -109,18 +112,25 @@ def check_interfaces(config: Config, snapshot: Snapshot) -> dict[int, Nic]:
             raise Refusal(f"there is no interface {interface.name}", "see: ip link; is this the right network namespace?")
         if not any(nic.iface == number for nic in found):
             raise Refusal(f"the bond {interface.name} has no slave", f"ip link set NAME master {interface.name}")
-    check_frames(config, snapshot)
     return numbered(config, found, {})
 
 
-def check_frames(config: Config, snapshot: Snapshot) -> None:
-    """A frame of the area has to hold a packet, its tags, and what the kernel keeps before it."""
-    for interface in config.interface:
-        link = snapshot.link(interface.name)
-        if link is not None and link.mtu > shm.MTU_MAX:
+def link_mtus(config: Config, snapshot: Snapshot) -> dict[str, int]:
+    return {link.name: min(link.mtu, MTU_LIMIT) for i in config.interface if (link := snapshot.link(i.name)) is not None}
+
+
+def check_frames(config: Config, snapshot: Snapshot, sizes: Mapping[str, int], release: str = "") -> None:
+    """Packets have to fit what was made for them: one packet buffer, or several where the kernel can. release: of the kernel."""
+    most = mtu_max(sizes["frame_size"], sizes["chains"])
+    if sizes["chains"] and kernel_version(release or platform.release()) < CHAINS_SINCE:
+        most = mtu_max(sizes["frame_size"])
+    for name, mtu in link_mtus(config, snapshot).items():
+        if mtu > most:
+            several = sizes["chains"] and most < mtu_max(sizes["frame_size"], 1)
             raise Refusal(
-                f"{interface.name} has an MTU of {link.mtu}, and frames of lbd hold packets of {shm.MTU_MAX} bytes",
-                f"ip link set {interface.name} mtu {shm.MTU_MAX}, or less",
+                f"{name} has an MTU of {mtu}, and packet buffers of lbd hold {most} bytes"
+                + (f" (packets in several take Linux {CHAINS_SINCE[0]}.{CHAINS_SINCE[1]})" if several else ""),
+                f"ip link set {name} mtu {most}, or less",
             )
 
 
@@ -129,12 +139,17 @@ def check_frames(config: Config, snapshot: Snapshot) -> None:
 
 def create(config: Config, snapshot: Snapshot) -> Resources:
     nics = check_interfaces(config, snapshot)
+    sizes = config.sizes(link_mtus(config, snapshot).values())
+    check_frames(config, snapshot, sizes)
     queues = queue_counts(config, {c.name: c for c in snapshot.channels}, [nic.name for nic in nics.values()])
-    sizes = config.sizes()
     with ExitStack() as stack:
-        made = furnish(stack, config, snapshot, nics, queues)
+        made = furnish(stack, config, snapshot, nics, queues, sizes)
         program = _xsk.Program.load(
-            services=sizes["services"], lips=sizes["lips"], sources=sizes["dests"], tunnels=sizes["dests"] + 2 * TUNNEL_MAX
+            services=sizes["services"],
+            lips=sizes["lips"],
+            sources=sizes["dests"],
+            tunnels=sizes["dests"] + 2 * TUNNEL_MAX,
+            chains=bool(sizes["chains"]),
         )
         stack.callback(program.close)
         for number, nic in nics.items():  # undone by close: no other process has the links yet
@@ -149,10 +164,15 @@ def create(config: Config, snapshot: Snapshot) -> Resources:
 
 
 def furnish(
-    stack: ExitStack, config: Config, snapshot: Snapshot, nics: Mapping[int, Nic], queues: Mapping[str, int]
+    stack: ExitStack,
+    config: Config,
+    snapshot: Snapshot,
+    nics: Mapping[int, Nic],
+    queues: Mapping[str, int],
+    sizes: dict[str, int],
 ) -> Resources:
     """All that workers need but the program, made anew; connections stay. `nics`: by port number; `queues`: sockets by NIC."""
-    sizes, run_dir = config.sizes(), config.daemon.run_dir
+    run_dir = config.daemon.run_dir
     nodes = worker_nodes(config.workers.cores, sizes["workers"], [(nic.name, nic.ifindex) for nic in nics.values()])
     host = stack.enter_context(HostSegment.create(sizes))
     connections = bool(connection_files(run_dir))
@@ -166,7 +186,7 @@ def furnish(
     wake = {n: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for n in range(sizes["workers"])}
     for fd in wake.values():
         stack.callback(os.close, fd)
-    ports = Opener(config, area, nics, queues).open()
+    ports = Opener(config, area, nics, queues, sizes).open()
     stack.callback(close_ports, ports)
     log.info("%s", why)  # not before: a refusal is one line
     if area.note:

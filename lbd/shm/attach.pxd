@@ -25,7 +25,7 @@ from lbd.datapath.taken cimport TAKEN_BITS
 from lbd.datapath.template cimport Template
 from lbd.datapath.tunnel_end cimport TUNNEL_MAX, TunnelEnd
 from lbd.shm.layout cimport (
-    CAPTURE_SLOT, CHUNK, Counters, Ctl, Evt, Hand, HostCtl, OWNER_BUCKETS, QueueStat, SEG_MAGIC,
+    CAPTURE_SLOT, CHUNK, CHUNK_LARGE, Counters, Ctl, Evt, Hand, HostCtl, OWNER_BUCKETS, QueueStat, SEG_MAGIC,
     SEG_VERSION, Sizes,
 )
 from lbd.shm.ring cimport lbd_ring, lbd_ring_bytes, lbd_ring_init
@@ -75,6 +75,8 @@ cdef inline const char *sizes_fault(const Sizes *s) noexcept nogil:
         return b"conns4 and conns6 must be 1..2^28"
     if not is_pow2(s.frames) or s.frames < 64 or s.frames > 1 << 22:
         return b"frames must be a power of two in 64..2^22"
+    if (s.frame_size != CHUNK and s.frame_size != CHUNK_LARGE) or s.chains > 1:
+        return b"frame_size must be 2048 or 4096, and chains 0 or 1"
     if s.arena < 1 or s.arena > 1 << 28:
         return b"arena must be 1..2^28 slots"
     if not is_pow2(s.templates) or s.templates < 8 or s.templates > 1 << 24:
@@ -128,7 +130,6 @@ cdef inline uint32_t layout_hash(const Sizes *s) noexcept nogil:
     h = hash_word(h, ADJ_HASH)
     h = hash_word(h, FIB_MAX)
     h = hash_word(h, FIB_HASH)
-    h = hash_word(h, CHUNK)
     h = hash_word(h, CAPTURE_SLOT)
     return h
 
@@ -340,7 +341,7 @@ cdef inline int host_check(const void *base, uint64_t bytes, uint32_t expected) 
 
 cdef inline uint64_t area_ledger_off(const Sizes *s) noexcept nogil:
     """Frames come first, worker by worker; then the ledger, a byte for each."""
-    return <uint64_t>s.workers * s.frames * CHUNK
+    return <uint64_t>s.workers * s.frames * s.frame_size
 
 
 cdef inline uint64_t area_bytes(const Sizes *s) noexcept nogil:

@@ -61,8 +61,6 @@ ROUTE_USED = c_fib.ROUTE_USED
 ROUTE_ONLINK = c_fib.ROUTE_ONLINK
 FIB_MAX = c_fib.FIB_MAX
 IFACE_MAX = c_pkt.IFACE_MAX
-# of what a frame holds behind XDP_PACKET_HEADROOM: without Ethernet's header and two tags
-MTU_MAX = c_lay.CHUNK - 256 - 14 - 8
 LINK_MAX = c_neigh.LINK_MAX
 MEMBER_MAX = c_neigh.MEMBER_MAX
 TPID_AD = c_neigh.TPID_AD
@@ -136,6 +134,8 @@ FRAME_HAND = c_lay.FRAME_HAND
 FRAME_HOME = c_lay.FRAME_HOME
 
 CHUNK = c_lay.CHUNK
+CHUNK_LARGE = c_lay.CHUNK_LARGE
+XDP_HEADROOM = c_lay.XDP_HEADROOM
 CAPTURE_SLOT = c_lay.CAPTURE_SLOT
 OWNER_BUCKETS = c_lay.OWNER_BUCKETS
 SEG_VERSION = c_lay.SEG_VERSION
@@ -148,5 +148,6 @@ WORKER_STATES = ("starting", "attaching", "running", "stopping", "stopped")
 EVENTS = ("none", "running", "neigh_wanted", "lip_exhausted", "table_full", "bad_command", "peer_reset")
 FRAME_OWNERS = ("free", "fill", "work", "tx", "hand", "home")
 SIZE_NAMES = ("workers", "services", "dests", "lips", "conns4", "conns6", "frames", "arena", "cmd_ring",
-              "evt_ring", "capture_ring", "hand_ring", "templates")
+              "evt_ring", "capture_ring", "hand_ring", "templates", "frame_size", "chains")
+PACKET_MAX = 65600      # bytes of the longest packet that a worker hands up
 RINGS = ("cmd", "evt", "capture", "slow")  # RingName

@@ -6,7 +6,7 @@
 # Host segment (memfd, sealed): HostCtl | owner tables | scheduling-table arena (uint32 slots; the master writes, workers read) |
 #     persistence templates [workers][templates] |
 #     worker-to-worker rings: packets (16-byte entries) and returned frames (8-byte entries) for each ordered pair
-# Area (memfd or hugetlb): frames [workers * frames_per_worker][2048] | ledger: one byte per frame
+# Area (memfd or hugetlb): frames [workers * frames_per_worker][frame_size] | ledger: one byte per frame
 # Connection file (one per worker, in the run directory, mode 0600; outlives every process): ConnHead | records | index
 #
 # Every offset is from the start of the segment, kept in the head, and checked on attach: magic, version, layout hash, size.
@@ -15,9 +15,11 @@ from lbd.datapath.count cimport Counters, ExpireReason  # re-exported: Counters 
 
 cdef enum:
     SEG_MAGIC = 0x3144424c          # "LBD1"
-    SEG_VERSION = 7
-    CHUNK = 2048                    # frame size, bytes
+    SEG_VERSION = 8
+    CHUNK = 2048                    # frame size, bytes: the usual one; Sizes.frame_size is that in force
     CHUNK_SHIFT = 11
+    CHUNK_LARGE = 4096              # the other one: a page, more than which the kernel does not take
+    XDP_HEADROOM = 256              # of a frame, before what the kernel receives into it (XDP_PACKET_HEADROOM)
     CAPTURE_SLOT = 2048             # one capture or slow-path record: CaptureHead + bytes
 
 # who may change it to what: the worker goes up the list; the master sets STARTING before a spawn
@@ -42,6 +44,8 @@ cdef struct Sizes:                  # decided once by the master from the config
     uint32_t capture_ring
     uint32_t hand_ring              # packets, per ordered pair of workers
     uint32_t templates              # persistence templates per worker, a power of two
+    uint32_t frame_size             # bytes: CHUNK or CHUNK_LARGE
+    uint32_t chains                 # 1: packets may lie in several frames (program and sockets are made for it)
 
 cdef struct QueueStat:              # one per iface number: this worker's socket there; 128 bytes
     uint64_t rx_pkts
@@ -170,7 +174,7 @@ cdef struct CaptureHead:            # 32 bytes; the packet's bytes follow
     uint16_t svc
     uint16_t dest
     uint8_t worker
-    uint8_t spare
+    uint8_t more                    # 1: the packet goes on in the next record (slow path)
     uint32_t seq
 
 cdef struct Hand:                   # entry of a packet ring between workers, 16 bytes
@@ -178,7 +182,7 @@ cdef struct Hand:                   # entry of a packet ring between workers, 16
     uint16_t off                    # first byte within the frame
     uint16_t len
     uint8_t ifin                    # iface it came in by; with kind TRANSMIT: iface it must leave by
-    uint8_t kind                    # HandKind
+    uint8_t kind                    # HandKind, HAND_MORE and HAND_REST
     uint8_t hops
     uint8_t flags                   # PktFlag
     uint32_t spare                  # Engine.hand: what is said with it
@@ -186,6 +190,8 @@ cdef struct Hand:                   # entry of a packet ring between workers, 16
 cdef enum HandKind:
     HAND_PROCESS = 0                # yours: look it up
     HAND_TRANSMIT = 1               # finished; send it, I have no queue there
+    HAND_MORE = 64                  # flags: the packet goes on in the next entry,
+    HAND_REST = 128                 # and is the last one's
 
 cdef enum Owner:                    # ledger: who holds a frame
     # low half: who; high half: which iface (FILL, TX) or worker (WORK, HAND)

@@ -336,7 +336,7 @@ cdef class WorkerSegment(Mapping):
         return self.pop_packets(RING_CAPTURE, max)
 
     def pop_slow(self, int max=64):
-        """Packets for the host's own stack: (head, bytes)."""
+        """Packets for the host's own stack: (head, bytes). Those of several records are whole."""
         return self.pop_packets(RING_SLOW, max)
 
     cdef list pop_packets(self, int name, int max):
@@ -345,16 +345,20 @@ cdef class WorkerSegment(Mapping):
         cdef CaptureHead *head = <CaptureHead *>slot
         cdef list out = []
         cdef int taken
-        while len(out) < max:
+        cdef bytes begun = b""      # of a packet that goes on in the next record: a worker publishes all of them at once
+        while len(out) < max or begun:
             taken = lbd_ring_pop(end, slot, 1)
             if taken < 0:
                 self.refuse(name, "an index out of range")
             if taken == 0:
                 break
-            if head.caplen > c_lay.CAPTURE_SLOT - sizeof(CaptureHead) or head.iface >= c_pkt.IFACE_MAX:
+            if head.caplen > c_lay.CAPTURE_SLOT - sizeof(CaptureHead) or head.iface >= c_pkt.IFACE_MAX \
+                    or len(begun) > PACKET_MAX:
                 self.refuse(name, f"{head.caplen} bytes, iface {head.iface}")
-            packet = (<const char *>slot + sizeof(CaptureHead))[:head.caplen]
-            out.append((c_rec.capture_dict(head), packet))
+            packet = begun + (<const char *>slot + sizeof(CaptureHead))[:head.caplen]
+            begun = packet if head.more else b""
+            if not head.more:
+                out.append((c_rec.capture_dict(head) | {"caplen": len(packet)}, packet))
         return out
 
     def ring_stats(self):

@@ -26,7 +26,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,7 @@ class Settings:
     flows: int = 16
     pause: float = 0.1  # between a reply and the next request of a connection, seconds, on average
     pace: float = 0.02  # between the probes of a flow
+    sizes: Sequence[int] = SIZES  # of requests, bytes
 
 
 def message(flow: int, size: int, number: int) -> bytes:
@@ -197,7 +198,7 @@ class Client:
             self.later(0.05, lambda: self.ask(stream))
             return
         stream.count += 1
-        stream.request = stream.unsent = message(stream.number, self.random.choice(SIZES), stream.count)
+        stream.request = stream.unsent = message(stream.number, self.random.choice(self.settings.sizes), stream.count)
         stream.seen = 0
         stream.sent_at = time.monotonic()
         try:

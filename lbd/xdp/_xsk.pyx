@@ -15,7 +15,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from lbd.shm.layout cimport CHUNK, CHUNK_SHIFT, FRAME_FILL, FRAME_FREE
+from lbd.shm.layout cimport CHUNK, CHUNK_LARGE, FRAME_FILL, FRAME_FREE, XDP_HEADROOM
 from lbd.xdp cimport steer
 from lbd.xdp.libbpf cimport (
     BPF_ANY, BPF_F_XDP_HAS_FRAGS, BPF_MAP_TYPE_ARRAY, BPF_PROG_TYPE_XDP, BPF_XDP, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE,
@@ -24,7 +24,7 @@ from lbd.xdp.libbpf cimport (
     bpf_map_get_next_key, bpf_map_lookup_elem, bpf_map_update_elem, bpf_obj_get_info_by_fd, bpf_object,
     bpf_object__close,
     bpf_object__find_map_by_name, bpf_object__find_program_by_name, bpf_object__load, bpf_object__open_mem,
-    bpf_prog_get_fd_by_id, bpf_prog_info, bpf_program__fd, bpf_xdp_query_id, libbpf_num_possible_cpus,
+    bpf_prog_get_fd_by_id, bpf_prog_info, bpf_program__fd, bpf_program__set_flags, bpf_xdp_query_id, libbpf_num_possible_cpus,
 )
 from lbd.xdp.libxdp cimport (
     XDP_COPY, XDP_MMAP_OFFSETS, XDP_OPTIONS, XDP_OPTIONS_ZEROCOPY, XDP_RX_RING, XDP_SHARED_UMEM,
@@ -47,7 +47,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 
-from lbd.xdp.kernel import queue_holder
+from lbd.xdp.kernel import device_mtu, queue_holder
 
 cdef extern from *:
     """

@@ -88,8 +88,9 @@ def attach_remedy(int code, int ifindex, str ifname, str mode):
     if code == E.EOPNOTSUPP and mode == "native":
         return f'the driver of {ifname} has no XDP: set attach = "generic"'
     if code in (E.EINVAL, E.ERANGE, E.ENOSPC, E.ENOMEM) and mode == "native":
-        return (f"the driver of {ifname} refuses XDP as it is set up: often the MTU is too large, or queues "
-                'are too few; the kernel log may say; attach = "generic" works with any')
+        return (f"the driver of {ifname} refuses XDP as it is set up: often the MTU ({device_mtu(ifname)}) is too large (without "
+                f"XDP multi-buffer drivers take 1500 to {LARGE_MTU}), or queues are too few; the kernel log may say; "
+                'attach = "generic" works with any')
     if code == E.ENODEV:
         return f"is there no interface {ifname} any more?"
     return ""

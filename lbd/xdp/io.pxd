@@ -2,7 +2,7 @@
 #
 # Scope: inline functions on the Port of port.pxd, which has the rules of who may hold a frame when; libxdp's
 # ring inlines do the memory ordering. Nothing blocks, allocates or takes the GIL; what fails is returned or
-# counted in the queue's QueueStat. One descriptor a packet.
+# counted in the queue's QueueStat. A descriptor a frame; packets of several are lbd/loop/chain.pxd's.
 #
 # A worker's turn on a port:
 #     n = port_rx_peek(p, BURST_MAX, &idx); copy the n descriptors; port_rx_release(p, n); work on them
@@ -16,10 +16,10 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from lbd.shm.layout cimport CHUNK, CHUNK_SHIFT, FRAME_FILL, FRAME_TX
+from lbd.shm.layout cimport FRAME_FILL, FRAME_TX
 from lbd.xdp.libxdp cimport (
-    XDP_STATISTICS, xdp_desc, xdp_statistics, xsk_cons_nb_avail, xsk_prod_nb_free, xsk_ring_cons__comp_addr,
-    xsk_ring_cons__peek, xsk_ring_cons__release, xsk_ring_cons__rx_desc, xsk_ring_prod__fill_addr,
+    XDP_STATISTICS, xdp_desc, xdp_statistics, xsk_cons_nb_avail, xsk_prod_nb_free, xsk_ring_cons__cancel,
+    xsk_ring_cons__comp_addr, xsk_ring_cons__peek, xsk_ring_cons__release, xsk_ring_cons__rx_desc, xsk_ring_prod__fill_addr,
     xsk_ring_prod__needs_wakeup, xsk_ring_prod__submit, xsk_ring_prod__tx_desc,
 )
 from lbd.xdp.port cimport (
@@ -46,24 +46,32 @@ cdef inline uint32_t port_rx_peek(Port *p, uint32_t max, uint32_t *idx) noexcept
     return xsk_ring_cons__peek(&p.rx, max, idx)
 
 
+cdef inline void port_rx_cancel(Port *p, uint32_t n) noexcept nogil:
+    """The last `n` peeked descriptors stay in the ring: the packet that they begin is not all there."""
+    xsk_ring_cons__cancel(&p.rx, n)
+
+
 cdef inline void port_rx_release(Port *p, uint32_t n) noexcept nogil:
     """The last `n` peeked descriptors are copied: frames in the worker's hands, slots the kernel's."""
     cdef uint32_t i, first = p.rx.cached_cons - n
+    cdef uint32_t shift = p.shift
+    cdef uint8_t *ledger = p.ledger
+    cdef uint8_t work = p.work
     for i in range(n):
-        p.ledger[xsk_ring_cons__rx_desc(&p.rx, first + i).addr >> CHUNK_SHIFT] = p.work
+        ledger[xsk_ring_cons__rx_desc(&p.rx, first + i).addr >> shift] = work
     xsk_ring_cons__release(&p.rx, n)
 
 
 cdef inline uint32_t port_fill(Port *p, const uint32_t *frames, uint32_t n) noexcept nogil:
     """Give the kernel free frames to receive into; returns how many, from the start of `frames`, went."""
-    cdef uint32_t i, first, room = xsk_prod_nb_free(&p.fill, n)
+    cdef uint32_t i, first, room = xsk_prod_nb_free(&p.fill, n), shift = p.shift
     if n > room:
         n = room
     if n == 0:
         return 0
     first = p.fill.cached_prod
     for i in range(n):
-        xsk_ring_prod__fill_addr(&p.fill, first + i)[0] = <uint64_t>frames[i] << CHUNK_SHIFT
+        xsk_ring_prod__fill_addr(&p.fill, first + i)[0] = <uint64_t>frames[i] << shift
     p.fill.cached_prod = first + n
     port_in_order()
     p.stat.spare[WORD_FILL_STAGED] = first + n
@@ -95,9 +103,8 @@ cdef inline bint port_tx_put(Port *p, uint64_t addr, uint32_t length, uint32_t o
     """
     cdef xdp_desc *d
     cdef uint32_t slot = p.tx.cached_prod
-    # (a length of 0 wraps around: more than any room)
-    if xsk_prod_nb_free(&p.tx, 1) == 0 or <uint32_t> (length - 1) >= CHUNK - <uint32_t> (addr & (CHUNK - 1)) or \
-            addr >> CHUNK_SHIFT >= p.frames_total:
+    cdef uint64_t frame = addr >> p.shift
+    if xsk_prod_nb_free(&p.tx, 1) == 0 or length == 0 or (addr + length - 1) >> p.shift != frame or frame >= p.frames_total:
         return False
     d = xsk_ring_prod__tx_desc(&p.tx, slot)
     d.addr = addr
@@ -107,7 +114,7 @@ cdef inline bint port_tx_put(Port *p, uint64_t addr, uint32_t length, uint32_t o
     port_in_order()
     p.stat.spare[WORD_TX_STAGED] = slot + 1
     port_in_order()
-    p.ledger[addr >> CHUNK_SHIFT] = <uint8_t>(FRAME_TX | p.iface << 4)
+    p.ledger[frame] = <uint8_t>(FRAME_TX | p.iface << 4)
     return True
 
 
@@ -123,9 +130,9 @@ cdef inline uint32_t port_tx_submit(Port *p) noexcept nogil:
 
 cdef inline uint32_t port_reclaim(Port *p, uint32_t *frames, uint32_t max) noexcept nogil:
     """Transmitted frames, at most `max`, back in the worker's hands: to be freed or sent home."""
-    cdef uint32_t i, idx = 0, n = xsk_ring_cons__peek(&p.comp, max, &idx)
+    cdef uint32_t i, idx = 0, shift = p.shift, n = xsk_ring_cons__peek(&p.comp, max, &idx)
     for i in range(n):
-        frames[i] = <uint32_t>(xsk_ring_cons__comp_addr(&p.comp, idx + i)[0] >> CHUNK_SHIFT)
+        frames[i] = <uint32_t>(xsk_ring_cons__comp_addr(&p.comp, idx + i)[0] >> shift)
         p.ledger[frames[i]] = p.work
     if n:
         xsk_ring_cons__release(&p.comp, n)

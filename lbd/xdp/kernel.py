@@ -9,6 +9,7 @@ Reference: kernel Documentation/netlink/specs/netdev.yaml, include/uapi/linux/xd
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import socket
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 AF_XDP = 44
+SIOCGIFMTU = 0x8921  # linux/sockios.h
 OLDEST_KERNEL = (5, 15)
 # Numbers: linux/capability.h. CAP_PERFMON: without it the verifier refuses offsets into a packet that it has to compute.
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_BPF": 39, "CAP_PERFMON": 38}
@@ -70,6 +72,17 @@ def effective_capabilities() -> int:
         if line.startswith("CapEff:"):
             return int(line.split()[1], 16)
     return 0
+
+
+def device_mtu(name: str) -> int | None:
+    """None: there is no such device in this network namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        try:
+            answer = fcntl.ioctl(any_socket, SIOCGIFMTU, struct.pack("16si20x", name.encode()[:15], 0))
+        except OSError:
+            return None
+    mtu: int = struct.unpack_from("i", answer, 16)[0]
+    return mtu
 
 
 def driver_zero_copy(ifindex: int) -> bool | None:

@@ -51,6 +51,7 @@ cdef extern from "bpf/libbpf.h" nogil:
     bpf_program *bpf_object__find_program_by_name(const bpf_object *obj, const char *name)
     bpf_map *bpf_object__find_map_by_name(const bpf_object *obj, const char *name)
     int bpf_program__fd(const bpf_program *prog)
+    int bpf_program__set_flags(bpf_program *prog, uint32_t flags)
     int bpf_map__fd(const bpf_map *map)
     int bpf_map__set_max_entries(bpf_map *map, uint32_t max_entries)
     int bpf_xdp_query_id(int ifindex, int flags, uint32_t *prog_id)

@@ -1,8 +1,8 @@
 # A Port: one AF_XDP socket in a worker's hands; rings mapped, frames accounted for, repaired after a crash.
 #
 # Scope: the socket is open, bound and filled (the master did that, _xsk.pyx) and came as a descriptor.
-# Nothing here opens or closes one, allocates, blocks or takes the GIL; io.pxd moves the packets. 2 KiB
-# chunks.
+# Nothing here opens or closes one, allocates, blocks or takes the GIL; io.pxd moves the packets. Frames (the
+# kernel's chunks) of 2 or 4 KiB.
 #
 # Who holds a frame is in the ledger: a byte a frame, FILL and TX with the iface, WORK with the worker in the
 # high half; shared memory, outlives the worker. Each step of io.pxd is written so that a kill -9 between any
@@ -89,6 +89,7 @@ cdef struct Port:           # private to the worker
     uint8_t *area           # first frame
     QueueStat *stat         # in the worker segment
     uint32_t frames_total   # in the area
+    uint32_t shift          # a frame has 1 << shift bytes
     uint32_t tx_outstanding     # submitted and not yet reclaimed
     int fd
     uint8_t iface           # lbd's number, 0..15
@@ -158,7 +159,7 @@ cdef inline int port_map(Port *p, int fd, uint32_t fill, uint32_t comp,
                          uint32_t rx, uint32_t tx) noexcept nogil:
     """Map the four rings (sizes as the master opened them). 0 or -errno, with nothing mapped.
 
-    Set before: area, ledger, work, frames_total, stat, iface, work, ifindex, queue, busy_poll. To do after:
+    Set before: area, ledger, work, frames_total, shift, stat, iface, ifindex, queue, busy_poll. To do after:
     port_repair, whether the socket is new or a dead predecessor's.
     """
     cdef xdp_mmap_offsets off
@@ -170,6 +171,8 @@ cdef inline int port_map(Port *p, int fd, uint32_t fill, uint32_t comp,
     p.fd = fd
     if p.work == FRAME_FREE:
         p.work = FRAME_WORK     # worker 0
+    if p.shift == 0:
+        p.shift = CHUNK_SHIFT
     memset(p.maps, 0, sizeof(p.maps))
     memset(&p.last, 0, sizeof(p.last))
     memset(&now, 0, sizeof(now))
@@ -271,13 +274,13 @@ cdef inline uint32_t port_ring_frames(Port *p, PortRing which, uint32_t *out, ui
         if n == max:
             break
         if which == RING_FILL or which == RING_FILL_STAGED:
-            frame = <uint32_t>(xsk_ring_prod__fill_addr(&p.fill, first + i)[0] >> CHUNK_SHIFT)
+            frame = <uint32_t>(xsk_ring_prod__fill_addr(&p.fill, first + i)[0] >> p.shift)
         elif which == RING_RX:
-            frame = <uint32_t>(xsk_ring_cons__rx_desc(&p.rx, first + i).addr >> CHUNK_SHIFT)
+            frame = <uint32_t>(xsk_ring_cons__rx_desc(&p.rx, first + i).addr >> p.shift)
         elif which == RING_COMP:
-            frame = <uint32_t>(xsk_ring_cons__comp_addr(&p.comp, first + i)[0] >> CHUNK_SHIFT)
+            frame = <uint32_t>(xsk_ring_cons__comp_addr(&p.comp, first + i)[0] >> p.shift)
         else:
-            frame = <uint32_t>(xsk_ring_prod__tx_desc(&p.tx, first + i).addr >> CHUNK_SHIFT)
+            frame = <uint32_t>(xsk_ring_prod__tx_desc(&p.tx, first + i).addr >> p.shift)
         if frame < p.frames_total:
             out[n] = frame
             n += 1

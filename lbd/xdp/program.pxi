@@ -20,8 +20,10 @@ cdef class Program:
     cdef object _near_vips4, _near_lips4    # slot -> {key: entry}, what has its hash: keep_near
 
     @staticmethod
-    def load(*, uint32_t services=4096, uint32_t lips=1024, uint32_t sources=16384, uint32_t tunnels=16384):
-        """Load the program that travels in the package, with room for so many services, LIPs, NAT real servers, tunnels."""
+    def load(*, uint32_t services=4096, uint32_t lips=1024, uint32_t sources=16384, uint32_t tunnels=16384,
+             bint chains=False):
+        """Load the program that travels in the package, with room for so many services, LIPs, NAT real servers, tunnels. chains: it
+        may be given packets in several buffers, of which it sees the first."""
         cdef Program self = Program.__new__(Program)
         cdef bytes elf = (importlib.resources.files("lbd.xdp") / "steer.bpf.o").read_bytes()
         cdef bpf_object *obj = bpf_object__open_mem(<const char *>elf, len(elf), NULL)
@@ -34,6 +36,8 @@ cdef class Program:
                                ("lips6", lips), ("sources4", sources), ("sources6", sources), ("source_addrs", sources),
                                ("tunnels", tunnels)):
                 bpf_map__set_max_entries(bpf_object__find_map_by_name(obj, name.encode()), max(size, 1))
+            if chains:
+                bpf_program__set_flags(bpf_object__find_program_by_name(obj, "steer"), BPF_F_XDP_HAS_FRAGS)
             code = bpf_object__load(obj)
             if code != 0:
                 libbpf_failed(-code, "loading the XDP program")

@@ -10,8 +10,10 @@ cdef enum:
     SO_PREFER_BUSY_POLL = 69
     SO_BUSY_POLL_BUDGET = 70
     AF_XDP = 44
-    COPY_SKB_BYTES = 4096               # what a queued 2 KiB packet counts against SO_SNDBUF, rounded up
+    XDP_USE_SG = 16                     # Linux 6.6: packets may lie in several frames
+    COPY_SKB_FRAMES = 2                 # what a queued frame counts against SO_SNDBUF, in frames, rounded up
 
+LARGE_MTU = CHUNK_LARGE - XDP_HEADROOM - 22      # Ethernet and two tags
 CLOSE_SECONDS = 1.0                     # so long may a queue answer EBUSY after its last socket was closed
 
 
@@ -42,7 +44,7 @@ cdef int require(int code, str action, str remedy="") except -1:
     return 0
 
 
-cdef int fill_ring(int fd, uint32_t size, list frames) except -1:
+cdef int fill_ring(int fd, uint32_t size, list frames, uint32_t frame_size) except -1:
     """Frame numbers into the fill ring of a socket that is not bound yet."""
     cdef xdp_mmap_offsets off
     cdef uint32_t length = sizeof(off)
@@ -59,7 +61,7 @@ cdef int fill_ring(int fd, uint32_t size, list frames) except -1:
         raise XdpError(errno, "mapping the fill ring")
     ring = <uint64_t *>(base + off.fr.desc)
     for i in range(<uint32_t>len(frames)):
-        ring[i] = <uint64_t>frames[i] << CHUNK_SHIFT
+        ring[i] = <uint64_t>frames[i] * frame_size
     (<uint32_t *>(base + off.fr.producer))[0] = <uint32_t>len(frames)
     munmap(base, bytes_)
     return 0
@@ -76,7 +78,7 @@ cdef int bind_queue(int fd, int ifindex, int queue, int flags, int shared) noexc
     return 0 if bind(fd, <const sockaddr *>&where, sizeof(where)) == 0 else errno
 
 
-def bind_error(int code, int ifindex, str ifname, int queue, bint demanded, bint shared):
+def bind_error(int code, int ifindex, str ifname, int queue, bint demanded, bint shared, bint chains):
     """The refusal of bind(), in words."""
     what = f"{ifname} queue {queue}"
     if code == E.EBUSY:
@@ -84,6 +86,9 @@ def bind_error(int code, int ifindex, str ifname, int queue, bint demanded, bint
         return XdpError(code, f"{what} busy", f"another AF_XDP program uses it, stop it first: {holder}")
     if code == E.EINVAL and not demanded and not shared:
         return XdpError(code, f"binding {what}", f"has {ifname} so many queues? (ethtool -l {ifname})")
+    if code in (E.EOPNOTSUPP, E.EINVAL, E.ENOENT) and demanded and chains:
+        return XdpError(code, f"zero-copy on {what}", "the driver can't, or not for packets in several frames: "
+                        f'zero_copy = "auto" takes copies instead, or lower the MTU of all interfaces to {LARGE_MTU}')
     if code in (E.EOPNOTSUPP, E.EINVAL, E.ENOENT) and demanded:
         return XdpError(code, f"zero-copy on {what}", "the driver can't, or not as the NIC is set up: "
                         'zero_copy = "auto" takes copies instead, and so do all other interfaces then')
@@ -99,20 +104,21 @@ def bind_error(int code, int ifindex, str ifname, int queue, bint demanded, bint
 
 def open_socket(*, int ifindex, str ifname, int queue, int iface, uintptr_t area, uint64_t area_bytes,
                 uint32_t fill, uint32_t comp, uint32_t rx, uint32_t tx, prefill_frames, str zero_copy="auto",
-                shared_with=None, uint32_t tx_budget=64):
+                shared_with=None, uint32_t tx_budget=64, uint32_t frame_size=CHUNK, bint chains=False):
     """Open, fill and bind one socket. XdpError if it can't be; nothing is left open then.
 
     area, area_bytes: where the frames are mapped here, all of them; the ledger follows, and the bytes of
     `prefill_frames` (numbers of free frames) are set in it. iface: lbd's number of the interface.
     zero_copy: auto (what the driver offers) | require | off; it must be "off" with a generic attachment,
     where a driver may bind zero-copy and receive nothing. shared_with: fd of the worker's first socket,
-    whose UMEM and mode are used: the kernel wants all sockets of one UMEM zero-copy, or all copy.
+    whose UMEM and mode are used: the kernel wants all sockets of one UMEM zero-copy, or all copy. chains: packets may
+    lie in several frames, of frame_size bytes.
     Waits up to a second for a queue that was closed just now.
     """
     cdef xdp_umem_reg reg
     cdef list frames = list(prefill_frames)
     cdef uint8_t *ledger = <uint8_t *>area + area_bytes
-    cdef uint64_t total = area_bytes >> CHUNK_SHIFT
+    cdef uint64_t total = area_bytes // frame_size
     cdef uint32_t number
     cdef int fd, flags, code
     if zero_copy not in ("auto", "require", "off"):
@@ -130,7 +136,7 @@ def open_socket(*, int ifindex, str ifname, int queue, int iface, uintptr_t area
     try:
         if shared_with is None:
             memset(&reg, 0, sizeof(reg))
-            reg.addr, reg.len, reg.chunk_size = area, area_bytes, CHUNK
+            reg.addr, reg.len, reg.chunk_size = area, area_bytes, frame_size
             code = set_option(fd, SOL_XDP, XDP_UMEM_REG, &reg, sizeof(reg))
             require(code, f"registering {area_bytes} bytes of frames", MEMLOCK if code == E.ENOBUFS else "")
         for option, size in ((XDP_UMEM_FILL_RING, fill), (XDP_UMEM_COMPLETION_RING, comp), (XDP_RX_RING, rx),
@@ -140,21 +146,22 @@ def open_socket(*, int ifindex, str ifname, int queue, int iface, uintptr_t area
         # Copy mode alone, and without them it is only slower: an older kernel or a missing capability is no
         # error.
         set_number(fd, SOL_XDP, XDP_MAX_TX_SKB_BUDGET, max(TX_BUDGET_LEAST, min(tx_budget, tx)))
-        set_number(fd, SOL_SOCKET, SO_SNDBUFFORCE, min(tx * COPY_SKB_BYTES, 1 << 29))
-        fill_ring(fd, fill, frames)
+        set_number(fd, SOL_SOCKET, SO_SNDBUFFORCE, min(tx * frame_size * COPY_SKB_FRAMES, 1 << 29))
+        fill_ring(fd, fill, frames, frame_size)
         for number in frames:
             ledger[number] = FRAME_FILL | iface << 4
         if shared_with is not None:
             flags = XDP_SHARED_UMEM
         else:
             flags = XDP_USE_NEED_WAKEUP | {"auto": 0, "require": XDP_ZEROCOPY, "off": XDP_COPY}[zero_copy]
+            flags |= XDP_USE_SG if chains else 0
         code = bind_queue(fd, ifindex, queue, flags, -1 if shared_with is None else shared_with)
         deadline = time.monotonic() + CLOSE_SECONDS
         while code == E.EBUSY and time.monotonic() < deadline:
             time.sleep(0.02)
             code = bind_queue(fd, ifindex, queue, flags, -1 if shared_with is None else shared_with)
         if code:
-            raise bind_error(code, ifindex, ifname, queue, zero_copy == "require", shared_with is not None)
+            raise bind_error(code, ifindex, ifname, queue, zero_copy == "require", shared_with is not None, chains)
         done = Socket(fd, ifindex, queue, fill, comp, rx, tx, is_zero_copy(fd))
         if done.zero_copy != (zero_copy == "require") and zero_copy != "auto":
             raise XdpError(E.EINVAL, f"sharing frames with {ifname} queue {queue}, zero_copy {zero_copy}",

@@ -39,7 +39,8 @@ from lbd.datapath.csum cimport csum_fold, csum_partial, csum_pseudo
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.fib cimport FIB_HASH, FIB_MAX, ROUTE_ONLINK, ROUTE_USED, Route
 from lbd.datapath.flow cimport Tuple, tuple_hash
-from lbd.datapath.frag cimport FRAG_NIL, HELD_ROOM, FragTable, frag_bytes, frag_map, frag_take
+from lbd.datapath.frag cimport FRAG_NIL, FragTable, frag_bytes, frag_map
+from lbd.datapath.frag_held cimport frag_piece, frag_ready, frag_take
 from lbd.datapath.hdr cimport PROTO_SCTP, PROTO_TCP, PROTO_UDP
 from lbd.datapath.lifetime cimport engine_expire, table_of, timer_of
 from lbd.datapath.lookup cimport adj_unhash
@@ -108,14 +109,21 @@ cdef void burst() noexcept nogil:
 
 cdef void run() noexcept nogil:
     """The burst so far, and the fragments that it set free."""
-    cdef uint8_t data[HELD_ROOM]
+    cdef uint8_t data[32256]            # CHAIN_MAX * HELD_ROOM
+    cdef uint32_t pieces
     cdef Pkt p
     world.packets += world.n
     burst()
-    while world.e.frags.ready:
+    while True:
+        pieces = frag_ready(world.e.frags)
+        if pieces == 0:
+            break
         memset(&p, 0, sizeof(Pkt))
         p.data = data
         frag_take(world.e.frags, &p)
+        while pieces > 1:
+            p.len += frag_piece(world.e.frags, data + p.len)
+            pieces -= 1
         place(&p)
         if world.n == BURST_MAX:
             burst()
@@ -129,7 +137,6 @@ cdef void place(const Pkt *p) noexcept nogil:
     memcpy(block + FRAME_SLACK, p.data, p.len)
     world.pkt[world.n] = p[0]
     world.pkt[world.n].data = block + FRAME_SLACK
-    world.pkt[world.n].room = p.len
     world.block[world.n] = block
     world.before[world.n] = <uint8_t *> malloc(FRAME_SLACK + p.len)
     world.n += 1
@@ -144,7 +151,6 @@ cdef void packet(uint32_t kind, uint32_t arg, const uint8_t *data, uint32_t size
     if arg & 2:
         p.flags = PKT_HANDED | (PKT_ROUTED if kind & 1 else 0)
     p.hops = arg >> 3
-    p.seg_count = 1
     place(&p)
     if arg & 4:
         mend(world.block[world.n - 1] + FRAME_SLACK, size)

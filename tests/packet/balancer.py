@@ -21,6 +21,7 @@ from tests.packet.twin import Twin
 SIZES = {
     "workers": 1, "services": 64, "dests": 256, "lips": 16, "conns4": 1024, "conns6": 1024, "frames": 256,
     "arena": 4096, "cmd_ring": 64, "evt_ring": 64, "capture_ring": 16, "hand_ring": 64, "templates": 64,
+    "frame_size": 2048, "chains": 0,
 }  # fmt: skip
 MAC_CLIENT, MAC_LB0, MAC_LB1 = "02:00:00:00:00:c1", "02:00:00:00:01:00", "02:00:00:00:01:01"
 CLIENT = {4: "192.0.2.100", 6: "2001:db8:1::100"}

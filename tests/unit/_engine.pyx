@@ -243,9 +243,9 @@ cdef bytes run_rewrite(Table table, bytes frame, uint32_t record, uint32_t direc
     p.proto = proto
     p.flags = PKT_PARTIAL if partial else 0
     if table.af == 4:
-        c_rewrite(&p, &table.t, record, direction, 4)
+        c_rewrite(NULL, &p, &table.t, record, direction, 4)
     else:
-        c_rewrite(&p, &table.t, record, direction, 6)
+        c_rewrite(NULL, &p, &table.t, record, direction, 6)
     out = <bytes> copy[:len(frame)]
     free(copy)
     return out

@@ -17,6 +17,7 @@ from lbd.shm import _shm as shm
 SIZES = {
     "workers": 4, "services": 16, "dests": 32, "lips": 4, "conns4": 1024, "conns6": 512, "frames": 64,
     "arena": 256, "cmd_ring": 8, "evt_ring": 8, "capture_ring": 4, "hand_ring": 16, "templates": 64,
+    "frame_size": 2048, "chains": 0,
 }  # fmt: skip
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 

@@ -165,7 +165,7 @@ SMALL = Memory(workers=2, connections=1, tables=1, frames=3 << 20, sockets=1, pr
 
 
 def said(text: str, root: Path, need: Memory = SMALL) -> dict[Any, str]:
-    return dict(remarks(loads(BASE + text), need, root))
+    return dict(remarks(loads(BASE + text), need, root=root))
 
 
 def test_interfaces_and_queues(tmp_path: Path) -> None:

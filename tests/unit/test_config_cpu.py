@@ -97,7 +97,7 @@ def test_check_says_so(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "if_nameindex", lambda: [(2, "eth0")])
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     config = loads('[workers]\ncores = [1, 9, 4]\n[[interface]]\nname = "eth0"\n')
-    found = {(loc, text.split(";")[0]) for loc, text in remarks(config, SMALL, two) if loc[0] == "workers"}
+    found = {(loc, text.split(";")[0]) for loc, text in remarks(config, SMALL, root=two) if loc[0] == "workers"}
     assert found == {
         (("workers", "cores", 1), "core 9 is the same physical core as 1 of worker 0"),
         (("workers",), "eth0 is on NUMA node 0, other than worker 2 (core 4, node 1)"),

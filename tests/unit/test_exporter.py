@@ -167,6 +167,8 @@ def daemons(wanted: Config) -> Iterator[Daemon]:
         "capture_ring": 4,
         "hand_ring": 64,
         "templates": 64,
+        "frame_size": 2048,
+        "chains": 0,
     }
     segments = {n: shm.WorkerSegment.create(sizes, n) for n in range(sizes["workers"])}
     d = Daemon(wanted, {n: Segment(s) for n, s in segments.items()})

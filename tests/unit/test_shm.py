@@ -19,6 +19,7 @@ from lbd.shm import _shm as shm
 SIZES = {
     "workers": 2, "services": 16, "dests": 32, "lips": 4, "conns4": 1024, "conns6": 512, "frames": 64,
     "arena": 256, "cmd_ring": 8, "evt_ring": 8, "capture_ring": 4, "hand_ring": 16, "templates": 64,
+    "frame_size": 2048, "chains": 0,
 }  # fmt: skip
 LINE = 64  # of a ring's head: line 1 holds prod, line 2 cons
 
@@ -123,8 +124,8 @@ def memfd(content: bytes, seals: int = fcntl.F_SEAL_SHRINK) -> int:
         (24, "I", 3, "differ"),
         (24, "I", 0, "out of range"),
         (24 + 6 * 4, "I", 100, "out of range"),
-        (24 + 56, "Q", 1 << 30, "contradicts"),
-        (24 + 56 + 17 * 8, "Q", 64, "contradicts"),
+        (24 + 64, "Q", 1 << 30, "contradicts"),
+        (24 + 64 + 17 * 8, "Q", 64, "contradicts"),
     ],
 )
 def test_adopt_refuses_a_false_head(raw, at, form, value, text):

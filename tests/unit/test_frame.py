@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How large packet buffers are by the interfaces' MTUs, and what is said of MTUs that they don't hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lbd.config import loads
+from lbd.config.frame import FRAME, FRAME_LARGE, HEADROOM, mtu_max
+from lbd.config.host import remarks
+from lbd.config.memory import memory
+from lbd.master.reach import Reach
+from lbd.master.record import Link, Snapshot
+from lbd.master.refusal import Refusal
+from lbd.master.startup import check_frames, link_mtus
+from lbd.shm import _shm
+from lbd.xdp.kernel import device_mtu
+
+BASE = """\
+[[interface]]
+name = "lo"
+"""
+
+
+def snapshot(mtu: int) -> Snapshot:
+    return Snapshot((Link(1, "lo", bytes(6), mtu, True, "", None, None),), (), (), (), (), ())
+
+
+@pytest.mark.parametrize(
+    ("given", "mtus", "size", "chains", "most"),
+    [
+        (None, (), 2048, 0, 1770),
+        (None, (1500, 1770), 2048, 0, 1770),
+        (None, (1771,), 4096, 0, 3818),
+        (None, (1500, 3818), 4096, 0, 3818),
+        (None, (3819,), 4096, 1, 65535),
+        (None, (1500, 9000), 4096, 1, 65535),
+        (4096, (1500,), 4096, 0, 3818),
+        (2048, (9000,), 2048, 1, 32234),
+    ],
+)
+def test_frames_by_mtu(given: int | None, mtus: tuple[int, ...], size: int, chains: int, most: int) -> None:
+    sizes = loads((f"[tables]\nframe_size = {given}\n" if given else "") + BASE).sizes(mtus)
+    assert (sizes["frame_size"], sizes["chains"]) == (size, chains)
+    assert mtu_max(size, chains) == most
+
+
+def test_frames_agree_with_the_layout() -> None:
+    assert (FRAME, FRAME_LARGE, HEADROOM) == (_shm.CHUNK, _shm.CHUNK_LARGE, _shm.XDP_HEADROOM)
+
+
+def test_an_mtu_is_remarked_upon(tmp_path: Path) -> None:
+    def said(mtus: dict[str, int], text: str = "") -> str:
+        config = loads(text + BASE)
+        return " ".join(message for _, message in remarks(config, memory(config, mtus.values()), mtus, tmp_path))
+
+    assert "buffers" not in said({"lo": 3818})
+    assert "an MTU of 9000: packets above 3818 bytes lie in several buffers" in said({"lo": 9000})
+    small = "[tables]\nframe_size = 2048\n"
+    assert "an MTU of 40000, and packet buffers are for 32234: `ip link set lo mtu 32234`" in said({"lo": 40000}, small)
+
+
+def test_the_kernel_tells_the_mtu() -> None:
+    assert (device_mtu("lo") or 0) >= 16384 and device_mtu("nosuch0") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "mtu", "release", "refused"),
+    [
+        ("", 9000, "6.6.0-1-amd64", ""),
+        ("", 65536, "6.6.0-1-amd64", ""),  # loopback's
+        ("", 3818, "5.15.0", ""),
+        ("", 9000, "6.5.13", "MTU of 9000, and packet buffers of lbd hold 3818 bytes (packets in several take Linux 6.6)"),
+        ("[tables]\nframe_size = 2048\n", 2000, "6.1.0", "MTU of 2000, and packet buffers of lbd hold 1770 bytes (packets in"),
+        ("[tables]\nframe_size = 2048\n", 40000, "6.18.0", "MTU of 40000, and packet buffers of lbd hold 32234 bytes"),
+    ],
+)
+def test_what_does_not_fit_is_refused(text: str, mtu: int, release: str, refused: str) -> None:
+    config = loads(text + BASE)
+    sizes = config.sizes(link_mtus(config, snapshot(mtu)).values())
+    if not refused:
+        check_frames(config, snapshot(mtu), sizes, release)
+        return
+    with pytest.raises(Refusal) as said:
+        check_frames(config, snapshot(mtu), sizes, release)
+    assert refused in str(said.value) and "ip link set lo mtu" in str(said.value)
+
+
+def test_an_mtu_that_grows_is_a_problem_and_not_believed() -> None:
+    config = loads(BASE)
+    fits, grown = (Reach(config, snapshot(mtu), mtu_max=1770) for mtu in (1770, 9000))
+    assert not fits.alarms and fits.interfaces()[0].mtu == 1770
+    [alarm] = grown.alarms
+    assert "lo has an MTU of 9000" in alarm and "1770" in alarm and "restart lbd" in alarm
+    assert grown.interfaces()[0].mtu == 1770
