@@ -33,7 +33,7 @@ from lbd.datapath.reason cimport VERDICT_CONSUME, VERDICT_FORWARD, VERDICT_HANDO
 from lbd.datapath.snat cimport conn_is_snat
 from lbd.datapath.svc cimport (MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_NAT64, MODE_TUNNEL, DEST_NONE, SVC_NONE, Dest, Lip,
                                LipStat, Svc, SvcStat)
-from lbd.datapath.tunnel_end cimport TunnelEnd
+from lbd.datapath.tunnel_end cimport TUNNEL_MAX, TunnelEnd
 from lbd.datapath.tcp cimport (STATE_CLOSE, STATE_CLOSE_WAIT, STATE_COUNT, STATE_ESTABLISHED, STATE_FIN_WAIT, STATE_LAST_ACK,
                                STATE_NONE, STATE_SYN_RECV, STATE_TIME_WAIT, STATE_UDP, STATE_UDP_ONEWAY, STATE_ICMP,
                                TIMEOUT_SCTP_ESTABLISHED, TIMEOUT_SCTP_SHUTDOWN, timeout_of)
@@ -662,6 +662,11 @@ cdef class Engine:
     def lip_stats(self, lip: int) -> dict:
         cdef LipStat *s = self.e.lip_stat + <uint32_t> lip
         return {"conns": s.conns, "exhausted": s.exhausted, "in_use": s.in_use}
+
+    def tunnel_stats(self) -> list:
+        """Of the tunnels that end here, in the order of their records: (packets, octets, refused)."""
+        cdef TunnelEnd *k = self.e.tunnel
+        return [(k[i].packets, k[i].octets, k[i].refused) for i in range(TUNNEL_MAX) if k[i].used]
 
     def time(self, bursts: list) -> tuple:
         """Bursts of (frames as in `process`, now_ns), one after the other: ns spent in engine_burst alone, packets by verdict.

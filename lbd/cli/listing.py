@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists of what the daemon has: conn, worker, lip, snat, drops, interface, neigh, route."""
+"""Lists of what the daemon has: conn, worker, lip, snat, tunnel, drops, interface, neigh, route."""
 
 import argparse
 from typing import Any
@@ -19,6 +19,7 @@ def add(commands: Commands) -> None:
     commands.add("worker", "list worker processes and their queues", workers)
     commands.add("lip", "list local addresses, how many ports of each are in use, and by which workers", lips)
     commands.add("snat", "list SNAT rules, in their order, and what they translate", snat)
+    commands.add("tunnel", "list tunnels that end here, and how much was taken out of each", tunnels)
     c = commands.add("drops", "list reasons of drops and how often each occurred (docs/drops.md)", drops)
     c.add_argument("-a", "--all", action="store_true", help="those that never occurred, too")
     commands.add("interface", "list interfaces as the workers see them", interfaces)
@@ -170,6 +171,17 @@ def snat_table(document: Document) -> str:
         )
         for r in document["snat"]
     ]
+    return table(titles, rows)
+
+
+def tunnels(args: argparse.Namespace) -> int:
+    return show(args, client(args).get("/v1/tunnels"), tunnel_table)
+
+
+def tunnel_table(document: Document) -> str:
+    titles = ("TUNNEL", "TYPE", "LOCAL", "REMOTE", ">PACKETS", ">BYTES", ">REFUSED")
+    keys = ("packets", "bytes", "refused")
+    rows = ((t["name"], t["type"], t["local"], t["remote"] or "any", *(t[k] for k in keys)) for t in document["tunnels"])
     return table(titles, rows)
 
 

@@ -541,6 +541,8 @@ cdef inline bint tunnel_set(Engine *e, const Cmd *c, const CmdTunnel *b) noexcep
     cdef TunnelEnd *k = tunnel_find(e, b)
     if k == NULL or (b.af != 4 and b.af != 6) or (b.kind != TUNNEL_IPIP and b.kind != TUNNEL_GRE):
         return False
+    if not k.used:
+        k.packets = k.octets = k.refused = 0
     memcpy(k.local, b.local, 16)
     memcpy(k.remote, b.remote, 16)
     k.af = b.af

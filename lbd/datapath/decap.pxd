@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp
 from lbd.datapath.compiler cimport lbd_bswap16, lbd_ld16, lbd_ld64, lbd_st16
 from lbd.datapath.engine cimport Engine
-from lbd.datapath.pkt cimport Pkt, PKT_TUNNEL
+from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_ROUTED, PKT_TUNNEL
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.hdr cimport *
 from lbd.datapath.chain cimport pkt_sum
@@ -19,21 +19,27 @@ cdef enum:
     ECN_CE = 3                  # congestion experienced (RFC 3168)
 
 
-cdef inline bint ends_here(const Engine *e, const Tuple *t, uint32_t af, uint32_t kind) noexcept nogil:
-    """A tunnel of this kind between these addresses? A walk, for tunnelled packets alone."""
+cdef inline TunnelEnd *end_of(const Engine *e, const Tuple *t, uint32_t af, uint32_t kind) noexcept nogil:
+    """The tunnel of this kind between these addresses, or NULL. A walk, for tunnelled packets alone."""
     cdef uint32_t i
-    cdef const TunnelEnd *k
+    cdef TunnelEnd *k
     for i in range(TUNNEL_MAX):
         k = e.tunnel + i
         if (k.used and k.af == af and k.kind == kind and memcmp(k.local, t.daddr, 16) == 0
                 and ((lbd_ld64(k.remote) | lbd_ld64(k.remote + 8)) == 0 or memcmp(k.remote, t.saddr, 16) == 0)):
-            return True
-    return False
+            return k
+    return NULL
 
 
-cdef inline uint32_t refuse(Pkt *p, uint32_t reason) noexcept nogil:
+cdef inline bint counts(const Pkt *p) noexcept nogil:
+    """Where a worker gives a packet to another one, the first counts it."""
+    return not p.flags & (PKT_HANDED | PKT_ROUTED)
+
+
+cdef inline uint32_t refuse(Pkt *p, TunnelEnd *k, uint32_t reason) noexcept nogil:
     p.verdict = VERDICT_DROP
     p.reason = reason
+    k.refused += counts(p)
     return 0
 
 
@@ -42,21 +48,35 @@ cdef inline uint32_t decap(Engine *e, Pkt *p, const Tuple *t) noexcept nogil:
     its ethertype is returned. Else 0, and the verdict stands, or is a drop."""
     cdef uint32_t at = p.l4, end = p.l3 + p.l3_len, got
     cdef uint8_t proto = p.proto
+    cdef TunnelEnd *k
     if proto != PROTO_IPIP and proto != PROTO_IPV6 and proto != PROTO_GRE:
         return 0
-    if not ends_here(e, t, p.af, TUNNEL_GRE if proto == PROTO_GRE else TUNNEL_IPIP):
+    k = end_of(e, t, p.af, TUNNEL_GRE if proto == PROTO_GRE else TUNNEL_IPIP)
+    if k == NULL:
         return 0
     got = inner_at(p.data, &at, end, &proto)
     if got == INNER_SHORT or (got == INNER_FOUND and at > end):
-        return refuse(p, REASON_TUNNEL_MALFORMED)
+        return refuse(p, k, REASON_TUNNEL_MALFORMED)
     if got != INNER_FOUND:
         return 0
     if at - p.l4 == 2 * sizeof(GreHdr) and csum_fold(pkt_sum(e, p, p.data + p.l4, end - p.l4, 0)) != 0xffff:
-        return refuse(p, REASON_BAD_CHECKSUM)
+        return refuse(p, k, REASON_BAD_CHECKSUM)
+    if counts(p):
+        k.packets += 1
+        k.octets += end - at
+    e.tunnel_of = k
     p.l3 = at
     p.len = end                         # without what Ethernet padded: the inner packet must fit the outer one
     p.flags |= PKT_TUNNEL
     return ETH_P_IP if proto == PROTO_IPIP else ETH_P_IPV6
+
+
+cdef inline void not_taken(Engine *e, const Pkt *p) noexcept nogil:
+    """What was inside is the kernel's, or dropped by what it is: it was not for the counts."""
+    if counts(p):
+        e.tunnel_of.packets -= 1
+        e.tunnel_of.octets -= p.len - p.l3
+        e.tunnel_of.refused += p.verdict == VERDICT_DROP
 
 
 cdef inline uint32_t outer_ecn(const Pkt *p) noexcept nogil:

@@ -130,6 +130,7 @@ cdef struct Engine:
     uint32_t snat_n
     uint32_t snat_by_out        # a rule asks for the interface of the way out
     uint32_t tunnel_n           # tunnels that end here
+    TunnelEnd *tunnel_of        # of the packet that was taken out of one last, while it is parsed
     uint8_t gue[8192]           # a bit for each UDP port (network order) that a real server's GUE tunnel has, or had
     uint32_t plen4[33]          # routes per prefix length
     uint32_t plen6[129]

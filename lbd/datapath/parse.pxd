@@ -15,7 +15,7 @@ from lbd.datapath.chain cimport CHAIN_L4, least, pkt_head, pkt_sctp_checksum, pk
 from lbd.datapath.neigh cimport IFACE_PARTIAL, TPID_AD, TPID_OUTER_Q
 from lbd.datapath.conn cimport addr6_is
 from lbd.datapath.echo cimport echo_ports, is_icmp
-from lbd.datapath.decap cimport decap
+from lbd.datapath.decap cimport decap, not_taken
 from lbd.datapath.inner cimport INNER_FOUND, INNER_OTHER, INNER_SHORT, inner_at, is_wrapped
 from lbd.datapath.lookup cimport lip_lookup, svc_of, vip_lookup
 from lbd.datapath.svc cimport SVC_NONE, LIP_NONE
@@ -524,6 +524,7 @@ cdef inline uint32_t parse(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
         if p.flags & PKT_TUNNEL:
             if p.reason == REASON_MALFORMED:
                 p.reason = REASON_TUNNEL_MALFORMED
+            not_taken(e, p)
             return kind
         if p.reason != REASON_PROTO_UNSUPPORTED:
             return kind

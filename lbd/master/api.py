@@ -260,6 +260,7 @@ def control_routes(daemon: Daemon, servers: Servers) -> list[web.RouteDef]:
         web.get("/v1/workers", shows(view.workers)),
         web.get("/v1/lips", shows(view.lips)),
         web.get("/v1/snat", shows(view.snat)),
+        web.get("/v1/tunnels", shows(view.tunnels)),
         web.get("/v1/drops", shows(view.drops)),
         web.get("/v1/interfaces", shows(view.interfaces)),
         web.get("/v1/neighbours", shows(view.neighbours)),

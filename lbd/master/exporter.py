@@ -117,7 +117,7 @@ class Exporter:
         yield page.take()
         yield from self._real_servers(page, self._layout)
         yield from self._health(page, self._layout)
-        for write in (series.packets, series.connections, self._workers.write, series.queues, series.network):
+        for write in (series.packets, series.tunnels, series.connections, self._workers.write, series.queues, series.network):
             write(page, self._daemon)
             yield page.take()
 

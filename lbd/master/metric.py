@@ -13,6 +13,7 @@ SERVICE = ("service", "vip", "proto")
 REAL_SERVER = ("service", "vip", "proto", "real_server")
 ONE = ("service", "real_server")
 RULE = ("rule",)
+TUNNEL = ("tunnel",)
 QUEUE = ("interface", "queue", "worker")
 SOCKET = ("interface", "queue")
 WORKER = ("worker",)
@@ -180,6 +181,14 @@ SECTIONS = (
                 ("interface", "action"),
                 "What the XDP program did: pass, redirect, drop.",
             ),
+        ),
+    ),
+    Section(
+        "Tunnels that end here",
+        (
+            c("lbd_tunnel_packets_total", TUNNEL, "Packets taken out of the tunnel, for a service or a local address."),
+            c("lbd_tunnel_bytes_total", TUNNEL, "Their layer-3 bytes, without the outer header."),
+            c("lbd_tunnel_refused_packets_total", TUNNEL, "Packets dropped for what they were inside: damaged, cut off, martian."),
         ),
     ),
     Section(

@@ -15,6 +15,8 @@ from lbd.config import Config
 from lbd.config.service import Service
 from lbd.master.exposition import Exposition
 from lbd.master.metric import BATCH_BUCKETS
+from lbd.master.tunnel_end import COUNTS as TUNNEL_COUNTS
+from lbd.master.tunnel_end import counted
 from lbd.shm import _shm as shm
 
 if TYPE_CHECKING:
@@ -117,6 +119,13 @@ def packets(page: Exposition, daemon: Daemon) -> None:
     page.rows("lbd_slow_path_packets_total", [(("to_kernel",), sum(c["kernel_out"] for c in each))])
     page.one("lbd_connections_opened_total", sum(c["conns_made"] for c in each))
     page.rows("lbd_connections_expired_total", total("conns_expired"))
+
+
+def tunnels(page: Exposition, daemon: Daemon) -> None:
+    rows = list(counted(daemon.config.tunnel, daemon.segments.values()))
+    for place, name in enumerate(TUNNEL_COUNTS):
+        what = "refused_packets" if name == "refused" else name
+        page.rows(f"lbd_tunnel_{what}_total", (((t.name,), counts[place]) for t, counts in rows))
 
 
 def connections(page: Exposition, daemon: Daemon) -> None:

@@ -25,6 +25,7 @@ from lbd.master.reach import ELSEWHERE
 from lbd.master.reconcile import Placed
 from lbd.master.resources import Port
 from lbd.master.runtime import Where
+from lbd.master.tunnel_end import COUNTS, counted
 from lbd.shm import _shm as shm
 
 if TYPE_CHECKING:
@@ -347,6 +348,14 @@ def _snat_rule(daemon: Daemon, rule: Snat) -> Json:
         "tcp_established": rule.tcp_established,
         **service_traffic(daemon, number),
     }
+
+
+def tunnels(daemon: Daemon) -> Json:
+    rows = [
+        {**tunnel.model_dump(mode="json"), **dict(zip(COUNTS, counts, strict=True))}
+        for tunnel, counts in counted(daemon.config.tunnel, daemon.segments.values())
+    ]
+    return {"tunnels": rows}
 
 
 def drops(daemon: Daemon) -> Json:

@@ -29,6 +29,7 @@ from lbd.datapath cimport reason as c_reason
 from lbd.datapath cimport quic as c_quic
 from lbd.datapath cimport svc as c_svc
 from lbd.datapath cimport template as c_tmpl
+from lbd.datapath cimport tunnel_end as c_tun
 from lbd.shm cimport layout as c_lay
 from lbd.shm cimport record as c_rec
 from lbd.datapath.count cimport Counters

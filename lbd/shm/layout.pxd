@@ -15,7 +15,7 @@ from lbd.datapath.count cimport Counters, ExpireReason  # re-exported: Counters 
 
 cdef enum:
     SEG_MAGIC = 0x3144424c          # "LBD1"
-    SEG_VERSION = 8
+    SEG_VERSION = 9
     CHUNK = 2048                    # frame size, bytes: the usual one; Sizes.frame_size is that in force
     CHUNK_SHIFT = 11
     CHUNK_LARGE = 4096              # the other one: a page, more than which the kernel does not take

@@ -15,6 +15,7 @@ from lbd.datapath.link cimport adj_tags, tag_word
 from lbd.datapath.neigh cimport Adj, Iface
 from lbd.datapath.snat cimport snat_slots
 from lbd.datapath.svc cimport Dest, Lip, LipStat, MODE_SNAT, Svc, SvcStat
+from lbd.datapath.tunnel_end cimport TunnelEnd
 from lbd.shm.layout cimport CaptureHead, Evt
 
 
@@ -78,6 +79,14 @@ cdef inline tuple lip_stat_tuple(uint32_t number, const LipStat *at):
     cdef LipStat s
     lbd_load_words(&s, at, sizeof(LipStat))
     return (number, s.conns, s.exhausted, s.in_use)
+
+
+cdef inline tuple tunnel_tuple(const TunnelEnd *at):
+    """(kind, local, remote, packets, octets, refused); remote b"": from anywhere."""
+    cdef TunnelEnd k
+    lbd_load_words(&k, at, sizeof(TunnelEnd))
+    remote = addr_bytes(k.af, k.remote)
+    return (k.kind, addr_bytes(k.af, k.local), remote if any(remote) else b"", k.packets, k.octets, k.refused)
 
 
 cdef inline dict iface_dict(const Iface *i):

@@ -222,6 +222,12 @@ cdef class WorkerSegment(Mapping):
         cdef uint32_t i
         return [(i, c_rec.lip_dict(lip + i)) for i in range(self.lay.sizes.lips) if lip[i].flags & 1]
 
+    def tunnels(self):
+        """Those that end here: (kind, local, remote, packets, octets, refused)"""
+        cdef const c_tun.TunnelEnd *end = <const c_tun.TunnelEnd *>self.at(self.lay.off_tunnel)
+        cdef uint32_t i
+        return [c_rec.tunnel_tuple(end + i) for i in range(c_tun.TUNNEL_MAX) if end[i].used]
+
     def ifaces(self):
         cdef const c_neigh.Iface *iface = <const c_neigh.Iface *>self.at(self.lay.off_iface)
         cdef uint32_t i

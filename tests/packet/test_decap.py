@@ -239,7 +239,39 @@ def test_several_workers(kind: str, oaf: int, af: int, workers: int) -> None:
     for n in range(3000, 3030):
         assert c.send(tunnelled(kind, oaf, inside(af, segment("tcp", "S", n, 80)))).verdict == "forward"
     assert len({r["worker"] for r in c.conns()}) == workers and max(c.hops) == 1
+    assert sum(packets for m in c.members for packets, _, _ in m.engine.tunnel_stats()) == 30, "by the worker that it came to"
     c.audit()
+
+
+@KIND
+@OUTER
+@FAMILIES
+def test_counts(kind: str, oaf: int, af: int) -> None:
+    """Of the tunnel that it came in: what was taken out, its bytes without the outer header, and what was refused."""
+    b = balancer()
+    place = 2 * (oaf == 6) + (kind != "ipip")  # in the order of give_ends
+    syn = inside(af, segment("tcp", "S", 1, 80))
+    assert b.send(tunnelled(kind, oaf, syn)).verdict == "forward"
+    assert b.send(tunnelled(kind, oaf, inside(af, segment("tcp", "A", 9, 80)))).reason == "no_state", "taken out all the same"
+    cut = tunnelled(kind, oaf, syn)
+    cut.lastlayer().load = bytes(syn)[:30]
+    assert b.send(cut).reason == "tunnel_malformed"
+    refused = 1
+    if "csum" in kind:
+        damaged = bytearray(bytes(tunnelled(kind, oaf, syn)))
+        damaged[-1] ^= 1
+        assert b.send(bytes(damaged)).reason == "bad_checksum"
+        refused += 1
+    want = [(0, 0, 0)] * 4
+    want[place] = (2, 2 * len(syn), refused)
+    assert b.engine.tunnel_stats() == want
+    # taken away, and there again: it begins anew
+    end = {"af": oaf, "kind": KINDS[kind], "local": packed(END[oaf])}
+    b.do(shm.tunnel_set(2, **end))
+    assert b.engine.tunnel_stats() == want
+    b.do(shm.tunnel_del(3, **end))
+    b.do(shm.tunnel_set(4, **end))
+    assert b.engine.tunnel_stats() == [(0, 0, 0)] * 4
 
 
 @settings(max_examples=200, deadline=None)

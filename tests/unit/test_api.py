@@ -212,7 +212,7 @@ def assert_shape(got: Any, want: Any, at: str = "") -> None:
     "path",
     [
         *("/v1/status", "/v1/services", "/v1/real-servers", "/v1/conns", "/v1/templates", "/v1/workers", "/v1/lips", "/v1/drops"),
-        "/v1/snat",
+        *("/v1/snat", "/v1/tunnels"),
     ],
 )
 async def test_answers_are_as_documented(api: Api, path: str) -> None:

@@ -50,6 +50,7 @@ PATHS = {
     "/v1/workers": "workers",
     "/v1/lips": "lips",
     "/v1/snat": "snat",
+    "/v1/tunnels": "tunnels",
     "/v1/drops": "drops",
     "/v1/interfaces": "interfaces",
     "/v1/neighbours": "neighbours",
@@ -172,6 +173,7 @@ def test_service_prints_ipvsadm_columns(daemon: FakeDaemon, capsys: pytest.Captu
         (("worker",), r"^ +0 +eth0 +0 +zero-copy +100 +6400 +90 +6000 +0 +0 +0 +0$"),
         (("lip",), r"^10\.0\.0\.10 +eth1 +fullnat +10240-32767 +30 +22528 +800 +0 +0:14 1:16$"),
         (("snat",), r"^office +10\.0\.0\.0/8 +all +all +eth1 +any +203\.0\.113\.10 +800 +20 +10 +5000 +6000$"),
+        (("tunnel",), r"^edge +gre +10\.0\.0\.1 +203\.0\.113\.9 +9000 +900000 +2$"),
         (("drops",), r"^no_neighbor +3 +the next hop's …$"),
         (("drops",), r"^eth0 +10 +900 +0$"),
         (("interface",), r"^ +0 +eth0 +up +copy +native +2 +02:00:00:00:00:01 +1500 +unknown +partial +192"),
@@ -190,7 +192,7 @@ def test_tables(
 
 
 @pytest.mark.parametrize(
-    "command", ["status", "conn", "worker", "lip", "snat", "drops", "interface", "neigh", "route"]
+    "command", ["status", "conn", "worker", "lip", "snat", "tunnel", "drops", "interface", "neigh", "route"]
 )
 def test_json_is_what_the_daemon_said(
     daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], command: str

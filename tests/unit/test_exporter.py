@@ -53,6 +53,7 @@ def config_text(services: int = 1, real_servers: int = 2, workers: int = 2, opti
     ]
     lines += ["[[snat]]", 'name = "out"', 'source = ["10.9.0.0/16"]']
     lines += ["[[snat.pool]]", 'address = "198.51.100.1"', "manage = false"]
+    lines += ["[[tunnel]]", 'name = "edge"', 'local = "192.0.2.1"', 'remote = "203.0.113.9"']
     for s in range(services):
         lines += ["[[service]]", f'name = "web{s}"', f'address = "192.0.2.{s // 250}:{s % 250 + 1}"']
         lines += ['persistence = "6m"'] * options
@@ -95,6 +96,11 @@ class Segment:
 
     def lip_stats_all(self) -> list[tuple[int, ...]]:
         return self.lips
+
+    def tunnels(self) -> list[tuple[int, bytes, bytes, int, int, int]]:
+        edge = bytes([192, 0, 2, 1]), bytes([203, 0, 113, 9])
+        others = [(shm.TUNNEL_GRE, *edge, 90, 90, 90), (shm.TUNNEL_IPIP, edge[0], b"", 90, 90, 90)]
+        return [(shm.TUNNEL_IPIP, *edge, 5, 700, 1), *others]
 
     def counters(self) -> dict[str, Any]:
         return {**self._real.counters(), **self.counts}
@@ -224,6 +230,8 @@ def test_counters_are_sums_over_workers(daemon: Daemon) -> None:
     assert got['lbd_local_port_exhausted_total{local_address="10.0.0.10"}'] == 4
     assert [got[f'lbd_worker_local_ports_in_use{{worker="{n}",local_address="10.0.0.10"}}'] for n in (0, 1)] == [5, 5]
     assert got['lbd_worker_local_port_exhausted_total{worker="1",local_address="10.0.0.10"}'] == 2
+    tunnel = [got[f'lbd_tunnel_{what}_total{{tunnel="edge"}}'] for what in ("packets", "bytes", "refused_packets")]
+    assert tunnel == [10, 1400, 2], "of its own type, between its own addresses"
     assert got["lbd_start_time_seconds"] == daemon.started
     assert got['lbd_worker_up{worker="0"}'] == 1
     assert got['lbd_worker_up{worker="1"}'] == 0

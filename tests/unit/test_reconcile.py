@@ -20,6 +20,7 @@ from lbd.master.desired import (
     RealServer,
     Route,
     Service,
+    Tunnel,
 )
 from lbd.master.numbers import Numbers, NumbersUsedUp
 from lbd.master.reconcile import Busy, Reconciler, Records
@@ -57,6 +58,8 @@ class Model:
             return kind, body[:16] + body[23:24]
         if kind == "route":  # prefix, af, plen
             return kind, body[:16] + body[32:34]
+        if kind == "tunnel":  # all of it
+            return kind, body[:34]
         return kind, struct.pack("=I", number)
 
     def apply(self, commands: Iterable[bytes]) -> None:
@@ -72,7 +75,7 @@ class Model:
                 assert self.records.pop(self.key(self.DELS[op], number, body), None), "deleted what was not there"
             elif op == shm.CMD_SWEEP:
                 for key, (_, then) in list(self.records.items()):
-                    if key[0] == self.SWEEPS.get(number) and then < gen:  # (no tunnels that end here)
+                    if key[0] == self.SWEEPS.get(number) and then < gen:
                         del self.records[key]
             elif op == shm.CMD_SETTING:
                 self.settings[number] = body
@@ -366,6 +369,8 @@ desired_ = st.builds(
                         max_size=5, unique_by=lambda x: (x.iface, x.address)).map(tuple),
     routes=st.lists(st.builds(Route, st.sampled_from([bytes(4), bytes(16)]), st.integers(0, 3), st.integers(0, 3)),
                     max_size=5, unique_by=lambda x: (x.prefix, x.plen)).map(tuple),
+    tunnels=st.lists(st.builds(Tunnel, st.sampled_from(["ipip", "gre"]), st.just(bytes(4)), st.sampled_from([b"", b"\1" * 4])),
+                     max_size=3, unique=True).map(tuple),
 )  # fmt: skip
 
 

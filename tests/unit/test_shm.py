@@ -465,6 +465,16 @@ def test_services_dests_lips(segment, raw):
         segment.service_stats(16)
 
 
+def test_tunnels(segment, raw):
+    at = segment.ctl()["off_tunnel"]
+    assert segment.tunnels() == []
+    four, six = bytes([192, 0, 2, 10]), bytes(range(16))
+    poke(raw, at + 64, "16s16sBBBBIQQQ", four, bytes(16), 4, shm.TUNNEL_GRE, 1, 0, 42, 5, 600, 7)
+    poke(raw, at + 63 * 64, "16s16sBBBBIQQQ", six, six, 6, shm.TUNNEL_IPIP, 1, 0, 42, 1, 2, 3)
+    poke(raw, at + 128, "16s16sBBBBIQQQ", four, bytes(16), 4, shm.TUNNEL_GRE, 0, 0, 42, 9, 9, 9)  # not used any more
+    assert segment.tunnels() == [(shm.TUNNEL_GRE, four, b"", 5, 600, 7), (shm.TUNNEL_IPIP, six, six, 1, 2, 3)]
+
+
 def test_ifaces_neighbours_routes(segment, raw):
     head = segment.ctl()
     mac = bytes.fromhex("020000000001")
