@@ -66,6 +66,8 @@ cdef inline void svc_count(Engine *e, const Svc *s, int by) noexcept nogil:
         e.any_services += by
     if s.flags & SVC_ONE_PACKET:
         e.one_packet_services += by
+    if s.mode == MODE_TUNNEL:
+        e.tunnel_services += by
 
 
 cdef inline void alias_in(Engine *e, uint32_t id) noexcept nogil:
@@ -267,6 +269,7 @@ cdef inline void service_refresh(Engine *e) noexcept nogil:
     e.nat_services = 0
     e.any_services = 0
     e.one_packet_services = 0
+    e.tunnel_services = 0
     memset(e.vip_hash, 0, sizeof(e.vip_hash))
     e.oneway_least = TIMEOUT_MAX
     for i in range(e.max_svc):
