@@ -42,6 +42,7 @@ GOOD: list[tuple[str, dict[str, str]]] = [
             "real_servers": "16",
             "persistence_templates": "64",
             "hugepages": '"off"',
+            "frame_size": "4096",
         },
     ),
     ("[[interface]]", {"name": '"eth0"', "zero_copy": '"off"', "ring": "1024", "attach": '"native"'}),
