@@ -7,11 +7,11 @@ from lbd.datapath.engine cimport ConnExt, Engine, EXT_FREE
 from lbd.datapath.ext cimport conn_ext, ext_count, ext_is, ext_number, ext_rebuild, ext_ref
 from lbd.datapath.conn cimport (Conn4, Conn6, ConnCold, Bucket, ConnTable, ConnCommon, CONN_NIL, conn_buckets, conn_overflow,
                                 conn_clear, conn4, conn6, conn_local, conn_mode, conn_server, conn_tuple,
-                                conn_common, CONN_EXTENDED, CONN_IMPORTED, CONN_ACTIVE, CONN_FREE)
+                                conn_common, CONN_EXTENDED, CONN_IMPORTED, CONN_ACTIVE, CONN_FREE, CONN_OTHER_FAMILY)
 from lbd.datapath.lifetime cimport table_of, timer_of, rebuild_family, conn_schedule, conn_timeout, stat_count
 from lbd.datapath.timer cimport Timer, timer_clear, timer_link, timer_start, timer_unlink, WHEEL_SLOTS
 from lbd.datapath.tcp cimport state_active, state_half_open, STATE_SYN_RECV, STATE_UDP_ONEWAY
-from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, SVC_USED, DEST_USED, MODE_NAT64, MODE_SNAT, Svc
+from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, LIP_USED, SVC_USED, MODE_NAT64, MODE_SNAT, Svc
 from lbd.datapath.neigh cimport ADJ_MAX, ADJ_NONE
 from lbd.datapath.lookup cimport conn_lip, dest_port_is, svc_at
 from lbd.datapath.persist cimport persist_look
@@ -72,20 +72,44 @@ cdef inline void conn_map_all(Engine *e, void *base, uint32_t conns4, uint32_t c
 
 
 cdef inline bint svc_is(Engine *e, const ConnCommon *c, const void *vaddr, uint16_t vport, int af) noexcept nogil:
+    """Or was it, and is nobody else by now? Its number counts its connections until they are over."""
     cdef uint8_t addr[16]
-    if c.svc >= e.max_svc or not e.svc[c.svc].flags & SVC_USED:
+    cdef const Svc *s
+    if c.svc >= e.max_svc:
         return False
+    s = e.svc + c.svc
     memset(addr, 0, 16)
     memcpy(addr, vaddr, 4 if af == 4 else 16)
-    return svc_at(e, addr, vport, c.proto, af) == c.svc
+    if s.flags & SVC_USED:
+        return svc_at(e, addr, vport, c.proto, af) == c.svc
+    return s.af == af and s.proto == c.proto and (s.vport == vport or s.vport == 0) and memcmp(s.vaddr, addr, 16) == 0
 
 
 cdef inline bint dest_is(Engine *e, uint32_t dest, uint32_t svc, const void *daddr, uint16_t dport, uint16_t vport,
                          int daf) noexcept nogil:
-    if dest >= e.max_dest or not e.dest[dest].flags & DEST_USED:
+    """The same of a real server."""
+    if dest >= e.max_dest:
         return False
     return (dest_port_is(e.dest + dest, dport, vport) and e.dest[dest].af == daf and e.dest[dest].svc == svc
             and memcmp(e.dest[dest].addr, daddr, 16) == 0)
+
+
+cdef inline uint32_t lip_of(Engine *e, uint32_t i, const ConnCommon *c, int af) noexcept nogil:
+    """The local address's number, also of one that is gone: it counts ports until they are free."""
+    cdef uint8_t addr[16]
+    cdef int laf = af
+    cdef uint32_t n = conn_lip(e, table_of(e, af), i, af)
+    if n != LIP_NONE or not conn_local(c) or c.lip >= e.max_lip:
+        return n
+    memset(addr, 0, 16)
+    if af == 4:
+        memcpy(addr, &conn4(&e.t4, i).laddr, 4)
+    elif c.flags & CONN_OTHER_FAMILY:
+        memcpy(addr, conn6(&e.t6, i).laddr + 12, 4)
+        laf = 4
+    else:
+        memcpy(addr, conn6(&e.t6, i).laddr, 16)
+    return c.lip if e.lip[c.lip].af == laf and memcmp(e.lip[c.lip].addr, addr, 16) == 0 else LIP_NONE
 
 
 cdef inline bint rule_is(Engine *e, uint32_t i, const ConnCommon *c, int af) noexcept nogil:
@@ -118,10 +142,12 @@ cdef inline void numbers_check(Engine *e, uint32_t i, ConnCommon *c, int af) noe
         c.svc = SVC_NONE
         c.dest = DEST_NONE
         c.flags |= CONN_IMPORTED
-    c.lip = conn_lip(e, table_of(e, af), i, af)
+    elif not e.svc[c.svc].flags & SVC_USED:
+        c.flags |= CONN_IMPORTED            # it may be back by another number
+    c.lip = lip_of(e, i, c, af)
     if c.lip != LIP_NONE:
         e.lip_stat[c.lip].in_use += 1
-    elif conn_local(c):
+    if conn_local(c) and (c.lip == LIP_NONE or not e.lip[c.lip].flags & LIP_USED):
         c.flags |= CONN_IMPORTED
     if conn_mode(c) == MODE_NAT64:
         e.nat64 = 1

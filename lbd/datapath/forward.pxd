@@ -13,8 +13,8 @@ from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
 from lbd.datapath.sctp cimport sctp_quote_is_right, sctp_step
 from lbd.datapath.timer cimport WHEEL_SHIFT
-from lbd.datapath.svc cimport (Dest, SVC_NONE, DEST_NONE, LIP_NONE, DEST_USED, DEST_UP, MODE_DR, MODE_NAT64, MODE_TUNNEL,
-                               SNAT_ANY)
+from lbd.datapath.svc cimport (Dest, SVC_NONE, DEST_NONE, LIP_NONE, LIP_USED, DEST_USED, DEST_UP, MODE_DR, MODE_NAT64,
+                               MODE_TUNNEL, SNAT_ANY, SVC_USED)
 from lbd.datapath.neigh cimport Adj, ADJ_LEARNED, ADJ_NONE, ADJ_USED, ADJ_VALID, IFACE_UP
 from lbd.datapath.link cimport adj_tags, pkt_tags
 from lbd.datapath.snat cimport conn_is_snat
@@ -296,16 +296,19 @@ cdef inline void count_packet(Engine *e, const Pkt *p, const ConnCommon *c, uint
 
 cdef inline void rebind(Engine *e, uint32_t i, ConnCommon *c, const Tuple *k, int af) noexcept nogil:
     """A record of an earlier life meets its service, real server and LIP again, which had to be configured first."""
-    cdef uint32_t svc
+    cdef uint32_t svc, lip
     cdef uint8_t daddr[16]
     cdef uint16_t dport = conn4(&e.t4, i).dport if af == 4 else conn6(&e.t6, i).dport
     cdef int daf = conn_server(table_of(e, af), i, daddr, af)
-    if c.lip == LIP_NONE:
-        c.lip = conn_lip(e, table_of(e, af), i, af)
-        if c.lip != LIP_NONE:
-            e.lip_stat[c.lip].in_use += 1
+    if c.lip == LIP_NONE or not e.lip[c.lip].flags & LIP_USED:
+        lip = conn_lip(e, table_of(e, af), i, af)
+        if lip != LIP_NONE:
+            if c.lip != LIP_NONE:
+                e.lip_stat[c.lip].in_use -= 1
+            c.lip = lip
+            e.lip_stat[lip].in_use += 1
     svc = c.svc
-    if svc == SVC_NONE:
+    if svc == SVC_NONE or not e.svc[svc].flags & SVC_USED:
         svc = svc_of(e, k, SNAT_ANY, af)
     if svc == SVC_NONE:
         return

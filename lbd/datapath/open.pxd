@@ -417,8 +417,9 @@ cdef inline bint is_over(const ConnCommon *c) noexcept nogil:
 
 cdef inline uint32_t client_end(Engine *e, const Tuple *t, Plan *plan, uint32_t mode, int af) noexcept nogil:
     """Of the other modes: the client's own address and port. By another VIP the same client may have reached the same real server
-    from them: a NAT connection that is over makes room."""
+    from them: a NAT connection that is over makes room, and so does one of a service that scheduled packet by packet before."""
     cdef uint32_t ref
+    cdef const ConnCommon *c
     plan.lip = LIP_NONE
     memcpy(plan.back.daddr, t.saddr, 16)
     plan.back.dport = t.sport
@@ -428,7 +429,8 @@ cdef inline uint32_t client_end(Engine *e, const Tuple *t, Plan *plan, uint32_t 
     ref = conn_lookup(table_of(e, af), &plan.back, plan.hash, af)
     if ref == REF_NONE:
         return REASON_NONE
-    if not is_over(conn_common(table_of(e, af), ref >> 1, af)):
+    c = conn_common(table_of(e, af), ref >> 1, af)
+    if not is_over(c) and not (c.live == CONN_ASIDE and (c.svc == SVC_NONE or not e.svc[c.svc].flags & SVC_ONE_PACKET)):
         return REASON_TUPLE_IN_USE
     conn_end(e, ref >> 1, EXPIRE_CLOSED, af)
     return REASON_NONE
@@ -542,13 +544,21 @@ cdef inline void start_anew(Engine *e, Pkt *p, uint32_t n, const Tuple *k, uint6
     in the burst."""
     cdef ConnTable *t = table_of(e, af)
     cdef ConnCommon *c = conn_common(t, ref >> 1, af)
-    cdef uint32_t svc = c.svc, other, mode
+    cdef uint32_t svc = svc_of(e, k, p.ifin, af), other, mode, dest
     cdef uint8_t server[16]
     cdef Plan plan
-    cdef uint32_t dest = dest_for(e, p, n, svc, k)
+    p.svc = svc
+    if svc == SVC_NONE:
+        p.verdict = VERDICT_KERNEL
+        p.reason = REASON_NOT_FOR_US
+        return
+    if svc != c.svc:                        # the address is another one's by now
+        stat_count(e, c, -1)
+        c.svc = svc
+        stat_count(e, c, 1)
+    dest = dest_for(e, p, n, svc, k)
     if dest == PICK_ASKED:
         return
-    p.svc = svc
     if dest == DEST_NONE:
         drop(p, REASON_NO_BACKEND)
         return

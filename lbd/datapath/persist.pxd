@@ -220,7 +220,8 @@ cdef inline bint ask(Engine *e, Pkt *p, uint32_t i, uint32_t owner, uint32_t han
 
 
 cdef inline uint32_t told(const Engine *e, uint32_t svc, uint32_t hand) noexcept nogil:
-    """The template's owner has chosen; whether the real server is up is its judgement."""
+    """The template's owner has chosen; whether the real server is up is its judgement. DEST_NONE: it has none, or one that this
+    worker has not heard of yet."""
     cdef uint32_t dest = hand & 0xffff
     if dest >= e.max_dest or not e.dest[dest].flags & DEST_USED or e.dest[dest].svc != svc:
         return DEST_NONE
@@ -236,7 +237,8 @@ cdef inline uint32_t persist_pick(Engine *e, Pkt *p, uint32_t i, uint32_t svc, c
     if e.max_template == 0:
         return schedule(e, s, t)
     if e.hand[i] & HAND_DEST:
-        return told(e, svc, e.hand[i])
+        dest = told(e, svc, e.hand[i])
+        return schedule(e, s, t) if dest == DEST_NONE and e.hand[i] & 0xffff != DEST_NONE else dest
     prefix_mask(net, t.saddr, s.persist_plen)
     h = template_hash(e, svc, net)
     owner = template_owner(e, h)
@@ -278,6 +280,8 @@ cdef inline void persist_answer(Engine *e, Pkt *p, uint32_t i, const Tuple *t, i
     if svc != SVC_NONE and e.svc[svc].flags & SVC_PERSIST and e.max_template:
         prefix_mask(net, t.saddr, e.svc[svc].persist_plen)
         dest = template_choose(e, svc, net, template_hash(e, svc, net), t)
+    elif svc != SVC_NONE:                   # this worker has not heard of the persistence yet
+        dest = schedule(e, e.svc + svc, t)
     ask(e, p, i, asker, HAND_DEST | dest)
 
 

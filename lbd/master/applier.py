@@ -69,9 +69,11 @@ class Applier:
         """NumbersUsedUp or ArenaFull, and nothing has changed."""
         desired = self.composer.desired
         batch = self.reconciler.update(desired)
-        self.steering.prepare(desired)
-        if batch:
-            self.supervisor.broadcast(*batch)
+        try:
+            self.steering.prepare(desired)
+        finally:  # they are told of the next differences from here
+            if batch:
+                self.supervisor.broadcast(*batch)
         self._remember_numbers()
         self.wake()
 
@@ -82,7 +84,7 @@ class Applier:
             self._due = False
             try:
                 self.apply()
-            except FULL as error:
+            except (*FULL, OSError) as error:
                 self.fail("tables", str(error))
             else:
                 self.failures.pop("tables", None)
@@ -157,6 +159,11 @@ class Applier:
     def _segments(self) -> list[shm.WorkerSegment]:
         return [m.segment for m in self.supervisor.members.values()]
 
+    def _sure(self) -> bool:
+        """One that begins counts its connections first."""
+        members = self.supervisor.members.values()
+        return bool(members) and all(m.state == "running" for m in members)
+
     def _service_in_use(self, number: int) -> bool:
         return any(any(s.service_stats(number)[-2:]) for s in self._segments())
 
@@ -168,6 +175,8 @@ class Applier:
 
     def _serving(self, at: ServiceAt) -> bool:
         """Of a service that is not wanted: has it connections still?"""
+        if not self._sure():
+            return True
         number = self._service_numbers.get(at[1:])
         if number is not None:
             return self._service_in_use(number)
@@ -175,6 +184,8 @@ class Applier:
         return any(self._service_in_use(n) for n in range(services.capacity) if services.key(n) is None)
 
     def _address_in_use(self, address: bytes) -> bool:
+        if not self._sure():
+            return True
         number = self._lip_numbers.get(address)
         if number is not None:
             return self._lip_in_use(number)

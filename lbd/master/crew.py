@@ -21,9 +21,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from lbd.config import Config
+from lbd.master.heritage import same
 from lbd.master.nic import Nic
 from lbd.master.refusal import Refusal
 from lbd.master.resources import worker_set
+from lbd.master.rss import ownership
 from lbd.master.sockets import close_ports, queue_counts
 from lbd.master.startup import check_interfaces, furnish, renew
 from lbd.shm._shm import SegmentError
@@ -39,39 +41,51 @@ START_LIMIT = 10.0
 
 def check(d: Daemon, config: Config) -> tuple[dict[int, Nic], dict[str, int]]:
     """NICs by port number, and their queues; a Refusal if these workers can't be."""
-    snapshot = d.network.snapshot()
     if d.epochs.waiting and config.workers.number != d.config.workers.number:
-        raise Refusal(
-            f"flows got other owners less than an hour ago: with {config.workers.number} workers, connections of before that"
-            " would be lost",
-            f"wait {d.epochs.waiting / 60:.0f} minutes, or restart lbd",
-        )
-    nics = check_interfaces(config, snapshot)
-    held = {p.ifindex: p.iface for p in d.resources.ports}
-    nics = {held.get(nic.ifindex, number): nic for number, nic in nics.items()}
+        raise too_soon(d, config)
+    snapshot = d.network.snapshot()
+    check_interfaces(config, snapshot)
+    nics, _ = d.reopener.plan(config)
     queues = queue_counts(config, {c.name: c for c in snapshot.channels}, [nic.name for nic in nics.values()])
+    if d.applier.steering.leaving:
+        raise Refusal(
+            "services or local addresses that were removed have connections still, which other workers would know nothing of",
+            "wait until they are over, or restart lbd",
+        )
+    owners = ownership(list(queues), snapshot.rss, config.workers.number, queues)
+    if d.epochs.waiting and not same(owners, d.epochs.in_force()):
+        raise too_soon(d, config)
     return nics, queues
+
+
+def too_soon(d: Daemon, config: Config) -> Refusal:
+    return Refusal(
+        f"flows got other owners less than an hour ago: with {config.workers.number} workers, connections of before that"
+        " would be lost",
+        f"wait {d.epochs.waiting / 60:.0f} minutes, or restart lbd",
+    )
 
 
 async def change(d: Daemon, config: Config) -> None:
     """`config`: what runs, but for its workers. A Refusal, and the old ones run again."""
     await d.network.mirror.look_at_queues()
-    nics, queues = check(d, config)
+    plan, back = check(d, config), d.reopener.plan(d.config)
     began = time.monotonic()
-    owners = d.resources.host.owners()[0]
+    owners = d.epochs.in_force()
     await d.supervisor.stop()
     try:
-        await _replace(d, config, nics, queues)
+        await _replace(d, config, *plan)
     except (Refusal, XdpError, SegmentError, OSError) as error:
         log.error("other workers can't be started: %s; those of before are", error)
         try:
-            await _replace(d, d.config, *check(d, d.config))
+            await d.supervisor.stop()
+            await _replace(d, d.config, *back)
         except (Refusal, XdpError, SegmentError, OSError) as again:
             d.alarm(f"nor can those of before: {again}; lbd ends")
             d.stop()
         raise error if isinstance(error, Refusal) else Refusal(f"other workers can't be started: {error}") from None
     d.config = d.network.config = config
-    if d.resources.host.owners()[0] != owners:
+    if not same(d.epochs.in_force(), owners):
         d.epochs.changed()
     log.warning("workers were replaced: %d now, packets were dropped for %.2f s", len(d.segments), time.monotonic() - began)
 
@@ -81,6 +95,7 @@ async def _replace(d: Daemon, config: Config, nics: dict[int, Nic], queues: dict
         d.supervisor.remove(number)
     r = d.resources
     close_ports(r.ports)
+    r.area.close()  # there may not be memory for two
     with ExitStack() as stack:
         snapshot = d.network.snapshot()
         # in a thread: queues that were just closed may be busy for a second
@@ -90,10 +105,10 @@ async def _replace(d: Daemon, config: Config, nics: dict[int, Nic], queues: dict
         stack.pop_all()
     r.clear_out()
     r.become(fresh)
-    await _start(d, config)
+    await _start(d, config, nics)
 
 
-async def _start(d: Daemon, config: Config) -> None:
+async def _start(d: Daemon, config: Config, nics: dict[int, Nic]) -> None:
     d.network.know_ports(d.resources.ports, d.resources.sizes)
     for number in range(d.resources.sizes["workers"]):
         d.supervisor.add(worker_set(d.resources, number, config))
@@ -108,6 +123,7 @@ async def _start(d: Daemon, config: Config) -> None:
     while not all(map(d.is_alive, d.segments)) and time.monotonic() < deadline:  # noqa: ASYNC110 (a segment has no event)
         await asyncio.sleep(0.005)
     await d.applier.settle()
+    d.reopener.attach(nics)
     renew(d.program, d.network.mirror.links(), d.resources.ports)
     for port in d.resources.ports:  # not before: what workers don't know as a service's they give to the kernel
         d.program.set_socket(port.iface, port.queue, port.fd)

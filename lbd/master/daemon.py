@@ -272,6 +272,7 @@ class Daemon:
             self.applier.apply()
         except (*FULL, OSError) as error:
             self._configure(old)
+            self.applier.apply_soon()
             await self.network.release(vips(old) | lips(old))
             raise Refusal(str(error) if isinstance(error, FULL) else error.strerror or str(error)) from None
         if gone := self.runtime.follow(old, new):

@@ -16,7 +16,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from lbd.master.heritage import keep, kept
+from lbd.master.heritage import keep, kept, same
 from lbd.master.rss import Ownership, ownership
 from lbd.shm import _shm as shm
 
@@ -60,11 +60,14 @@ class Epochs:
         for port in d.resources.ports:
             queues[port.nic] = queues.get(port.nic, 0) + 1
         now = ownership(list(queues), d.network.snapshot().rss, len(d.segments), queues)
-        head = d.resources.host.ctl()
-        if not now.known and not head["rss_known"]:
-            return None
-        ours = (bool(head["rss_known"]), bool(head["rss_udp_ports"]), head["rss_key"][: len(now.key)], d.resources.host.owners()[0])
-        return None if ours == (now.known, now.udp_ports, now.key, list(now.table)) else now
+        ours = self.in_force()
+        return None if same(ours, now) or not (ours.known or now.known) else now
+
+    def in_force(self) -> Ownership:
+        host = self._daemon.resources.host
+        head = host.ctl()
+        known, udp_ports, key = bool(head["rss_known"]), bool(head["rss_udp_ports"]), head["rss_key"].rstrip(b"\0")
+        return Ownership(key, known, udp_ports, tuple(host.owners()[0]), "")
 
     def _soon(self, delay: float) -> None:
         self.stop()

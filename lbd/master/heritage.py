@@ -71,7 +71,7 @@ def previous(before: Iterable[Ownership], now: Ownership, workers: int) -> Owner
 def same(a: Ownership, b: Ownership) -> bool:
     if (a.known, a.udp_ports, a.table) != (b.known, b.udp_ports, b.table):
         return False
-    return not a.known or a.key == b.key  # else it is another hash that they go by
+    return not a.known or a.key.rstrip(b"\0") == b.key.rstrip(b"\0")  # else it is another hash that they go by
 
 
 def connection_files(run_dir: Path) -> dict[int, Path]:

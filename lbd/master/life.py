@@ -69,6 +69,8 @@ class Life:
         d.applier = Applier(d.composer, d.network, d.resources, d.supervisor)
         d.applier.wake = d.wake.set
         d.resources.host.set_stopping(False)
+        if d.resources.host.owners()[1] is not None:  # perhaps not for an hour yet
+            d.epochs.changed()
         d.exporter = Exporter(d)
         if d.took_over:
             await self._take_workers_over()
@@ -122,6 +124,8 @@ class Life:
         d.composer.refresh()
         d.applier.look(d.network.reach())
         d.applier.take_over(found)
+        for port in d.resources.ports:  # a predecessor may have died before it did so
+            d.program.set_socket(port.iface, port.queue, port.fd)
         d.reopener.begin()
         d.supervisor.begin()
         await self._wait_for_workers()

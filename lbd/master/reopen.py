@@ -27,6 +27,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from lbd.config import Config
 from lbd.master.nic import Nic, nics, numbered
 from lbd.master.record import Link
 from lbd.master.refusal import Refusal
@@ -82,16 +83,22 @@ class Reopener:
     def _guard(self) -> None:
         d = self._daemon
         try:
-            by_number, _ = self._plan()
-            attached = d.program.attached()
-            for number, nic in by_number.items():
-                if nic.ifindex not in attached:
-                    d.program.detach(nic.ifindex)  # what somebody else has detached
-                    attach(d.program, d.config, number, nic)
+            by_number, _ = self.plan(d.config)
+            self.attach(by_number)
         except (Refusal, XdpError, OSError) as error:
             log.debug("no program on a new device yet: %s", error)  # said when its sockets are opened
         else:
             d.network.kernel.look_soon()
+
+    def attach(self, by_number: Mapping[int, Nic]) -> None:
+        """The program, where it is missing."""
+        d = self._daemon
+        attached = d.program.attached()
+        for number, nic in by_number.items():
+            if nic.ifindex not in attached:
+                d.program.detach(nic.ifindex)  # what somebody else has detached
+                attach(d.program, d.config, number, nic)
+            d.program.set_iface(nic.ifindex, number)
 
     def begin(self) -> None:
         """After a start: of numbers without sockets nobody holds frames. (A predecessor may have died before it said so.)"""
@@ -174,21 +181,21 @@ class Reopener:
                 if self._wanting():  # what came meanwhile was held against what was there before
                     self._soon(QUIET)
 
-    def _plan(self) -> tuple[dict[int, Nic], dict[str, int]]:
+    def plan(self, config: Config) -> tuple[dict[int, Nic], dict[str, int]]:
         """NICs by port number, and their queues."""
         d = self._daemon
         snapshot = d.network.snapshot()
-        check_frames(d.config, snapshot, d.resources.sizes)
-        wanted = nics(d.config, snapshot.links)
+        check_frames(config, snapshot, d.resources.sizes)
+        wanted = nics(config, snapshot.links)
         same = {(n.ifindex, n.iface) for n in wanted}
         held = {p.ifindex: p.iface for p in d.resources.ports if (p.ifindex, p.of) in same}
         dead = {p.iface for p in d.resources.ports if p.ifindex not in held} | self._resting.keys()
         # those that are guarded, but have no sockets yet
         guarded = {i: number for i, number in d.program.ifaces().items() if number not in dead and i not in held}
         held |= {n.ifindex: guarded[n.ifindex] for n in wanted if n.ifindex in guarded}
-        by_number = numbered(d.config, wanted, held, dead)
+        by_number = numbered(config, wanted, held, dead)
         channels = {c.name: c for c in snapshot.channels}
-        workers = d.config.workers.number
+        workers = config.workers.number
         queues = {nic.name: min(channels[nic.name].rx if nic.name in channels else 1, workers) for nic in wanted}
         return by_number, queues
 
@@ -196,7 +203,7 @@ class Reopener:
 
     async def _reopen(self) -> None:
         d = self._daemon
-        by_number, queues = self._plan()
+        by_number, queues = self.plan(d.config)
         began = time.monotonic()
         keep = {(number, nic.ifindex) for number, nic in by_number.items()}
         gone = [p for p in d.resources.ports if (p.iface, p.ifindex) not in keep]
@@ -229,12 +236,7 @@ class Reopener:
         opener = Opener(d.config, r.area, by_number, queues, r.sizes)
         fresh = await asyncio.to_thread(opener.open_more, tuple(r.ports))  # a queue just closed may be busy for a second
         try:
-            attached = d.program.attached()
-            for number, nic in by_number.items():
-                if nic.ifindex not in attached:
-                    d.program.detach(nic.ifindex)  # what somebody else has detached
-                    attach(d.program, d.config, number, nic)
-                d.program.set_iface(nic.ifindex, number)
+            self.attach(by_number)
             renew(d.program, d.network.mirror.links(), fresh)
             for port in fresh:
                 d.program.set_socket(port.iface, port.queue, port.fd)

@@ -3,7 +3,7 @@
 import pytest
 
 from lbd.shm import _shm as shm
-from tests.packet.balancer import Balancer, packed
+from tests.packet.balancer import VIP, Balancer, packed
 from tests.packet.flow import Tcp
 from tests.packet.frame import TCP, from_client
 
@@ -113,3 +113,28 @@ def test_a_local_address_that_was_taken_away_gets_nothing_new(af: int) -> None:
     f.cseq += 100_000
     assert b.send(from_client(af, TCP, f.sport, "S", f.cseq)).verdict == "forward"
     assert f.record["local"][0] == packed(other) != old[0]
+
+
+@FAMILIES
+def test_the_address_is_another_services_by_now(af: int) -> None:
+    """Whose connection that was is no matter: who has the address schedules."""
+    b = Balancer(servers=1)
+    f = Tcp(b, af).open()
+    f.close_by_server()
+    old = f.record["svc"] if f.record else -1
+    new, server = 9, packed("10.77.0.12" if af == 4 else "fd77::12")
+    b.do(shm.svc_del(old, 2))
+    b.do(shm.dest_set(70, 3, af=af, addr=server, port=8080, svc=new, fresh=True))
+    b.do(shm.neigh_set(1, iface=1, af=af, addr=server, mac=bytes([2, 0, 0, 0, 2, 2])))
+    b.engine.set_table(1000, [70])
+    vip = packed(VIP[af])
+    b.do(shm.svc_set(new, 3, af=af, addr=vip, port=80, proto=6, sched=b.sched, table_off=1000, table_len=1, fresh=True))
+    f.cseq += 100_000
+    f.sseq += 100_000
+    f.open()
+    assert f.server == server and b.engine.service_stats(new)["active"] == 1
+    f.close_by_server()
+    b.do(shm.svc_del(new, 4))
+    f.cseq += 100_000
+    r = f.client("S")
+    assert (r.verdict, r.reason) == ("kernel", "not_for_us"), "nobody's"

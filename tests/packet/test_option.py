@@ -397,3 +397,15 @@ def from_other(n: int) -> Any:
     p = from_client(4, segment("tcp", "S", 1000, 80) / Raw(b""))
     p[IP].src = f"198.51.100.{n + 1}"
     return p
+
+
+@FAMILIES
+def test_no_longer_packet_by_packet(af: int) -> None:
+    """In mode nat the client's own end is in use by the record that its datagrams shared: it makes room."""
+    b = Balancer(servers=1, mode=shm.MODE_NAT)
+    set_service(b, af, "udp", servers=1, flags=shm.SVC_ONE_PACKET)
+    assert ask(b, 5000, af).verdict == "forward"
+    assert ask(b, 5000, af).verdict == "forward"
+    set_service(b, af, "udp", servers=1)
+    assert ask(b, 5000, af).verdict == "forward"
+    assert len(b.engine.conns()) == 1

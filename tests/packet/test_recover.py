@@ -92,7 +92,7 @@ def test_services_that_changed_numbers_are_found_again() -> None:
     for dest in range(8):
         b.do(shm.dest_del(dest, 2))
     b.engine.recover(b.now, True)
-    assert b.engine.conns()[0]["svc"] is None
+    assert b.engine.conns()[0]["svc"] == 0, "it counts until it is over, or its service is back"
     b.do(shm.dest_set(70, 3, af=4, addr=server, port=8080, svc=9, fresh=True))
     b.engine.set_table(1000, [70])
     b.do(shm.svc_set(9, 3, af=4, addr=bytes([192, 0, 2, 10]), port=80, proto=6, sched=0, table_off=1000, table_len=1, fresh=True))
@@ -149,3 +149,44 @@ class Restarts(RuleBasedStateMachine):
 
 TestRestarts = Restarts.TestCase
 TestRestarts.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+@FAMILIES
+def test_what_is_gone_counts_until_it_is_over(af: int) -> None:
+    """A service, its real servers and a local address were removed, then the worker was killed: the master asks by these numbers
+    whether the kernel may have the addresses back."""
+    b = Balancer(servers=1)
+    f = Tcp(b, af).open()
+    number = f.record["svc"] if f.record else None
+    lip = 0 if af == 4 else 1
+    b.do(shm.svc_del(number, 3))
+    b.do(shm.dest_del(number, 3))
+    b.do(shm.lip_del(lip, 3))
+    b.engine.recover(b.now, False)
+    assert b.engine.service_stats(number)["active"] == 1 and b.engine.lip_stats(lip)["in_use"] == 1
+    assert (f.client("PA", b"x").verdict, f.real("PA", b"y").verdict) == ("forward", "forward")
+    f.client("RA")
+    b.later(20)
+    assert b.engine.service_stats(number)["active"] == 0 == b.engine.lip_stats(lip)["in_use"]
+
+
+@FAMILIES
+def test_of_two_records_of_one_client_the_later_stays(af: int) -> None:
+    """Two workers' files became one: at the one the connection is over, at the other it goes on."""
+    old, new = Balancer(servers=1), Balancer(servers=1, ports=(30000, 40000))
+    first = Tcp(old, af).open()
+    first.close_by_server()
+    new.now = old.now + 5_000 * MS
+    second = Tcp(new, af).open()
+    for into, gone in ((new, old), (old, new)):
+        into.now = new.now
+        if into is old:
+            old = Balancer(servers=1)
+            Tcp(old, af).open().close_by_server()
+            into = old
+            into.now = new.now
+        assert into.engine.take_in(gone.engine)[0] >= 1
+        assert into.engine.recover(into.now, False) == 1
+        [c] = into.engine.conns()
+        assert c["state"] == "ESTABLISHED" and c["local"][1] == second.lport
+        into.audit()
