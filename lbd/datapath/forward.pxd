@@ -312,7 +312,7 @@ cdef inline void rebind(Engine *e, uint32_t i, ConnCommon *c, const Tuple *k, in
         svc = svc_of(e, k, SNAT_ANY, af)
     if svc == SVC_NONE:
         return
-    if c.lip != LIP_NONE or not conn_local(c):
+    if not conn_local(c) or (c.lip != LIP_NONE and e.lip[c.lip].flags & LIP_USED):
         c.flags &= <uint8_t> ~CONN_IMPORTED
     if c.svc == svc:
         return
