@@ -93,15 +93,16 @@ def test_a_port_without_a_service_is_the_kernels(near: tuple[Testbed, Daemon]) -
     assert daemon.get("/v1/services")["services"] == before
 
 
-@pytest.fixture(scope="module", params=["dr", "tunnel"])
+@pytest.fixture(scope="module", params=["dr", "tunnel", "gre", "gue"])
 def far(request: pytest.FixtureRequest, make_shared: Callable[..., Testbed]) -> tuple[str, Testbed, Daemon]:
-    mode = request.param
+    mode = "dr" if request.param == "dr" else "tunnel"
+    way = {"tunnel": {"type": request.param}} if request.param in ("gre", "gue") else {}
     testbed = make_shared(workers=2, routing=True).up()
     far_servers(testbed, mode == "tunnel")
     far_routes(testbed)
     serve(testbed, (mode,), FAR_VIP)
     settings = testbed.settings(services=())
-    settings["service"] += services(testbed, (mode,), FAR_VIP, manage=False)
+    settings["service"] += services(testbed, (mode,), FAR_VIP, manage=False, **way)
     return mode, testbed, testbed.lbd(config_text(settings))
 
 

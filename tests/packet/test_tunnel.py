@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6
 from scapy.layers.l2 import GRE, Dot1Q, Ether
+from scapy.layers.sctp import SCTP, SCTPChunkAbort, SCTPChunkInit
 from scapy.packet import Packet, Raw
 
 from lbd.shm import _shm as shm
@@ -79,6 +80,7 @@ def sport_of(kind: Kind, oaf: int, frame: bytes) -> int:
     return int.from_bytes(frame[at : at + 2], "big") if kind.protocol == 17 else 0
 
 
+@pytest.mark.cell("{kind}", "{af}", "{proto}", "engine")
 @KIND
 @OUTER
 @FAMILIES
@@ -95,6 +97,22 @@ def test_what_the_real_server_gets(kind: Kind, oaf: int, af: int, proto: str, to
         link = bytes(Ether(src=MAC_LB1, dst=server_mac(1), type=0x0800 if oaf == 4 else 0x86DD))
         assert out == link + wrapped(kind, af, oaf, l4, sport_of(kind, oaf, out), tos=tos, df=df)
     assert len(ports) == 1
+    b.audit()
+
+
+@pytest.mark.cell("{kind}", "{af}", "sctp", "engine")
+@KIND
+@OUTER
+@FAMILIES
+def test_sctp(kind: Kind, oaf: int, af: int) -> None:
+    """An association's first packet and the ABORT that ends it, each as it came but for its hop."""
+    b = balancer(kind, af, oaf, protocols=("sctp",))
+    init = SCTPChunkInit(init_tag=7, a_rwnd=1500, n_out_streams=1, n_in_streams=1, init_tsn=1)
+    for l4 in (SCTP(sport=40000, dport=80, tag=0) / init, SCTP(sport=40000, dport=80, tag=9) / SCTPChunkAbort()):
+        r = b.send(from_client(af, l4))
+        assert r.verdict == "forward" and r.out[0][0] == 1, r
+        link = bytes(Ether(src=MAC_LB1, dst=server_mac(1), type=0x0800 if oaf == 4 else 0x86DD))
+        assert r.out[0][1] == link + wrapped(kind, af, oaf, l4, sport_of(kind, oaf, r.out[0][1]))
     b.audit()
 
 
