@@ -83,11 +83,16 @@ def read_rss(sock: socket.socket, ifindex: int, name: str) -> Rss | None:
     )
 
 
-def _read_system_key(sock: socket.socket, name: str) -> bytes:
+def read_driver(sock: socket.socket, name: str) -> str:
+    """Empty if it is not told."""
     request = ctypes.create_string_buffer(struct.pack("=I", _ETHTOOL_GDRVINFO), _DRVINFO_BYTES)
-    driver = request.raw[4:36].rstrip(b"\0").decode(errors="replace") if _ask(sock, name, request) else ""
+    return request.raw[4:36].rstrip(b"\0").decode(errors="replace") if _ask(sock, name, request) else ""
+
+
+def _read_system_key(sock: socket.socket, name: str) -> bytes:
+    length = _SYSTEM_KEY_DRIVERS.get(read_driver(sock, name), 0)
     try:
-        return bytes.fromhex(_SYSTEM_KEY.read_text().strip().replace(":", ""))[: _SYSTEM_KEY_DRIVERS.get(driver, 0)]
+        return bytes.fromhex(_SYSTEM_KEY.read_text().strip().replace(":", ""))[:length]
     except (OSError, ValueError):
         return b""
 
