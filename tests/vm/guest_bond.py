@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from guest_mode import control, process, sh, until
-from guest_vlan import NGINX, curl
+from tests.vm.guest import control, process, sh, until
+from tests.vm.guest_vlan import NGINX, curl
 
 CONFIG = """
 [daemon]

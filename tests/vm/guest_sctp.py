@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from guest_mode import process, sh, until
+from tests.vm.guest import process, sh, until
 
 PORTS = {"fullnat": 3868, "nat": 3869, "dr": 3870, "tunnel": 3871}
 NEAR = {4: "192.0.2.10", 6: "2001:db8:1::10"}

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from guest_mode import control, process, sh, until
+from tests.vm.guest import control, process, sh, until
 
 CONFIG = """
 [daemon]

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.vm import guest_decap as decap
 from tests.vm import guest_mode as guest
+from tests.vm import guest_site as site
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,15 +36,40 @@ def test_the_sockets_are_zero_copy(seen: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.cell("{mode}", "{family}", "tcp", "{seen}")
-@pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize("mode", guest.CONNECTIONS)
+@pytest.mark.parametrize(("mode", "family"), guest.CASES)
 def test_every_connection_is_answered(seen: dict[str, Any], mode: str, family: int) -> None:
     name = f"{mode}{family}"
     assert seen["answers"][name] == guest.CONNECTIONS[mode], seen["drops"]
     row = seen["services"][name]
-    assert row["connections"] > guest.CONNECTIONS[mode]
-    one_way = mode in ("dr", "tunnel")
-    assert (row["outgoing_packets"] == 0) == one_way and row["incoming_packets"] > 3 * row["connections"]
+    assert row["connections"] > guest.CONNECTIONS[mode] and row["mode"] == site.word(mode)
+    assert (row["outgoing_packets"] == 0) == (mode in site.FAR) and row["incoming_packets"] > 3 * row["connections"]
+
+
+@pytest.mark.slow
+@pytest.mark.cell("{mode}", "{family}", "{protocol}", "{seen}")
+@pytest.mark.parametrize(("mode", "family", "protocol"), [*site.CASES, ("snat", 4, "icmp"), ("snat", 6, "icmp")])
+def test_every_mode_by_every_protocol(seen: dict[str, Any], mode: str, family: int, protocol: str) -> None:
+    """What was sent came back, and the real server took for the client whom it should."""
+    key = site.key(mode, family, protocol)
+    assert seen["talks"][key] == site.expected()[key], seen["drops"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("device", "inner"), decap.CASES)
+def test_a_kernels_tunnels_to_lbd(seen: dict[str, Any], device: str, inner: int) -> None:
+    assert seen["tunnelled"][f"{device} {inner}"] == decap.REQUESTS, seen["drops"]
+
+
+@pytest.mark.slow
+def test_tunnels_are_counted_and_the_rest_is_the_kernels(seen: dict[str, Any]) -> None:
+    """GET, ACKs and FINs of each request came in a tunnel; what the kernel's own device is for did not pass lbd."""
+    assert seen["tunnelled"]["kernel"] == 3
+    for tunnel in seen["tunnels"]:
+        outer = 6 if ":" in tunnel["local"] else 4
+        requests = sum(decap.REQUESTS * len(inners) for _, out, inners, kind in decap.DEVICES.values()
+                       if (out, kind) == (outer, tunnel["type"]))  # fmt: skip
+        assert requests > 0 and 4 * requests < tunnel["packets"] < 20 * requests and tunnel["refused"] == 0, tunnel
+    assert len(seen["tunnels"]) == 4
 
 
 @pytest.mark.slow
