@@ -1,5 +1,5 @@
 """Runs inside the lab VM: a bond of two cables between clients and lbd, which loses a slave, gets it back and is made anew by other
-modes; one connection goes on while the slave is away.
+modes; one connection goes on while the slave is away. Services in every mode over the first bond: guest_site.py.
 
     guest_bond.py NIC-MODEL        eth0, eth2 client's bond | eth1, eth3 balancer's | eth5 balancer | eth4 real server; prints JSON
 """
@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.vm import guest_site as site
 from tests.vm.guest import control, process, sh, until
 from tests.vm.guest_vlan import NGINX, curl
 
@@ -25,8 +26,8 @@ heartbeat_limit = "30s"
 connections_ipv4 = 4096
 connections_ipv6 = 4096
 frames = 4096
-services = 16
-real_servers = 64
+services = 128
+real_servers = 128
 hugepages = "off"
 [[interface]]
 name = "bond0"
@@ -37,9 +38,13 @@ ring = 512
 [[local_address]]
 address = "10.77.0.2"
 interface = "eth5"
+[[local_address]]
+address = "fd77::2"
+interface = "eth5"
 [[service]]
 name = "web4"
 address = "192.0.2.10:80"
+interface = "bond0"
 [[service.real_server]]
 address = "10.77.0.11:8080"
 [[snat]]
@@ -75,14 +80,16 @@ while not ended:
 
 def bond(mode: str) -> None:
     """Both ends, anew."""
-    for where, name, slaves, address in (("client", "bond1", ("eth0", "eth2"), "192.0.2.100/24"),
-                                         ("", "bond0", ("eth1", "eth3"), "192.0.2.1/24")):  # fmt: skip
+    for where, name, slaves, addresses in (("client", "bond1", ("eth0", "eth2"), "192.0.2.100/24 2001:db8:1::100/64"),
+                                         ("", "bond0", ("eth1", "eth3"), "192.0.2.1/24 2001:db8:1::1/64")):  # fmt: skip
         ip = f"ip -n {where}" if where else "ip"
         subprocess.run(f"{ip} link del {name}", shell=True, capture_output=True)
         sh(f"{ip} link add {name} type bond mode {mode} miimon 100")
         for slave in slaves:
             sh(f"{ip} link set {slave} down; {ip} link set {slave} master {name}; {ip} link set {slave} up")
-        sh(f"{ip} link set {name} up; {ip} addr add {address} dev {name}")
+        sh(f"{ip} link set {name} up")
+        for address in addresses.split():
+            sh(f"{ip} addr add {address} dev {name} {'nodad' if ':' in address else ''}")
     sh("ip -n client route add 10.77.0.0/24 via 192.0.2.1")
 
 
@@ -91,6 +98,7 @@ def network() -> None:
     sh("ip link set eth0 netns client; ip link set eth2 netns client; ip link set eth4 netns server")
     sh("ip -n server addr add 10.77.0.11/24 dev eth4; ip -n server link set eth4 up")
     sh("ip addr add 10.77.0.1/24 dev eth5; ip link set eth5 up")
+    sh("ip -n server addr add fd77::11/64 dev eth4 nodad; ip addr add fd77::1/64 dev eth5 nodad")
     for name, nics in (("client", ("eth0", "eth2")), ("server", ("eth4",))):
         for nic in nics:
             subprocess.run(f"ip netns exec {name} ethtool -K {nic} tx off tso off gso off", shell=True, capture_output=True)
@@ -104,7 +112,8 @@ def main(model: str) -> None:
     run = work / "run"
     run.mkdir(mode=0o700)
     network()
-    (work / "lbd.toml").write_text(CONFIG.format(run=run, workers=1))
+    site.prepare("bond1", "eth4")
+    (work / "lbd.toml").write_text(CONFIG.format(run=run, workers=1) + site.configuration("bond0"))
     (work / "nginx.conf").write_text(NGINX.format(dir=work).replace("access_log", "keepalive_requests 1000000; access_log"))
     lbd = [sys.executable, "-m", "lbd.cli.main"]
     found: dict = {"model": model}
@@ -142,6 +151,8 @@ def main(model: str) -> None:
         before = slaves()
         found["both"] = curl("client", "-H", "Connection: close", *[url] * 20)
         found["spread"] = {name: [a - b for a, b in zip(seen, before[name], strict=True)] for name, seen in slaves().items()}
+        found["talks"] = site.play()
+        sh("ip -n server route del default")  # SNAT's answers have no other way back from here on
         sh("ip link set eth1 down")
         goes_on("the connection goes on without the slave")
         found["pulled"] = curl("client", "--retry", "3", "--retry-all-errors", *[url] * 10)

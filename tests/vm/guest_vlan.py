@@ -5,6 +5,7 @@
 The worker runs on core 1, which is NUMA node 1's.
 
 VLAN 7: clients; VLAN 8: real servers; 9 (802.1ad) around 5: more clients, of a VLAN device that comes and goes while lbd runs.
+Services in every mode between 7 and 8: guest_site.py.
 """
 
 import json
@@ -14,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.vm import guest_site as site
 from tests.vm.guest import control, process, sh, until
 
 CONFIG = """
@@ -27,8 +29,8 @@ heartbeat_limit = "30s"
 connections_ipv4 = 4096
 connections_ipv6 = 4096
 frames = 4096
-services = 16
-real_servers = 64
+services = 128
+real_servers = 128
 hugepages = "off"
 [[interface]]
 name = "eth1"
@@ -131,8 +133,9 @@ def main(model: str) -> None:
     run = work / "run"
     run.mkdir(mode=0o700)
     network()
+    site.prepare("eth0.7", "eth0.8")
     workers = len(list(Path("/sys/class/net/eth1/queues").glob("rx-*")))
-    (work / "lbd.toml").write_text(CONFIG.format(run=run, workers=workers))
+    (work / "lbd.toml").write_text(CONFIG.format(run=run, workers=workers) + site.configuration("eth1.7"))
     (work / "nginx.conf").write_text(NGINX.format(dir=work))
     lbd = [sys.executable, "-m", "lbd.cli.main"]
     found: dict = {"model": model}
@@ -149,6 +152,7 @@ def main(model: str) -> None:
         for url in (four, six, nat, beyond):
             until(f"HTTP to {url}", lambda url=url: curl("client", url), 60)
         found["seven"] = [curl("client", *[url] * 10) for url in (four, six, nat, beyond)]
+        found["talks"] = site.play()
         found["before"] = curl("deep", "-m", "2", four)
         rules = ask("snat")["snat"]
         found["snat"] = [len(rules), rules[0]["connections"] >= 2]

@@ -2,9 +2,12 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.vm import guest_site as site
 
 HERE = Path(__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -25,15 +28,26 @@ def guest(vmlab, program: str, model: str, *options: str) -> dict:
     return json.loads(done.stdout)
 
 
+def every_mode(test: Callable[..., None]) -> Callable[..., None]:
+    """What guest_site.play is evidence for; the device is the test's parameter."""
+    for modes, families, protocols in (("fullnat nat dr ipip gre gue", "4 6", "tcp udp sctp"), ("nat64", "6", "tcp udp"),
+                                       ("snat", "4 6", "tcp udp icmp")):  # fmt: skip
+        test = pytest.mark.cell(modes, families, protocols, "{device}")(test)
+    return test
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(920)
-def test_clients_and_servers_in_vlans_of_one_port(vmlab) -> None:
+@every_mode
+@pytest.mark.parametrize("device", ["vlan"])
+def test_clients_and_servers_in_vlans_of_one_port(vmlab, device: str) -> None:
     seen = guest(vmlab, "guest_vlan.py", "virtio", "--modprobe", "8021q", "--pair", "virtio", *TWO_NODES)
     assert seen["places"] == [{"worker": 0, "core": 1, "node": 1, "siblings": []}]
     assert set(seen["pages"]) == {"lbd-area", "lbd-worker", "conn"}
     assert all(far == 0 < near for far, near in seen["pages"].values()), "all of it lies where the worker runs"
     assert seen["seven"] == [10, 10, 10, 10], "FULLNAT of both families, NAT, and SNAT"
-    assert seen["snat"] == [1, True], "sent to the VLAN device's own MAC"
+    assert seen["snat"] == [3, True], "sent to the VLAN device's own MAC"
+    assert seen["talks"] == site.expected(), seen["drops"]
     assert seen["before"] == 0 and seen["deep"] == [10, 10], "802.1ad around 802.1Q, once its device is there"
     assert [5, 9, True] in seen["neighbours"] and [7, 0, True] in seen["neighbours"] and [8, 0, False] in seen["neighbours"]
     assert seen["after"][1] == 10 and seen["mode"] == ["zero-copy"]
@@ -43,10 +57,13 @@ def test_clients_and_servers_in_vlans_of_one_port(vmlab) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(920)
-def test_a_bond_loses_slaves_and_is_made_anew(vmlab) -> None:
+@every_mode
+@pytest.mark.parametrize("device", ["bond"])
+def test_a_bond_loses_slaves_and_is_made_anew(vmlab, device: str) -> None:
     seen = guest(vmlab, "guest_bond.py", "virtio", "--modprobe", "bonding", *["--pair", "virtio"] * 3)
     assert seen["lacp"] == 4, "LACP frames passed: both slaves, at both ends, collect and distribute"
     assert (seen["both"], seen["pulled"], seen["back"], seen["removed"], seen["added"]) == (20, 10, 10, 10, 10)
+    assert seen["talks"] == site.expected(), seen["drops"]
     assert all(min(counts) > 0 for counts in seen["spread"].values()) and len(seen["spread"]) == 2
     assert {mode: right for mode, (right, _) in seen["modes"].items()} == dict.fromkeys(seen["modes"], 10)
     assert seen["snat"] == dict.fromkeys(["802.3ad", *seen["modes"]], 10), "a rule for the bond is for what its slaves receive"
