@@ -5,8 +5,8 @@ A test says which cells it is evidence for, in the words of its own parameters:
     @pytest.mark.cell("{mode}", "{af}", "{proto}", "engine")
 
 Each of the four may be several, separated by blanks. After a run of everything, build/modes.md has the table: `passes`, `FAILS`,
-or `skipped` with its reason; where there is no test, the reason why there can't be one (WHY_NOT), or NOT TESTED. How many cells
-have neither is told at the run's end.
+or `skipped` with its reason; where there is no test, the reason why there can't be one (WHY_NOT), or NOT TESTED. A run of
+everything fails if a cell has neither.
 
 `make test` runs everything in two goes (tests/order.py): the second one, `-m alone`, adds to what the first one has left in
 build/modes.json.
@@ -24,6 +24,7 @@ MODES = ("fullnat", "nat", "dr", "ipip", "gre", "gue", "snat", "nat64")
 FAMILIES = ("IPv4", "IPv6")
 PROTOCOLS = ("tcp", "udp", "sctp", "icmp")
 DEVICES = ("engine", "veth", "virtio-net", "igb", "vlan", "bond")
+SHOWN = 20  # cells that are missing, at the run's end
 Cell = tuple[str, str, str, str]  # mode, family, protocol, device
 RANK = {"passes": 0, "skipped": 1, "FAILS": 2}
 
@@ -120,7 +121,7 @@ class Matrix:
         ]
         return "\n".join([*markdown(["mode", "family", "protocol", *DEVICES], rows), "", *numbered(notes), ""])
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not self.tells:
             return
         if self.part == "alone" and self.kept.exists():
@@ -131,6 +132,8 @@ class Matrix:
         self.out.parent.mkdir(exist_ok=True)
         self.kept.write_text(json.dumps(list(self.seen.items())))
         self.out.write_text(self.table())
+        if self.whole and self.missing() and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.seen:
@@ -138,7 +141,10 @@ class Matrix:
         terminalreporter.section("modes")
         terminalreporter.write_line(f"{len(self.seen)} cells of mode, family, protocol and device: {self.out}")
         if self.whole:
-            terminalreporter.write_line(f"{len(self.missing())} cells are not tested, without a reason why they can't be")
+            missing = self.missing()
+            terminalreporter.write_line(f"{len(missing)} cells are not tested, without a reason why they can't be")
+            for cell in missing[:SHOWN]:
+                terminalreporter.write_line(f"    {' '.join(cell)}")
 
 
 def markdown(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
