@@ -18,17 +18,23 @@ from hypothesis import HealthCheck, settings
 from scapy.layers.l2 import conf
 
 from tests.matrix import Matrix
-from tests.order import Order
+from tests.order import GOES, select
 
 # a slow or shared machine is no error
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--go", choices=GOES, help="only the tests of this go of `make test` (tests/order.py)")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Matrix(config.rootpath / "build/modes.md", config), "lbd-matrix")
-    if config.pluginmanager.hasplugin("xdist"):
-        config.pluginmanager.register(Order(Path(__file__).parent), "lbd-order")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    select(config, items, Path(__file__).parent)
 
 
 @functools.cache

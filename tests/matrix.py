@@ -8,8 +8,8 @@ Each of the four may be several, separated by blanks. After a run of everything,
 or `skipped` with its reason; where there is no test, the reason why there can't be one (WHY_NOT), or NOT TESTED. A run of
 everything fails if a cell has neither.
 
-`make test` runs everything in two goes (tests/order.py): the second one, `-m alone`, adds to what the first one has left in
-build/modes.json.
+`make test` runs everything in three goes (tests/order.py): each leaves what it has seen in build/modes-GO.json, and the last one,
+`--go alone`, puts it together.
 """
 
 import itertools
@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.order import GOES
 
 MODES = ("fullnat", "nat", "dr", "ipip", "gre", "gue", "snat", "nat64")
 FAMILIES = ("IPv4", "IPv6")
@@ -70,12 +72,13 @@ class Matrix:
 
     def __init__(self, out: Path, config: pytest.Config) -> None:
         self.out = out
-        self.kept = out.with_suffix(".json")
         self.seen: dict[Cell, tuple[str, str]] = {}  # outcome, reason
-        self.tells = not hasattr(config, "workerinput")  # a process of pytest-xdist's sends its reports to the first one
-        everything = not config.option.keyword and config.args == config.getini("testpaths")
-        self.part = config.option.markexpr if everything else "some"
-        self.whole = self.part in ("", "alone")
+        some = config.option.keyword or config.option.markexpr or config.args != config.getini("testpaths")
+        self.go = None if some else config.getoption("go")
+        self.whole = not some and config.getoption("go") in (None, "alone")
+
+    def kept(self, go: str) -> Path:
+        return self.out.with_name(f"modes-{go}.json")
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -122,15 +125,15 @@ class Matrix:
         return "\n".join([*markdown(["mode", "family", "protocol", *DEVICES], rows), "", *numbered(notes), ""])
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if not self.tells:
-            return
-        if self.part == "alone" and self.kept.exists():
-            for cell, outcome in json.loads(self.kept.read_text()):
-                self.saw(tuple(cell), tuple(outcome))
+        self.out.parent.mkdir(exist_ok=True)
+        if self.go in GOES[:-1]:
+            self.kept(self.go).write_text(json.dumps(list(self.seen.items())))
+        elif self.go:
+            for kept in filter(Path.exists, map(self.kept, GOES[:-1])):
+                for cell, outcome in json.loads(kept.read_text()):
+                    self.saw(tuple(cell), tuple(outcome))
         if not self.seen:
             return
-        self.out.parent.mkdir(exist_ok=True)
-        self.kept.write_text(json.dumps(list(self.seen.items())))
         self.out.write_text(self.table())
         if self.whole and self.missing() and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,31 +1,28 @@
-"""What may run beside what. `make test` runs the tests in two goes: first all that may share the machine, two at a time, then, one
-by one, those marked `alone`.
+# SPDX-License-Identifier: Apache-2.0
+"""What may run beside what: `make test` runs the tests in three goes (--go), the first two at the same time.
 
-In the first go a directory whose tests load the machine or its kernel is one group: its tests run one after the other, in one of
-the two processes. The longest groups begin first, so that what is left for the end is small.
+    left    network namespaces and packets: one that loads the kernel
+    right   the lab VM and all the rest
+    alone   what is marked so: it measures, or takes both cores
 """
 
 from pathlib import Path
 
 import pytest
 
-GROUPS = ("netns", "vm", "fuzz")  # the longest first
+GOES = ("left", "right", "alone")
+LEFT = ("netns", "packet")
 
 
-class Order:
-    """A pytest plugin, for runs by pytest-xdist with --dist loadgroup."""
+def go_of(item: pytest.Item, tests: Path) -> str:
+    if item.get_closest_marker("alone"):
+        return "alone"
+    return "left" if item.path.relative_to(tests).parts[0] in LEFT else "right"
 
-    def __init__(self, tests: Path) -> None:
-        self.tests = tests
 
-    def group(self, item: pytest.Item) -> str | None:
-        part = item.path.relative_to(self.tests).parts[0]
-        return part if part in GROUPS else None
-
-    @pytest.hookimpl(tryfirst=True)  # before xdist, which reads the marks
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        rank = {name: n for n, name in enumerate(GROUPS)}
-        items.sort(key=lambda item: rank.get(self.group(item) or "", len(rank)))
-        for item in items:
-            if name := self.group(item):
-                item.add_marker(pytest.mark.xdist_group(name))
+def select(config: pytest.Config, items: list[pytest.Item], tests: Path) -> None:
+    """Leaves the tests of this go; without --go all of them."""
+    if go := config.getoption("go"):
+        others = [item for item in items if go_of(item, tests) != go]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if go_of(item, tests) == go]

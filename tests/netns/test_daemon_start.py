@@ -107,7 +107,7 @@ def traces(net: Space, config: Config) -> dict[str, object]:
         "addresses": sorted(a["local"] for link in net.ip_json("addr show") for a in link.get("addr_info", [])),
         "ports": Path("/proc/sys/net/ipv4/ip_local_reserved_ports").read_text().strip(),
         "workers": workers(),
-        "files": sorted(files - {"conn-0", "daemon.lock", "managed.json", "hash-key", "runtime.json"}),
+        "files": sorted(files - {"conn-0", "daemon.lock", "managed.json", "hash-key", "owners", "runtime.json"}),
         "tcp": run("ss", "-Htnl"),
     }
 
