@@ -59,7 +59,7 @@ def test_status(site: Site) -> None:
     assert status["real_servers"] == {"total": 18, "up": 18, "down": 0, "drain": 0, "maint": 0}
     connections = status["connections"]
     assert (connections["ipv4"], connections["ipv6"]) == ((STREAMS + FLOWS) // 2,) * 2
-    assert status["interfaces"] == [{"name": n, "up": True, "queues": 2, "mode": "copy"} for n in ("eth0", "eth1")]
+    assert status["interfaces"] == [{"name": n, "up": True, "queues": 2, "mode": "copy", "node": None} for n in ("eth0", "eth1")]
     text = lbd(daemon, "status")
     for words in (f"{__version__}, running since", f"pid {daemon.pid}", "2 of 2 running, adaptive polling", "6 of 6 up",
                   "18 up, 0 down", f"{(STREAMS + FLOWS) // 2} of 524288 IPv4", "eth1 up, 2 queues, copy"):  # fmt: skip

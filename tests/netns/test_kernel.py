@@ -259,6 +259,7 @@ async def test_a_full_neighbour_table_is_alarmed_once(
         monkeypatch.setattr(rig.mirror.thread.requests, "manage_neighbour", full)
         for _ in range(2):
             await rig.kernel.set_neighbours([("h0", "10.99.0.2"), ("h0", "10.99.0.3")])
+        await until(lambda: bool(rig.alarms), SECOND, "the alarm")
         (alarm,) = rig.alarms
         assert "2 next hops" in alarm and "gc_thresh3" in alarm
 

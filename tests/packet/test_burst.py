@@ -19,7 +19,8 @@ server = st.builds(
     lambda af, proto, port, flags: (from_server(af, proto, SERVERS[af], port, flags if proto == TCP else "", 500, 101), 1),
     st.sampled_from([4, 6]), st.sampled_from([TCP, UDP]), st.integers(30000, 30003), st.sampled_from(["SA", "A", "FA", "R"]),
 )  # fmt: skip
-odd = st.sampled_from([(frame, 0) for frame in TEMPLATES.values()])
+# but fragments: those that come in one burst with their first one wait for it (test_frag.py)
+odd = st.sampled_from([(frame, 0) for name, frame in TEMPLATES.items() if "fragment" not in name or "quoting" in name])
 
 
 def balancer() -> Balancer:

@@ -400,6 +400,7 @@ def seconds(render: Callable[[], object]) -> float:
     return min(took)
 
 
+@pytest.mark.alone
 def test_forty_thousand_series_take_a_tenth_of_what_the_library_needs() -> None:
     """Some 30 ms beside 900: the loop serves nobody else meanwhile."""
     registry = CollectorRegistry()
