@@ -274,8 +274,23 @@ def _capacity(view: View) -> Iterator[Finding]:
     for key, have in (("services", services + rules), ("real_servers", real_servers + rules)):
         room = getattr(view.config.tables, key)
         if have > room and view.good(("tables",), key):
-            remedy = f"write {key} = {min(1 << have.bit_length(), 65535)}" if have <= 65535 else "remove some"
-            yield ("tables", key), f"must be at least {have}, as many as the file has, not {room}; {remedy}"
+            yield ("tables", key), f"must be at least {have}, as many as the file has, not {room}; {_more(key, have)}"
+    room, have = view.config.tables.real_servers, sum(map(_answers, view.config.service))
+    if have > room and view.good(("tables",), "real_servers"):
+        what = "as many as there are ports that real servers of mode nat answer from"
+        yield ("tables", "real_servers"), f"must be at least {have}, {what}, not {room}; {_more('real_servers', have)}"
+
+
+def _more(key: str, have: int) -> str:
+    return f"write {key} = {min(1 << have.bit_length(), 65535)}" if have <= 65535 else "remove some"
+
+
+def _answers(service: Service) -> int:
+    """Places in the XDP program's table of what is an answer: by real server, port and protocol."""
+    if service.mode != "nat":
+        return 0
+    points = service.points
+    return len({(r.address.addr, r.address.port or port, proto) for r in service.real_server for proto, _, port in points})
 
 
 def _health(view: View) -> Iterator[Finding]:

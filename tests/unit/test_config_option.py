@@ -146,3 +146,16 @@ def test_spellings(value: str, shown: str) -> None:
 def test_spellings_that_are_none(value: Any) -> None:
     with pytest.raises(ValueError, match="; "):
         read_any_endpoint(value)
+
+
+def test_answers_of_many_ports_have_their_places() -> None:
+    """Mode nat: a real server without a port answers from each of the service's."""
+    ports = ", ".join(f'"192.0.2.10:{n}"' for n in range(1000, 1020))
+    service = f'{WEB}\nmode = "nat"\naddresses = [{ports}]'
+    servers = [f'address = "10.0.1.{n}"' for n in range(1, 11)]
+    assert loads(text(service, *servers))
+    small = "[tables]\nreal_servers = 64\n"
+    with pytest.raises(ConfigError) as caught:
+        loads(small + text(service, *servers))
+    [problem] = caught.value.problems
+    assert problem.field == "tables.real_servers" and "must be at least 210" in problem.message and "= 256" in problem.message
