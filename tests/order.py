@@ -23,6 +23,8 @@ def go_of(item: pytest.Item, tests: Path) -> str:
 def select(config: pytest.Config, items: list[pytest.Item], tests: Path) -> None:
     """Leaves the tests of this go; without --go all of them."""
     if go := config.getoption("go"):
-        others = [item for item in items if go_of(item, tests) != go]
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if go_of(item, tests) == go]
+        parts: dict[bool, list[pytest.Item]] = {True: [], False: []}
+        for item in items:
+            parts[go_of(item, tests) == go].append(item)
+        config.hook.pytest_deselected(items=parts[False])
+        items[:] = parts[True]

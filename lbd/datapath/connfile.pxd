@@ -1,13 +1,14 @@
 # The connection file's layout: head, then per family records, cold parts and index. It outlives every process; who opens it checks
 # the head and either takes its live records over or formats it.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.compiler cimport lbd_compiler_barrier
 from lbd.datapath.engine cimport ConnExt, Engine, EXT_FREE
 from lbd.datapath.ext cimport conn_ext, ext_count, ext_is, ext_number, ext_rebuild, ext_ref
 from lbd.datapath.conn cimport (Conn4, Conn6, ConnCold, Bucket, ConnTable, ConnCommon, CONN_NIL, conn_buckets, conn_overflow,
                                 conn_clear, conn4, conn6, conn_local, conn_mode, conn_server, conn_tuple,
-                                conn_common, CONN_EXTENDED, CONN_IMPORTED, CONN_ACTIVE, CONN_FREE, CONN_OTHER_FAMILY)
+                                conn_common, CONN_EXTENDED, CONN_IMPORTED, CONN_ACTIVE, CONN_FREE, CONN_LIVE, CONN_OTHER_FAMILY,
+                                REF_NONE, conn_index, conn_lookup, conn_unindex)
 from lbd.datapath.lifetime cimport table_of, timer_of, rebuild_family, conn_schedule, conn_timeout, stat_count
 from lbd.datapath.timer cimport Timer, timer_clear, timer_link, timer_start, timer_unlink, WHEEL_SLOTS
 from lbd.datapath.tcp cimport state_active, state_half_open, STATE_SYN_RECV, STATE_UDP_ONEWAY
@@ -16,7 +17,7 @@ from lbd.datapath.neigh cimport ADJ_MAX, ADJ_NONE
 from lbd.datapath.lookup cimport conn_lip, dest_port_is, svc_at
 from lbd.datapath.persist cimport persist_look
 from lbd.datapath.snat cimport conn_is_snat, snat_covers
-from lbd.datapath.flow cimport Tuple
+from lbd.datapath.flow cimport Tuple, tuple_hash
 
 cdef enum:
     CONN_MAGIC = 0x4e4f434c         # "LCON"
@@ -311,25 +312,63 @@ cdef inline void family_merge(Engine *to, Engine *gone, Merged *m, int af) noexc
         if c.live == CONN_FREE:
             continue
         if record_move(to, gone, i, m, af):
-            c.live = CONN_FREE              # killed before this: it is there twice, and the worker that attaches drops one
+            c.live = CONN_FREE              # killed before this: it is there twice, until these files are made one again
             m.moved += 1
         else:
             m.left += 1
+
+
+cdef inline bint twin_ends(ConnTable *t, uint32_t i, int af) noexcept nogil:
+    """Of one client's tuple there is one live record. Two files that became one may have had one each: the later stays. False: that
+    is the other one."""
+    cdef ConnCommon *c = conn_common(t, i, af)
+    cdef ConnCommon *d
+    cdef Tuple k
+    cdef uint32_t ref
+    conn_tuple(t, i, 0, &k, af)
+    ref = conn_lookup(t, &k, tuple_hash(&k, t.key, af), af)
+    if ref == REF_NONE or ref & 1:
+        return True
+    d = conn_common(t, ref >> 1, af)
+    if <int32_t> (d.last_seen - c.last_seen) >= 0:
+        return False
+    conn_unindex(t, ref >> 1, af)
+    d.live = CONN_FREE
+    return True
+
+
+cdef inline void twins_end(ConnTable *t, int af) noexcept nogil:
+    """The index is only for this: whoever attaches makes it anew."""
+    cdef ConnCommon *c
+    cdef uint32_t i
+    conn_clear(t)
+    for i in range(t.capacity - 1, -1, -1):
+        c = conn_common(t, i, af)
+        if c.live != CONN_LIVE:
+            continue
+        if twin_ends(t, i, af):
+            conn_index(t, i, af)
+        else:
+            c.live = CONN_FREE
 
 
 cdef inline Merged conn_file_merge(Engine *to, void *into, Engine *gone, void *other, const uint8_t *boot_id, uint32_t conns4,
                                    uint32_t conns6) noexcept nogil:
     """Moves the live records of one file into another, while nobody runs over either. Whoever attaches to that one finds them as
     recovered connections. The engines are scratch."""
+    cdef uint64_t key[4]
     cdef Merged m
+    memset(key, 0, sizeof(key))
     memset(&m, 0, sizeof(Merged))
     m.ext_at = 1                            # number 0 is none
     if not conn_head_is(<ConnHead *> other, boot_id, conns4, conns6):
         return m
-    conn_map_all(to, into, conns4, conns6, NULL)
+    conn_map_all(to, into, conns4, conns6, key)
     conn_map_all(gone, other, conns4, conns6, NULL)
     if not conn_head_is(<ConnHead *> into, boot_id, conns4, conns6):
         conn_format(to, <ConnHead *> into, boot_id, conns4, conns6)
     family_merge(to, gone, &m, 4)
     family_merge(to, gone, &m, 6)
+    twins_end(&to.t4, 4)
+    twins_end(&to.t6, 6)
     return m

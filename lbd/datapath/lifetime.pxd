@@ -4,9 +4,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from lbd.datapath.compiler cimport lbd_scale
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.conn cimport (ConnTable, ConnCommon, CONN_FREE, CONN_NIL, CONN_ACTIVE, CONN_EXTENDED, conn4, conn6, conn_common,
-                                conn_free, conn_index, conn_unindex, conn_alloc, conn_lookup, conn_tuple, CONN_LIVE, REF_NONE)
+                                conn_free, conn_index, conn_unindex, conn_alloc)
 from lbd.datapath.ext cimport ext_give
-from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.hdr cimport is_transport
 from lbd.datapath.timer cimport (Timer, timer_link, timer_unlink, timer_start, LIST_HALF_OPEN, LIST_ONEWAY, LIST_NONE, TICK_MASK,
                                  EVICT_LOOK, GOLDEN, WHEEL_SLOTS, WHEEL_SHIFT)
@@ -209,30 +208,6 @@ cdef inline void engine_expire(Engine *e, uint64_t now_ns, uint32_t budget) noex
     template_expire(e, EXPIRE_SHARE)
 
 
-cdef inline bint twin_ends(Engine *e, ConnTable *t, uint32_t i, int af) noexcept nogil:
-    """Of one client's tuple there is one live record. Two files that became one may have had one each: the later stays. False: that
-    is the other one."""
-    cdef ConnCommon *c = conn_common(t, i, af)
-    cdef ConnCommon *d
-    cdef Tuple k
-    cdef uint32_t ref
-    if c.live != CONN_LIVE:
-        return True
-    conn_tuple(t, i, 0, &k, af)
-    ref = conn_lookup(t, &k, tuple_hash(&k, t.key, af), af)
-    if ref == REF_NONE or ref & 1:
-        return True
-    d = conn_common(t, ref >> 1, af)
-    if <int32_t> (d.last_seen - c.last_seen) >= 0:
-        return False
-    conn_unindex(t, ref >> 1, af)
-    d.live = CONN_FREE
-    t.used -= 1
-    t.free[t.free_n] = ref >> 1
-    t.free_n += 1
-    return True
-
-
 cdef inline void rebuild_family(Engine *e, int af) noexcept nogil:
     """After a start: index, free list, queues and counts from the live records. Services and real servers are found again by
     their addresses (`rebind`, called by the caller of this for each record), since numbers belong to one run."""
@@ -243,7 +218,7 @@ cdef inline void rebuild_family(Engine *e, int af) noexcept nogil:
         c = conn_common(t, i, af)
         t.cold[i].where = LIST_NONE
         if (c.live != CONN_FREE and 0 < c.state < STATE_COUNT and (is_transport(c.proto) or is_icmp(c.proto))
-                and twin_ends(e, t, i, af) and conn_index(t, i, af)):
+                and conn_index(t, i, af)):
             t.used += 1
             continue
         c.live = 0

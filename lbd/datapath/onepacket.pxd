@@ -3,7 +3,6 @@
 # need even that). Otherwise an answer needs its way back: the record stays, aside (conn.pxd, CONN_ASIDE), one for each real server
 # that the client's tuple has met (open.pxd).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
 from lbd.datapath.compiler cimport lbd_copy12
 from lbd.datapath.conn cimport CONN_NIL, ConnCommon, addr6_is, conn_common, conn_free
 from lbd.datapath.engine cimport Engine, Plan
@@ -15,11 +14,11 @@ from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.lookup cimport svc_at
 from lbd.datapath.nat cimport TTL_DELTA, hop, rewrite
 from lbd.datapath.neigh cimport ADJ_NONE, Adj
-from lbd.datapath.open cimport back_from, conn_fill, conn_room, scheduled
+from lbd.datapath.open cimport back_from, client_end, conn_fill, conn_room, scheduled
 from lbd.datapath.persist cimport HAND_ASK, PICK_ASKED, dest_for
 from lbd.datapath.pkt cimport Pkt, PKT_ICMP_ERROR, PKT_PARTIAL, PKT_TUNNEL
 from lbd.datapath.reason cimport *
-from lbd.datapath.svc cimport Dest, DEST_NONE, LIP_NONE, MODE_DR, MODE_ONE_WAY, SVC_NONE, SVC_ONE_PACKET
+from lbd.datapath.svc cimport Dest, DEST_NONE, MODE_DR, MODE_ONE_WAY, SVC_NONE, SVC_ONE_PACKET
 from lbd.datapath.tcp cimport STATE_UDP
 
 
@@ -32,10 +31,8 @@ cdef inline void one_packet(Engine *e, Pkt *p, const Tuple *t, uint32_t svc, uin
         return
     plan.dest = dest
     plan.mode = e.svc[svc].mode
-    plan.lip = LIP_NONE
     back_from(e, &plan.back, t, svc, dest, af)
-    memcpy(plan.back.daddr, t.saddr, 16)
-    plan.back.dport = t.sport
+    client_end(e, t, &plan, af)
     conn_fill(e, i, t, svc, &plan, af)
     c = conn_common(table_of(e, af), i, af)
     c.state = STATE_UDP

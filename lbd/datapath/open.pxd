@@ -415,7 +415,7 @@ cdef inline bint is_over(const ConnCommon *c) noexcept nogil:
             or (c.state == STATE_FIN_WAIT and c.flags & CONN_ONE_WAY))
 
 
-cdef inline uint32_t client_end(Engine *e, const Tuple *t, Plan *plan, uint32_t mode, int af) noexcept nogil:
+cdef inline uint32_t client_end(Engine *e, const Tuple *t, Plan *plan, int af) noexcept nogil:
     """Of the other modes: the client's own address and port. By another VIP the same client may have reached the same real server
     from them: a NAT connection that is over makes room, and so does one of a service that scheduled packet by packet before."""
     cdef uint32_t ref
@@ -423,7 +423,7 @@ cdef inline uint32_t client_end(Engine *e, const Tuple *t, Plan *plan, uint32_t 
     plan.lip = LIP_NONE
     memcpy(plan.back.daddr, t.saddr, 16)
     plan.back.dport = t.sport
-    if mode != MODE_NAT:
+    if plan.mode != MODE_NAT:
         return REASON_NONE
     plan.hash = tuple_hash(&plan.back, e.hash_key, af)
     ref = conn_lookup(table_of(e, af), &plan.back, plan.hash, af)
@@ -448,7 +448,7 @@ cdef inline uint32_t far_end(Engine *e, const Tuple *t, uint32_t svc, Plan *plan
         tuple_map(&plan.back, &plan.back)
         plan.hash = tuple_hash(&plan.back, e.hash_key, 6)
         return why
-    return client_end(e, t, plan, plan.mode, af)
+    return client_end(e, t, plan, af)
 
 
 cdef inline void port_take_over(Engine *e, uint32_t i, const Plan *plan, int af) noexcept nogil:

@@ -74,7 +74,7 @@ class Applier:
         finally:  # they are told of the next differences from here
             if batch:
                 self.supervisor.broadcast(*batch)
-        self._remember_numbers()
+                self._remember_numbers()
         self.wake()
 
     def apply_soon(self) -> None:

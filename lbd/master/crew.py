@@ -21,11 +21,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from lbd.config import Config
-from lbd.master.heritage import same
 from lbd.master.nic import Nic
 from lbd.master.refusal import Refusal
 from lbd.master.resources import worker_set
-from lbd.master.rss import ownership
+from lbd.master.rss import ownership, same
 from lbd.master.sockets import close_ports, queue_counts
 from lbd.master.startup import check_interfaces, furnish, renew
 from lbd.shm._shm import SegmentError
@@ -119,9 +118,7 @@ async def _start(d: Daemon, config: Config, nics: dict[int, Nic]) -> None:
         d.applier.tell_again(number)
     d.capture.repeat()
     d.reopener.begin()
-    deadline = time.monotonic() + START_LIMIT
-    while not all(map(d.is_alive, d.segments)) and time.monotonic() < deadline:  # noqa: ASYNC110 (a segment has no event)
-        await asyncio.sleep(0.005)
+    await d.supervisor.wait_running(START_LIMIT)
     await d.applier.settle()
     d.reopener.attach(nics)
     renew(d.program, d.network.mirror.links(), d.resources.ports)

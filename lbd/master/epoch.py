@@ -16,8 +16,8 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from lbd.master.heritage import keep, kept, same
-from lbd.master.rss import Ownership, ownership
+from lbd.master.heritage import keep
+from lbd.master.rss import Ownership, ownership, same
 from lbd.shm import _shm as shm
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ class Epochs:
         if self.waiting:
             self._soon(self.waiting)
             return
+        before = self.in_force()
         d.resources.host.set_owner(now.table, True, (now.key, now.known, now.udp_ports))
         d.supervisor.broadcast(shm.owner(d.reconciler.generation))
-        run_dir = d.config.daemon.run_dir
-        keep(run_dir, now, *kept(run_dir)[:1])
+        keep(d.config.daemon.run_dir, now, before)
         self.changed()
         log.warning("RSS was changed: %s; connections that there are stay with their workers", now.why)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lbd._fastpath import conn_mark, conn_merge
-from lbd.master.rss import Ownership
+from lbd.master.rss import Ownership, same
 from lbd.shm import _shm as shm
 
 log = logging.getLogger(__name__)
@@ -66,12 +66,6 @@ def previous(before: Iterable[Ownership], now: Ownership, workers: int) -> Owner
     """The last rule that said something else than this one, by the workers that there are now."""
     folded = (replace(rule, table=tuple(worker % workers for worker in rule.table)) for rule in before)
     return next((rule for rule in folded if not same(rule, now)), None)
-
-
-def same(a: Ownership, b: Ownership) -> bool:
-    if (a.known, a.udp_ports, a.table) != (b.known, b.udp_ports, b.table):
-        return False
-    return not a.known or a.key.rstrip(b"\0") == b.key.rstrip(b"\0")  # else it is another hash that they go by
 
 
 def connection_files(run_dir: Path) -> dict[int, Path]:

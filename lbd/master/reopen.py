@@ -216,7 +216,8 @@ class Reopener:
             await self._open(by_number, queues)
         finally:
             self._start()
-            await self._wait()
+            # what is decided by what workers have applied is not to be decided meanwhile
+            await d.supervisor.wait_running(START_LIMIT)
         self.times += 1
         told = ", ".join(sorted({nic.name for nic in by_number.values()})) or "nothing"
         log.warning("sockets were opened anew, workers stood still for %.2f s: now on %s", time.monotonic() - began, told)
@@ -244,13 +245,6 @@ class Reopener:
             close_ports(fresh)
             raise
         r.ports = sorted([*r.ports, *fresh], key=lambda p: (p.worker, p.iface))
-
-    async def _wait(self) -> None:
-        """Until all workers run: what is decided by what they have applied is not to be decided meanwhile."""
-        d = self._daemon
-        deadline = time.monotonic() + START_LIMIT
-        while not all(map(d.is_alive, d.segments)) and time.monotonic() < deadline:  # noqa: ASYNC110 (a segment has no event)
-            await asyncio.sleep(0.005)
 
     def _start(self) -> None:
         d = self._daemon

@@ -31,6 +31,13 @@ class Ownership:
     why: str  # one sentence for the log
 
 
+def same(a: Ownership, b: Ownership) -> bool:
+    """Do they say the same of every flow?"""
+    if (a.known, a.udp_ports, a.table) != (b.known, b.udp_ports, b.table):
+        return False
+    return not a.known or a.key.rstrip(b"\0") == b.key.rstrip(b"\0")  # else it is another hash that they go by
+
+
 def plain(workers: int, why: str) -> Ownership:
     table = tuple(i % workers for i in range(shm.OWNER_BUCKETS))
     return Ownership(os.urandom(KEY_MAX), False, False, table, why)

@@ -204,6 +204,12 @@ class Supervisor:
             await asyncio.sleep(0.002)
         return True
 
+    async def wait_running(self, limit: float) -> None:
+        """Until all do; after `limit` seconds those that don't are not waited for."""
+        deadline = time.monotonic() + limit
+        while any(m.state != "running" for m in self.members.values()) and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)  # a segment has no event
+
     def _deliver(self, member: Member, act: Callable[[Delivery], Any]) -> Any:
         try:
             return act(member.delivery)

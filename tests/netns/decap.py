@@ -6,32 +6,21 @@ what was inside. Packets whose tunnel headers are not as they must be are left o
                                     PORT: GUE's
 """
 
-import fcntl
 import os
 import select
 import socket
 import struct
-import subprocess
 import sys
 
-IPIP, IPV6, GRE = 4, 41, 47
+from tun import GRE, IPIP, IPV6, checksum, open_tun
+
 ETHERTYPES = {0x0800: 4, 0x86DD: 6}
-TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 1, 0x1000
 UDP_NO_CHECK6_RX = 102
-
-
-def right(data: bytes) -> bool:
-    """The Internet checksum over it, RFC 1071."""
-    words = struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2))
-    total = sum(words)
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return total == 0xFFFF
 
 
 def gre(data: bytes) -> bytes:
     flags, ethertype = struct.unpack_from("!HH", data)
-    if flags not in (0, 0x8000) or (flags and not right(data)):
+    if flags not in (0, 0x8000) or (flags and checksum(data)):
         return b""
     inner = data[8 if flags else 4 :]
     return inner if ETHERTYPES.get(ethertype) == inner[0] >> 4 else b""
@@ -61,9 +50,7 @@ def open_sockets(port: int) -> dict[socket.socket, tuple[int, int]]:
 
 
 def main(name: str, port: int) -> None:
-    tun = os.open("/dev/net/tun", os.O_RDWR)
-    fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH14x", name.encode(), IFF_TUN | IFF_NO_PI))
-    subprocess.run(["ip", "link", "set", name, "up"], check=True)
+    tun = open_tun(name)
     sockets = open_sockets(port)
     print("ready", flush=True)
     while True:

@@ -4,29 +4,18 @@
 Only the calling thread visits the namespace, and only for as long as the socket is made and connected.
 """
 
-import os
 import select
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from lbd.testbed import Namespace
-from tests.netns.space import enter
+from tests.netns.space import inside
 
 TIMEOUT = 10.0  # seconds; for what should take none, on a busy machine
 
 
-@contextmanager
-def visiting(ns: Namespace) -> Iterator[None]:
-    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    other = os.open(ns.path, os.O_RDONLY)
-    try:
-        enter(other)
-        yield
-    finally:
-        enter(own)
-        os.close(own)
-        os.close(other)
+def visiting(ns: Namespace) -> AbstractContextManager[None]:
+    return inside(ns.path)
 
 
 def dial(ns: Namespace, address: str, port: int, source: str = "") -> socket.socket:

@@ -44,16 +44,9 @@ class Space:
 
     def listen(self, address: str, port: int) -> socket.socket:
         """A socket of the other namespace: it stays there, whoever uses it."""
-        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        other = os.open(Path("/run/netns") / self.there, os.O_RDONLY)
-        try:
-            enter(other)
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with inside(Path("/run/netns") / self.there):
             return socket.create_server((address, port), family=family, backlog=64)
-        finally:
-            enter(own)
-            os.close(own)
-            os.close(other)
 
     def add_pair(self, queues: int = 1) -> None:
         ends = f"numtxqueues {queues} numrxqueues {queues}"
@@ -98,6 +91,19 @@ def space() -> Iterator[Space]:
 def enter(namespace: int) -> None:
     if _libc.setns(namespace, _CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "setns")
+
+
+@contextmanager
+def inside(path: str | Path) -> Iterator[None]:
+    """The calling thread, and the sockets that it makes, in the network namespace of this file."""
+    own, other = os.open("/proc/thread-self/ns/net", os.O_RDONLY), os.open(path, os.O_RDONLY)
+    try:
+        enter(other)
+        yield
+    finally:
+        enter(own)
+        os.close(own)
+        os.close(other)
 
 
 async def until(condition: Callable[[], Any], seconds: float, what: str) -> float:

@@ -3,7 +3,6 @@
 import contextlib
 import http.client
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.netns.space import enter
+from tests.netns import space
 
 logs: list[Path] = []
 
@@ -76,17 +75,9 @@ def process(argv: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
         p.kill()
 
 
-@contextlib.contextmanager
-def inside(namespace: str) -> Iterator[None]:
+def inside(namespace: str) -> contextlib.AbstractContextManager[None]:
     """This thread, and the sockets that it makes, in that namespace."""
-    own, other = os.open("/proc/thread-self/ns/net", os.O_RDONLY), os.open(f"/run/netns/{namespace}", os.O_RDONLY)
-    try:
-        enter(other)
-        yield
-    finally:
-        enter(own)
-        os.close(own)
-        os.close(other)
+    return space.inside(f"/run/netns/{namespace}")
 
 
 def endpoint(address: str, port: int) -> str:
