@@ -40,6 +40,7 @@ build: setup-build compile ## compile the extensions and the BPF program, in pla
 
 compile:
 	@LBD_TEST_EXT=1 $(PY) setup.py -q build_ext --inplace
+	@$(PY) -m compileall -q lbd tests bench # where PYTHONDONTWRITEBYTECODE is set, every start would compile them again
 
 build-asan: setup compile-asan ## the same under AddressSanitizer and UBSan, in build/asan (see tools/asan)
 

@@ -207,17 +207,23 @@ cdef class Area(Mapping):
 
     cdef int place(self, list nodes) except -1:
         """Before the first touch, or the pages already lie somewhere; a shared policy, so it holds in workers too."""
-        cdef uint64_t share = area_ledger_off(&self.sizes) // self.sizes.workers
-        cdef uint64_t page = HUGE_PAGE if self.huge else 4096
-        cdef uint64_t at = 0
-        if share % page:        # a page has frames of several workers
+        cdef uint64_t ledger = area_ledger_off(&self.sizes)
+        self.place_shares(0, <uint64_t>self.sizes.frames * self.sizes.frame_size, nodes)
+        # a huge page has the ledger and frames before it
+        if ledger % (HUGE_PAGE if self.huge else 4096) == 0:
+            self.place_shares(ledger, self.sizes.frames, nodes)
+        return 0
+
+    cdef int place_shares(self, uint64_t at, uint64_t share, list nodes) except -1:
+        """The workers' parts from `at` on, of `share` bytes each."""
+        if share % (HUGE_PAGE if self.huge else 4096):  # a page has parts of several workers
             nodes = nodes[:1]
-            share = self.size
+            share *= self.sizes.workers
         for n, node in enumerate(nodes):
-            at = <uint64_t>n * share
             if node is not None and lbd_prefer_node(<char *>self.base + at, share, bounded("node", node, 0, 1023)) != 0:
                 self.note += "; " if self.note else ""
                 self.note += f"frames of worker {n} not bound to NUMA node {node}: {os.strerror(errno)}"
+            at += share
         return 0
 
     @staticmethod

@@ -8,20 +8,19 @@ verified by it. DR and tunnel: the server has the VIP on lo and answers from it,
 
 import json
 import os
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from tests.vm.guest import process, sh, until
+from tests.vm import guest_site as site
+from tests.vm.guest import control, endpoint, note, process, sh, until
 
 PORTS = {"fullnat": 3868, "nat": 3869, "dr": 3870, "tunnel": 3871}
 NEAR = {4: "192.0.2.10", 6: "2001:db8:1::10"}
 FAR = {4: "198.51.100.10", 6: "2001:db8:51::10"}
 SERVER = {4: "10.77.0.11", 6: "fd77::11"}
-MESSAGES = [1, 100, 1000, 1400, 5000, 30000]
+CLIENT = {4: "192.0.2.100", 6: "2001:db8:1::100"}
+MESSAGES = (1, 100, 1000, 1400, 5000, 30000)
 
 CONFIG = """
 [daemon]
@@ -53,10 +52,6 @@ interface = "veth-s"
 
 def vip(mode: str, family: int) -> str:
     return (FAR if mode in ("dr", "tunnel") else NEAR)[family]
-
-
-def endpoint(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def config(run: Path) -> str:
@@ -97,80 +92,34 @@ def network() -> None:
     sh(f"{inside} sysctl -qw net.ipv4.conf.tunl0.rp_filter=0 net.ipv4.conf.default.rp_filter=0")
 
 
-def serve(address: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
-    listening.bind((address, port))
-    listening.listen()
-    while True:
-        peer, _ = listening.accept()
-        while data := peer.recv(1 << 16):
-            peer.sendall(data)
-        peer.close()
-
-
-def talk(address: str, port: int) -> int:
-    """Messages there and back; bytes."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    total = 0
-    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_SCTP) as s:
-        s.settimeout(30)
-        s.bind(("2001:db8:1::100" if ":" in address else "192.0.2.100", 0))
-        s.connect((address, port))
-        for size in MESSAGES:
-            sent = os.urandom(size)
-            s.sendall(sent)
-            got = b""
-            while len(got) < size:
-                more = s.recv(1 << 16)
-                assert more, "closed too early"
-                got += more
-            assert got == sent
-            total += size
-    return total
-
-
 def main() -> None:
     work = Path(tempfile.mkdtemp(dir="/dev/shm"))
     run = work / "run"
     run.mkdir(mode=0o700)
     network()
     (work / "lbd.toml").write_text(config(run))
-    lbd = [sys.executable, "-m", "lbd.cli.main"]
-    control = f"{' '.join(lbd)} -s {run}/control.sock"
-    servers = [(vip(mode, family) if mode in ("dr", "tunnel") else SERVER[family], port)
-               for mode, port in PORTS.items() for family in (4, 6)]  # fmt: skip
-    for address, port in servers:
-        subprocess.Popen(["ip", "netns", "exec", "server", sys.executable, __file__, "serve", address, str(port)])
+    points = [(vip(mode, family) if mode in ("dr", "tunnel") else SERVER[family], port, "sctp")
+              for mode, port in PORTS.items() for family in (4, 6)]  # fmt: skip
+    site.Echo("server", points)
     offload = [line.strip() for line in sh("ip netns exec client ethtool -k eth0").splitlines() if "sctp" in line]
-    with process([*lbd, "run", str(work / "lbd.toml")], work / "lbd.log"):
-        print(time.monotonic(), "started", file=sys.stderr, flush=True)
-        until("lbd is ready", lambda: json.loads(sh(f"{control} status -j")).get("ready"), 240)
-        print(time.monotonic(), "ready", file=sys.stderr, flush=True)
+    note("the network is there")
+    with process([sys.executable, "-m", "lbd.cli.main", "run", str(work / "lbd.toml")], work / "lbd.log"):
+        until("lbd is ready", lambda: control(run, "status").get("ready"), 500)
         seen = {}
         for mode, port in PORTS.items():
             for family in (4, 6):
-                ask = f"ip netns exec client {sys.executable} {__file__} talk {vip(mode, family)} {port}"
-                try:
-                    seen[f"{mode} {family}"] = int(sh(ask))
-                except RuntimeError as e:
-                    seen[f"{mode} {family}"] = str(e)
-                print(time.monotonic(), mode, family, seen[f"{mode} {family}"], file=sys.stderr, flush=True)
-        services = {s["name"]: s for s in json.loads(sh(f"{control} service -j"))["services"]}
-        states = {c["state"] for c in json.loads(sh(f"{control} conn -j"))["conns"]}
+                said = site.talk("client", CLIENT[family], vip(mode, family), port, "sctp", MESSAGES)
+                seen[f"{mode} {family}"] = said
+                note(mode, family, said)
+        states = {c["state"] for c in control(run, "conns")["conns"]}
         errors = sh("ip netns exec client cat /proc/net/sctp/snmp; ip netns exec server cat /proc/net/sctp/snmp")
         print(json.dumps({
             "kernel": os.uname().release, "offload": offload, "seen": seen, "states": sorted(states),
-            "connections": {name: s["connections"] for name, s in services.items()},
+            "connections": {s["name"]: s["connections"] for s in control(run, "services")["services"]},
             "checksum_errors": [int(line.split()[1]) for line in errors.splitlines() if line.startswith("SctpChecksumErrors")],
         }))  # fmt: skip
     print((work / "lbd.log").read_text(), file=sys.stderr)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["serve"]:
-        serve(sys.argv[2], int(sys.argv[3]))
-    elif sys.argv[1:2] == ["talk"]:
-        print(talk(sys.argv[2], int(sys.argv[3])))
-    else:
-        main()
+    main()

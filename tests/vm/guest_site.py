@@ -154,8 +154,8 @@ class Echo:
         s.close()
 
 
-def talk(namespace: str, source: str, address: str, port: int, protocol: str) -> str:
-    """There and back: "right", or what went wrong."""
+def talk(namespace: str, source: str, address: str, port: int, protocol: str, sizes: Iterable[int] = ()) -> str:
+    """There and back, messages of these sizes or SIZES: "right", or what went wrong."""
     with inside(namespace):
         s = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, *KINDS[protocol])
     with s:
@@ -163,7 +163,7 @@ def talk(namespace: str, source: str, address: str, port: int, protocol: str) ->
             s.settimeout(30)
             s.bind((source, 0))
             s.connect((address, port))
-            return "right" if all(ask(s, os.urandom(size), protocol) for size in SIZES[protocol]) else "something else came back"
+            return "right" if all(ask(s, os.urandom(size), protocol) for size in sizes or SIZES[protocol]) else "something else came back"
         except OSError as e:
             return str(e)
 

@@ -19,7 +19,7 @@ def test_the_kernels_sctp(vmlab) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     seen = json.loads(done.stdout)
     assert "tx-checksum-sctp: on" in seen["offload"]
-    assert seen["seen"] == {f"{mode} {family}": 37_501 for mode in ("fullnat", "nat", "dr", "tunnel") for family in (4, 6)}
+    assert seen["seen"] == {f"{mode} {family}": "right" for mode in ("fullnat", "nat", "dr", "tunnel") for family in (4, 6)}
     assert set(seen["connections"].values()) == {1}
     assert seen["checksum_errors"] == [0, 0]
     assert not set(seen["states"]) & {"init", "established"}, "both ends have closed"
