@@ -39,6 +39,7 @@ T = TypeVar("T")
 _TEND_EVERY = 5.0
 _TEND_GAP = 0.2  # seconds between rounds at least, however many hints come
 _FRESH = frozenset(("REACHABLE", "DELAY", "PROBE", "PERMANENT", "NOARP"))
+_AHEAD_OF_MIRROR = (errno.EEXIST, errno.ENODEV)  # added, or its device removed, and the mirror is yet to hear of it
 _GONE = (errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO, errno.ENOENT)
 
 
@@ -278,7 +279,7 @@ class Kernel:
         for (entry, (_, wanted)), error in zip(missing, refused, strict=True):
             if error is None:
                 log.warning("address %s was gone from %s: added again", wanted, entry[0])
-            elif error.errno != errno.EEXIST:  # just added, the mirror does not know yet
+            elif error.errno not in _AHEAD_OF_MIRROR:
                 self._complain(entry, f"address {wanted} on {entry[0]}: {error.strerror}")
 
     async def _tend_neighbours(self, links: dict[str, Link]) -> None:
@@ -300,7 +301,7 @@ class Kernel:
             except OSError as error:
                 if error.errno == errno.ENOBUFS:
                     full += 1
-                else:
+                elif error.errno not in _AHEAD_OF_MIRROR:
                     self._complain(entry, f"neighbour {entry[1]} on {entry[0]}: {error.strerror}")
         if full:
             self._complain(

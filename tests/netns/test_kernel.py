@@ -170,6 +170,23 @@ async def test_addresses_come_back(net: Space, tmp_path: Path) -> None:
         assert rig.alarms == []
 
 
+async def test_a_device_that_goes_meanwhile_is_no_alarm(net: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mirror still shows an interface that the kernel has no longer: what is missing comes with the next one."""
+    async with rigged(tmp_path) as rig:
+        await rig.kernel.add_address("h0", "192.0.2.10/32")
+        await until(lambda: "192.0.2.10/32" in rig.addresses(), SECOND, "seen by the mirror")
+        asked, add = [], rig.mirror.thread.requests.add_addresses
+
+        async def late(wanted: Any) -> list[OSError | None]:
+            asked.append(wanted)
+            return [OSError(errno.ENODEV, "No such device")] * len(wanted) if len(asked) == 1 else await add(wanted)
+
+        monkeypatch.setattr(rig.mirror.thread.requests, "add_addresses", late)
+        net.ip("addr del 192.0.2.10/32 dev h0")
+        await until(lambda: "192.0.2.10/32" in held(net), 20 * SECOND, "it is back")
+        assert len(asked) > 1 and rig.alarms == []
+
+
 async def test_primary_and_secondary(net: Space, tmp_path: Path) -> None:
     """Without promote_secondaries the kernel removes a subnet's other addresses along with its first."""
     async with rigged(tmp_path) as rig:
