@@ -20,7 +20,7 @@ from scapy.layers.l2 import conf
 from tests.matrix import Matrix
 from tests.order import GOES, select
 
-# every daemon would load the host's certificate authorities as it imports aiohttp, a tenth of its start; no test speaks TLS with them
+# or every daemon loads the host's certificate authorities as it imports aiohttp, a tenth of its start; no test speaks TLS with them
 os.environ.setdefault("SSL_CERT_FILE", os.devnull)
 
 # a slow or shared machine is no error

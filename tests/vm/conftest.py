@@ -1,11 +1,12 @@
 """The lab VM as a fixture. See README.md beside this file."""
 
-import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.vm.stage import Stage
 
 HERE = Path(__file__).parent
 Vmlab = Callable[..., subprocess.CompletedProcess[str]]
@@ -21,16 +22,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def vmlab() -> Vmlab:
     """vmlab(COMMAND, "--pair", "igb", ...): run it as root in a fresh VM, with these options of vmlab.
 
-    A boot takes 3 to 7 seconds: put many scenarios into one command.
+    A boot takes 3 to 7 seconds, and all is slow that runs for the first time: most tests share one, see `stage`.
     """
 
     def run(command: str, *options: str, timeout: float = 100) -> subprocess.CompletedProcess[str]:
-        # the certificates of the host's authorities, which aiohttp would load at each start, take seconds in there
-        options = (*options, "--env", f"SSL_CERT_FILE={os.devnull}")
         argv = [str(HERE / "vmlab"), "--timeout", str(timeout), *options, "--", command]
         return subprocess.run(argv, capture_output=True, text=True, errors="replace")
 
     return run
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """stage.play(NICS, ARGV): in the one VM of all such tests."""
+    made = Stage(tmp_path_factory.mktemp("stage"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -73,6 +73,7 @@ address = "{endpoint(SERVER[family], port)}"
 
 
 def network() -> None:
+    sh("modprobe -a sctp ipip ip6_tunnel")
     for name, near, near6, far, far6, lb in (
         ("client", "192.0.2.100/24", "2001:db8:1::100/64", "192.0.2.1/24", "2001:db8:1::1/64", "veth-c"),
         ("server", f"{SERVER[4]}/24", f"{SERVER[6]}/64", "10.77.0.1/24", "fd77::1/64", "veth-s"),

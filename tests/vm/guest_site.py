@@ -163,7 +163,8 @@ def talk(namespace: str, source: str, address: str, port: int, protocol: str, si
             s.settimeout(30)
             s.bind((source, 0))
             s.connect((address, port))
-            return "right" if all(ask(s, os.urandom(size), protocol) for size in sizes or SIZES[protocol]) else "something else came back"
+            right = all(ask(s, os.urandom(size), protocol) for size in sizes or SIZES[protocol])
+            return "right" if right else "something else came back"
         except OSError as e:
             return str(e)
 

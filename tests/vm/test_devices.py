@@ -8,22 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.vm import guest_site as site
+from tests.vm.stage import Stage
 
 HERE = Path(__file__).parent
-ROOT = Path(__file__).parents[2]
 
 
-# a core and half of the memory each
-TWO_NODES = [
-    *(f"--qemu-arg={word}" for n in (0, 1) for word in ("-object", f"memory-backend-ram,id=m{n},size=1G")),
-    *(f"--qemu-arg={word}" for n in (0, 1) for word in ("-numa", f"node,nodeid={n},cpus={n},memdev=m{n}")),
-]
-
-
-def guest(vmlab, program: str, model: str, *options: str) -> dict:
+def guest(stage: Stage, program: str, nics: int) -> dict:
     """What the guest's program printed."""
-    done = vmlab(f"ulimit -l unlimited; {sys.executable} {HERE / program} {model}", "--mem", "2G", *options,
-                 "--env", f"PYTHONPATH={ROOT}", timeout=900)  # fmt: skip
+    done = stage.play(["virtio"] * nics, [sys.executable, str(HERE / program), "virtio"])
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)
 
@@ -40,8 +32,8 @@ def every_mode(test: Callable[..., None]) -> Callable[..., None]:
 @pytest.mark.timeout(920)
 @every_mode
 @pytest.mark.parametrize("device", ["vlan"])
-def test_clients_and_servers_in_vlans_of_one_port(vmlab, device: str) -> None:
-    seen = guest(vmlab, "guest_vlan.py", "virtio", "--modprobe", "8021q", "--pair", "virtio", *TWO_NODES)
+def test_clients_and_servers_in_vlans_of_one_port(stage: Stage, device: str) -> None:
+    seen = guest(stage, "guest_vlan.py", 2)
     assert seen["places"] == [{"worker": 0, "core": 1, "node": 1, "siblings": []}]
     assert set(seen["pages"]) == {"lbd-area", "lbd-worker", "conn"}
     assert all(far == 0 < near for far, near in seen["pages"].values()), "all of it lies where the worker runs"
@@ -59,8 +51,8 @@ def test_clients_and_servers_in_vlans_of_one_port(vmlab, device: str) -> None:
 @pytest.mark.timeout(920)
 @every_mode
 @pytest.mark.parametrize("device", ["bond"])
-def test_a_bond_loses_slaves_and_is_made_anew(vmlab, device: str) -> None:
-    seen = guest(vmlab, "guest_bond.py", "virtio", "--modprobe", "bonding", *["--pair", "virtio"] * 3)
+def test_a_bond_loses_slaves_and_is_made_anew(stage: Stage, device: str) -> None:
+    seen = guest(stage, "guest_bond.py", 6)
     assert seen["lacp"] == 4, "LACP frames passed: both slaves, at both ends, collect and distribute"
     assert (seen["both"], seen["pulled"], seen["back"], seen["removed"], seen["added"]) == (20, 10, 10, 10, 10)
     assert seen["talks"] == site.expected(), seen["drops"]

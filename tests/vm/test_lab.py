@@ -11,7 +11,7 @@ def test_exit_status_and_streams_come_back(vmlab):
 
 
 @pytest.mark.slow
-def test_zero_copy_receive(vmlab, lab_tool):
+def test_zero_copy_receive(stage, lab_tool):
     # virtio-net alone: igb drops its link for seconds when a program is attached; test_fullnat.py waits for it
     script = f"""
         ip link set eth0 up; ip link set eth1 up
@@ -19,7 +19,7 @@ def test_zero_copy_receive(vmlab, lab_tool):
         while kill -0 $receiver; do
             {lab_tool("txgen")} eth1 100 16 ff:ff:ff:ff:ff:ff 10.1.0.1; sleep 0.5
         done"""
-    done = vmlab(script, "--pair", "virtio")
+    done = stage.play(["virtio"] * 2, ["sh", "-c", script], 200)
     assert "ZEROCOPY" in done.stdout, done.stdout + done.stderr
     received = re.search(r"rx: (\d+) packets", done.stdout)
     assert received and int(received[1]) >= 100, done.stdout + done.stderr

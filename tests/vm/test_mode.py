@@ -3,7 +3,6 @@ metric. The real server's kernel takes the tunnels apart."""
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +10,13 @@ import pytest
 from tests.vm import guest_decap as decap
 from tests.vm import guest_mode as guest
 from tests.vm import guest_site as site
-
-ROOT = Path(__file__).parents[2]
+from tests.vm.stage import Stage
 
 
 @pytest.fixture(scope="module", params=["virtio", "igb"])
-def seen(request: pytest.FixtureRequest, vmlab: Any) -> dict[str, Any]:
+def seen(request: pytest.FixtureRequest, stage: Stage) -> dict[str, Any]:
     nic = request.param
-    command = f"ulimit -l unlimited; {sys.executable} {guest.__file__} {nic} require"
-    done = vmlab(command, "--mem", "2G", "--pair", nic, "--pair", nic, "--env", f"PYTHONPATH={ROOT}", timeout=900)
+    done = stage.play([nic] * 4, [sys.executable, guest.__file__, nic, "require"])
     assert done.returncode == 0, done.stdout + done.stderr
     return {"nic": nic, "log": done.stderr, **json.loads(done.stdout)}
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.vm.stage import Stage
+
 GUEST = Path(__file__).parent / "guest_sctp.py"
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(920)
 @pytest.mark.cell("fullnat nat dr tunnel", "4 6", "sctp", "veth")
-def test_the_kernels_sctp(vmlab) -> None:
-    done = vmlab(f"ulimit -l unlimited; {sys.executable} {GUEST}", "--mem", "2G", "--modprobe", "sctp,ipip,ip6_tunnel",
-                 "--env", f"PYTHONPATH={ROOT}", timeout=900)  # fmt: skip
+def test_the_kernels_sctp(stage: Stage) -> None:
+    done = stage.play([], [sys.executable, str(GUEST)])
     assert done.returncode == 0, done.stdout + done.stderr
     seen = json.loads(done.stdout)
     assert "tx-checksum-sctp: on" in seen["offload"]
