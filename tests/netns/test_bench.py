@@ -46,12 +46,20 @@ def rows(directory: Path, *arguments: str) -> list[dict[str, Any]]:
 
 
 def test_packets_per_second_beside_each_forwarder(tmp_path: Path) -> None:
+    """And the plot of it."""
     seen = rows(tmp_path, "pps")
     assert {row["peer"] for row in seen} == PEERS | {"kernel, inline", "nftables, inline"}
     assert all(row["params"]["flows"] == 1000 and row["ratio"] > 0.1 for row in seen), seen
     assert {row["peer"]: row["goal"] for row in seen if "goal" in row} == {
         "AF_XDP": 0.95, "nftables": 1.5, "nftables, inline": 1.5,
     }  # fmt: skip
+    pytest.importorskip("matplotlib", reason="matplotlib draws the plots")
+    from bench import plot
+
+    figure = plot.veth(json.loads((tmp_path / "veth.json").read_text()))
+    legend = figure.axes[0].get_legend() if figure else None
+    labels = [text.get_text() for text in legend.get_texts()] if legend else []
+    assert labels[:2] == ["lbd, FULLNAT", "bare AF_XDP forwarder"], labels
 
 
 def test_frames_of_mixed_sizes_arrive_as_they_were_sent(tmp_path: Path) -> None:
@@ -69,21 +77,10 @@ def test_tcp_beside_each_forwarder(tmp_path: Path) -> None:
 
 
 def test_round_trips_and_idle_cpu_of_the_three_poll_modes(tmp_path: Path) -> None:
-    seen = rows(tmp_path, "latency", "idle")
+    seen = rows(tmp_path, "latency", "idle", "--peers", "kernel, inline")
     trips = [row for row in seen if row["unit"] == "µs"]
     assert {(row["params"]["poll"], row["params"]["percentile"]) for row in trips} == {
         (poll, percentile) for poll in ("busy", "adaptive", "interrupt") for percentile in ("p50", "p99", "p999")
     }
     used = {(row["params"]["poll"], row["params"]["process"]): row["median"] for row in seen if row["unit"] == "% of a core"}
     assert used["busy", "worker"] > used["adaptive", "worker"] > 0 < used["adaptive", "master"], used
-
-
-def test_plots_are_drawn_from_it(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib draws the plots")
-    from bench import plot
-
-    rows(tmp_path, "pps", "--peers", "AF_XDP")
-    figure = plot.veth(json.loads((tmp_path / "veth.json").read_text()))
-    legend = figure.axes[0].get_legend() if figure else None
-    labels = [text.get_text() for text in legend.get_texts()] if legend else []
-    assert labels == ["lbd, FULLNAT", "bare AF_XDP forwarder"]
