@@ -209,6 +209,7 @@ cdef inline void dest_hash_in(Engine *e, uint32_t id) noexcept nogil:
         p = &e.dest[p[0] - 1].next
     e.dest[id].next = p[0]
     p[0] = id + 1
+    e.dests += 1
 
 
 cdef inline bint dest_stands(const Dest *d) noexcept nogil:
@@ -218,6 +219,7 @@ cdef inline bint dest_stands(const Dest *d) noexcept nogil:
 cdef inline void dest_unhash(Engine *e, uint32_t id) noexcept nogil:
     cdef uint32_t *p = e.dest_hash + dest_bucket(e.dest[id].addr, e.dest[id].port)
     quic_unhash(e, id)
+    e.dests -= 1
     while p[0]:
         if p[0] == id + 1:
             p[0] = e.dest[id].next
@@ -256,6 +258,7 @@ cdef inline void service_refresh(Engine *e) noexcept nogil:
     """What is private to the process, from tables that were there before it."""
     cdef uint32_t i
     memset(e.dest_hash, 0, sizeof(e.dest_hash))
+    e.dests = 0
     memset(e.quic_hash, 0, sizeof(e.quic_hash))
     for i in range(e.max_dest - 1, -1, -1):
         if e.dest[i].flags & DEST_USED:

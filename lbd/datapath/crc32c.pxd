@@ -3,13 +3,16 @@
 # A CRC is linear: bytes that change by `diff` (exclusive or) change it by diff * x^(8 n) modulo the polynomial, n being the bytes
 # from there to the end. So new ports cost two carry-less multiplications, whatever the packet's length, and a checksum that was
 # wrong before stays wrong.
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from lbd.datapath.compiler cimport lbd_ld32, lbd_st32
 
 cdef extern from * nogil:
     """
     #if defined(__SSE4_2__)
     #include <nmmintrin.h>
+    #endif
+    #if defined(__x86_64__)
+    #include <wmmintrin.h>
     #endif
     enum { LBD_CRC32C_POLY = 0x82f63b78u };     /* reflected: bit 31 is x^0 */
     static uint32_t lbd_crc32c_byte[256];       /* register after one byte */
@@ -36,12 +39,29 @@ cdef extern from * nogil:
         for (; n; n--, p++) crc = crc >> 8 ^ lbd_crc32c_byte[(crc ^ *p) & 255];
         return crc;
     }
-    /* a * b modulo the polynomial: the product's 64 bits, lower powers above, reduced as four bytes of a message are */
-    static inline uint32_t lbd_crc32c_mul(uint32_t a, uint32_t b)
+    static inline uint64_t lbd_clmul_steps(uint32_t a, uint32_t b)
     {
         uint64_t p = 0;
         for (int i = 0; i < 32; i++) p ^= ((uint64_t)b << i) & (0 - (uint64_t)(a >> i & 1));
-        p <<= 1;
+        return p;
+    }
+    #if defined(__x86_64__)
+    /* x86-64-v3 does not promise the instruction, though whatever is that has it */
+    __attribute__((target("pclmul"))) static uint64_t lbd_clmul_at_once(uint32_t a, uint32_t b)
+    {
+        return (uint64_t)_mm_cvtsi128_si64(_mm_clmulepi64_si128(_mm_cvtsi32_si128((int)a), _mm_cvtsi32_si128((int)b), 0));
+    }
+    static inline uint64_t lbd_clmul(uint32_t a, uint32_t b)
+    {
+        return __builtin_cpu_supports("pclmul") ? lbd_clmul_at_once(a, b) : lbd_clmul_steps(a, b);
+    }
+    #else
+    #define lbd_clmul lbd_clmul_steps
+    #endif
+    /* a * b modulo the polynomial: the product's 64 bits, lower powers above, reduced as four bytes of a message are */
+    static inline uint32_t lbd_crc32c_mul(uint32_t a, uint32_t b)
+    {
+        uint64_t p = lbd_clmul(a, b) << 1;
         return (uint32_t)(p >> 32) ^ lbd_crc32c_u32(0, (uint32_t)p);
     }
     static inline uint32_t lbd_crc32c_shift(uint32_t v, uint32_t n)
@@ -62,6 +82,8 @@ cdef extern from * nogil:
         }
     }
     """
+    uint64_t lbd_clmul(uint32_t a, uint32_t b) noexcept
+    uint64_t lbd_clmul_steps(uint32_t a, uint32_t b) noexcept
     uint32_t lbd_crc32c_add(uint32_t crc, const uint8_t *p, uint32_t n) noexcept
     uint32_t lbd_crc32c_shift(uint32_t v, uint32_t n) noexcept
 

@@ -18,6 +18,12 @@ cdef struct TokenBucket:        # `rate` per second, a burst of a tenth of it
     uint64_t credit_ns          # time saved up, at most 0.1 s
     uint64_t last_ns
 
+cdef struct Due:                # a packet that is not counted yet (tally.pxd), valid within a burst
+    uint16_t svc
+    uint16_t dest
+    uint16_t direction
+    uint16_t bytes
+
 cdef struct Plan:               # of a connection to be opened (open.pxd), valid within a burst
     Tuple back                  # what its answers will carry
     uint64_t hash               # of that
@@ -119,6 +125,7 @@ cdef struct Engine:
     uint32_t dest_hash[1024]    # heads: number + 1
     uint32_t vip_hash[1024]     # the same
     uint32_t quic_hash[4096]    # heads: number + 1
+    uint32_t dests              # real servers
     uint32_t nat_services       # services of mode NAT
     uint32_t any_services       # of port 0
     uint32_t one_packet_services
@@ -157,6 +164,8 @@ cdef struct Engine:
     uint64_t far_hash[64]       # IPv4 packets that missed, while nat64: of the mapped tuple,
     uint32_t far_ref[64]        # and the candidate in the IPv6 table,
     uint32_t far_probed         # if stage_probe has looked
+    uint32_t due_n
+    Due due[64]
     uint8_t later[64]           # packets without a connection, in order
     uint8_t step[64]            # of each of them: Step
     Plan plan[64]

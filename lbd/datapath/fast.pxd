@@ -22,7 +22,8 @@ from lbd.datapath.nat cimport check_update, ends_write, hop
 from lbd.datapath.nat64 cimport nat64_mtu, nat64_obstacle, nat64_packet
 from lbd.datapath.neigh cimport Adj, adj_sender
 from lbd.datapath.parse cimport checksum_is_partial, l4_sound
-from lbd.datapath.svc cimport DEST_NONE, SvcStat
+from lbd.datapath.svc cimport DEST_NONE
+from lbd.datapath.tally cimport tally
 from lbd.datapath.tcp cimport edges_step, STATE_ESTABLISHED, STATE_UDP, STATE_UDP_ONEWAY
 from lbd.datapath.timer cimport WHEEL_SHIFT
 from lbd.datapath.tunnel cimport server_af, tunnel_room
@@ -147,13 +148,6 @@ cdef inline bint settled(const ConnCommon *c, uint8_t proto, uint32_t direction,
             and (now_ms ^ c.last_seen) >> WHEEL_SHIFT == 0)
 
 
-cdef inline void stat_packet(SvcStat *s, uint32_t direction, uint32_t bytes) noexcept nogil:
-    """in_pkts and in_bytes, or out_pkts and out_bytes, which follow them."""
-    cdef uint64_t *pair = &s.in_pkts + 2 * direction
-    pair[0] += 1
-    pair[1] += bytes
-
-
 cdef inline bint passes(Engine *e, const Pkt *p, const ConnCommon *c, const uint8_t *l4, uint32_t hops, uint32_t room,
                         uint32_t direction) noexcept nogil:
     """Of a packet of a settled connection: nothing about it is for the general way. room: bytes that it may have."""
@@ -178,8 +172,7 @@ cdef inline void passed(Engine *e, Pkt *p, ConnCommon *c, const Adj *a, const ui
     p.flags |= PKT_REPLY * direction
     p.verdict = VERDICT_FORWARD
     p.reason = REASON_NONE
-    stat_packet(e.svc_stat + c.svc, direction, p.l3_len)
-    stat_packet(e.dest_stat + c.dest, direction, p.l3_len)
+    tally(e, c.svc, c.dest, direction, p.l3_len)
 
 
 cdef inline bint fast_wrap(Engine *e, Pkt *p, uint32_t i, uint32_t direction, int af) noexcept nogil:

@@ -25,6 +25,7 @@ from lbd.datapath.nat cimport TTL_DELTA, hop, link_write, rewrite
 from lbd.datapath.seq cimport seq_translate
 from lbd.datapath.encap cimport encap
 from lbd.datapath.decap cimport ecn_carry
+from lbd.datapath.tally cimport stat_packet
 from lbd.datapath.tunnel cimport server_af, tunnel_room
 from lbd.datapath.nat64 cimport nat64_mtu, nat64_obstacle, nat64_packet
 from lbd.datapath.icmp64 cimport nat64_error
@@ -278,20 +279,10 @@ cdef inline bint leave(Engine *e, Pkt *p, uint32_t i, const ConnCommon *c, uint3
 
 
 cdef inline void count_packet(Engine *e, const Pkt *p, const ConnCommon *c, uint32_t direction) noexcept nogil:
-    if direction == 0:
-        if c.svc != SVC_NONE:
-            e.svc_stat[c.svc].in_pkts += 1
-            e.svc_stat[c.svc].in_bytes += p.l3_len
-        if c.dest != DEST_NONE:
-            e.dest_stat[c.dest].in_pkts += 1
-            e.dest_stat[c.dest].in_bytes += p.l3_len
-    else:
-        if c.svc != SVC_NONE:
-            e.svc_stat[c.svc].out_pkts += 1
-            e.svc_stat[c.svc].out_bytes += p.l3_len
-        if c.dest != DEST_NONE:
-            e.dest_stat[c.dest].out_pkts += 1
-            e.dest_stat[c.dest].out_bytes += p.l3_len
+    if c.svc != SVC_NONE:
+        stat_packet(e.svc_stat + c.svc, direction, p.l3_len)
+    if c.dest != DEST_NONE:
+        stat_packet(e.dest_stat + c.dest, direction, p.l3_len)
 
 
 cdef inline void rebind(Engine *e, uint32_t i, ConnCommon *c, const Tuple *k, int af) noexcept nogil:

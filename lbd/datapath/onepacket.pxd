@@ -6,7 +6,6 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from lbd.datapath.compiler cimport lbd_copy12
 from lbd.datapath.conn cimport CONN_NIL, ConnCommon, addr6_is, conn_common, conn_free
 from lbd.datapath.engine cimport Engine, Plan
-from lbd.datapath.fast cimport stat_packet
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.forward cimport count_packet, drop, send_out, way_out
 from lbd.datapath.hdr cimport ETH_HLEN, PROTO_UDP
@@ -19,6 +18,7 @@ from lbd.datapath.persist cimport HAND_ASK, PICK_ASKED, dest_for
 from lbd.datapath.pkt cimport Pkt, PKT_ICMP_ERROR, PKT_PARTIAL, PKT_TUNNEL
 from lbd.datapath.reason cimport *
 from lbd.datapath.svc cimport Dest, DEST_NONE, MODE_DR, MODE_ONE_WAY, SVC_NONE, SVC_ONE_PACKET
+from lbd.datapath.tally cimport tally
 from lbd.datapath.tcp cimport STATE_UDP
 
 
@@ -62,8 +62,7 @@ cdef inline bint neighbour(Engine *e, Pkt *p, uint32_t svc, uint32_t dest, int a
     hop(ip, TTL_DELTA if af == 4 else 0, af)
     lbd_copy12(p.data, a.dmac)
     scheduled(e, svc, dest)
-    stat_packet(e.svc_stat + svc, 0, p.l3_len)
-    stat_packet(e.dest_stat + dest, 0, p.l3_len)
+    tally(e, svc, dest, 0, p.l3_len)
     p.ifout = a.iface
     p.verdict = VERDICT_FORWARD
     p.reason = REASON_NONE

@@ -22,6 +22,7 @@ from lbd.datapath.frag_flow cimport frag_bind, frag_settle
 from lbd.datapath.open cimport (STEP_AGAIN, STEP_DONE, STEP_OPEN, looks_new, may_open, met_before, open_planned, plan_open,
                                 resets, start_anew, starts_anew, SVC_UNASKED)
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE
+from lbd.datapath.tally cimport tally_enter
 
 cdef enum:
     AHEAD = 6                   # packets ahead of the parser whose headers are prefetched
@@ -274,6 +275,8 @@ cdef inline void stage_settle(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
             e.later[later] = i
             later += 1
     e.count.verdicts[<int> VERDICT_FORWARD] += fast
+    if lbd_unlikely(e.due_n):
+        tally_enter(e)
     if lbd_unlikely(later):
         stage_open(e, pkts, later, made)
 

@@ -12,7 +12,7 @@ from lbd.datapath.compiler cimport lbd_bswap16
 from lbd.datapath.conn cimport (BUCKET_SLOTS, CONN_NIL, REF_NONE, Bucket, ConnTable, conn4, conn6, conn_alloc, conn_clear,
                                 conn_common, conn_free, conn_index, conn_lookup, conn_unindex)
 from lbd.datapath.connfile cimport conn_family_bytes, conn_map
-from lbd.datapath.crc32c cimport crc32c as c_crc32c, crc32c_moved as c_crc32c_moved
+from lbd.datapath.crc32c cimport crc32c as c_crc32c, crc32c_moved as c_crc32c_moved, lbd_clmul, lbd_clmul_steps
 from lbd.datapath.csum cimport csum_apply, csum_diff, csum_fold, csum_partial, csum_pseudo, csum_reverse
 from lbd.datapath.engine cimport TokenBucket
 from lbd.datapath.flow cimport Tuple, tuple_hash
@@ -88,6 +88,11 @@ def crc32c(data: bytes) -> int:
 def crc32c_moved(crc: int, old: bytes, new: bytes, n: int) -> int:
     """Of n bytes whose first four were `old` and are `new`."""
     return c_crc32c_moved(crc, int.from_bytes(old, "little") ^ int.from_bytes(new, "little"), n)
+
+
+def products(a: int, b: int) -> tuple:
+    """Carry-less, as this machine computes it, and step by step."""
+    return lbd_clmul(a, b), lbd_clmul_steps(a, b)
 
 
 # --- hashes ----------------------------------------------------------------------------------------------------------

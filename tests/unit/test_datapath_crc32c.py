@@ -56,3 +56,11 @@ def test_moved_over_every_size(size: int) -> None:
     rest = bytes(i * 7 & 255 for i in range(size - 4))
     old, new = b"\x9c\x40\x00\x50", b"\x27\x10\x1f\x90"
     assert _engine.crc32c_moved(_engine.crc32c(old + rest), old, new, size) == _engine.crc32c(new + rest)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
+def test_products(a: int, b: int) -> None:
+    right = 0
+    for k in range(32):
+        right ^= (a << k) * (b >> k & 1)
+    assert _engine.products(a, b) == (right, right)

@@ -1,0 +1,43 @@
+# Packets and bytes of a service and of a real server, as forwarded packets are counted.
+#
+# A packet's instructions fill the core's window, so a line of statistics that is not near is waited for, each alone. Where there
+# are many real servers the fast lane's counts are put down instead, their lines fetched meanwhile, and entered after the burst.
+from libc.stdint cimport uint32_t, uint64_t
+from lbd.datapath.compiler cimport lbd_prefetchw, lbd_unlikely
+from lbd.datapath.engine cimport Due, Engine
+from lbd.datapath.svc cimport SvcStat
+
+cdef enum:
+    DESTS_NEAR = 512            # real servers whose statistics (64 bytes each) stay near the core by themselves
+
+
+cdef inline void stat_packet(SvcStat *s, uint32_t direction, uint32_t bytes) noexcept nogil:
+    """in_pkts and in_bytes, or out_pkts and out_bytes, which follow them."""
+    cdef uint64_t *pair = &s.in_pkts + 2 * direction
+    pair[0] += 1
+    pair[1] += bytes
+
+
+cdef inline void tally(Engine *e, uint32_t svc, uint32_t dest, uint32_t direction, uint32_t bytes) noexcept nogil:
+    """Of a packet in a burst: now, or by tally_enter."""
+    cdef Due *due
+    if lbd_unlikely(e.dests > DESTS_NEAR):
+        lbd_prefetchw(e.svc_stat + svc)
+        lbd_prefetchw(e.dest_stat + dest)
+        due = e.due + e.due_n
+        due.svc, due.dest, due.direction, due.bytes = svc, dest, direction, bytes
+        e.due_n += 1
+        return
+    stat_packet(e.svc_stat + svc, direction, bytes)
+    stat_packet(e.dest_stat + dest, direction, bytes)
+
+
+cdef inline void tally_enter(Engine *e) noexcept nogil:
+    """What the burst's packets put down."""
+    cdef uint32_t k
+    cdef const Due *due
+    for k in range(e.due_n):
+        due = e.due + k
+        stat_packet(e.svc_stat + due.svc, due.direction, due.bytes)
+        stat_packet(e.dest_stat + due.dest, due.direction, due.bytes)
+    e.due_n = 0
