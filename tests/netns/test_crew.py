@@ -29,11 +29,10 @@ def working(lbd: Daemon) -> list[int]:
     return [w["connections_ipv4"] + w["connections_ipv6"] for w in lbd.get("/v1/workers")["workers"]]
 
 
-def unharmed(traffic: Traffic, more: int = 300) -> None:
+def unharmed(traffic: Traffic) -> None:
     """Requests go on, on all connections that there were."""
-    seen = traffic.report()["requests"]
     traffic.ask("mark")
-    wait_until("requests go on", lambda: traffic.report()["requests"] > seen + more, 20)
+    wait_until("requests go on", lambda: traffic.report()["requests"] > 5 * STREAMS and traffic.report()["late"] < 5, 20)
     wait_until("every flow goes on", lambda: traffic.report()["not_resumed"] == 0, 20)
     report = traffic.report()
     assert report["open"] == STREAMS and not report["error_count"], report["errors"]
