@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What may run beside what: `make test` runs the tests in three goes (--go), the first two at the same time.
 
-    left    network namespaces, packets, the fuzzer
-    right   the lab VM and all the rest
+    left    network namespaces, the fuzzer
+    right   the lab VM, packets and all the rest
     alone   what is marked so: it measures, or takes both cores
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 GOES = ("left", "right", "alone")
-LEFT = ("netns", "packet", "fuzz")
+LEFT = ("netns", "fuzz")
 
 
 def go_of(item: pytest.Item, tests: Path) -> str:
