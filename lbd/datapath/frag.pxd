@@ -14,8 +14,8 @@ from lbd.datapath.flow cimport Tuple
 from lbd.datapath.reason cimport REASON_FRAG_TIMEOUT, REASON_FRAG_TABLE_FULL, VERDICT_DROP
 
 cdef enum:
-    FRAG_ENTRIES = 8192         # datagrams that a worker follows: 92 + 4 bytes each
-    FRAG_HELD = 512             # pieces of fragments that it holds: 1,816 bytes each. 1.7 MB in all
+    FRAG_ENTRIES = 8192         # datagrams that a worker follows: 100 + 4 bytes each
+    FRAG_HELD = 512             # pieces of fragments that it holds: 1,816 bytes each. 1.8 MB in all
     FRAG_HELD_EACH = 64         # of one datagram: 64 KiB in an Ethernet's MTU have 45, in jumbo frames not more
     HELD_ROOM = 1792            # bytes of a held one: an AF_XDP frame (2 KiB) without XDP's headroom
     FRAG_GRACE = 1000           # ms
@@ -27,6 +27,7 @@ cdef enum FragState:
     FRAG_AWAY = 2               # another worker's
     FRAG_KERNEL = 3             # the host's stack's
     FRAG_REFUSED = 4            # the first fragment was dropped, or answered
+    FRAG_CHOSEN = 5             # to a real server of a one-packet service
 
 cdef enum FragList:             # each in order of age
     FRAG_SPARE = 0              # through or over: for the next one
@@ -40,20 +41,23 @@ cdef struct Frag:
     uint32_t prev               # on its list
     uint32_t next
     uint32_t since              # ms: on this list
-    uint32_t ref                # FRAG_BOUND: connection << 1 | direction, when last looked up
+    uint32_t ref                # FRAG_BOUND, FRAG_CHOSEN: connection << 1 | direction, when last looked up
     uint32_t ident              # counts datagrams: what a rewritten one's identification is made of
     uint32_t held               # first and last held fragment: number + 1
     uint32_t held_last
     uint32_t bytes              # of payload, passed so far
+    uint32_t tick               # FRAG_CHOSEN: when (template.pxd); svc and dest are those that had these numbers then
     uint16_t total              # of payload, once the last fragment has told; 0 = not known
     uint16_t sport              # of the first fragment, network order
     uint16_t dport
+    uint16_t svc                # FRAG_CHOSEN
+    uint16_t dest
     uint8_t held_n
     uint8_t state               # FragState
     uint8_t list                # FragList
     uint8_t worker              # FRAG_AWAY
     uint8_t proto               # of the connection
-    uint8_t table               # FRAG_BOUND: family of the table that ref is in
+    uint8_t table               # family of the table that ref is in
 
 cdef struct Held:
     uint64_t frame              # Pkt.frame, for adapters that number packets

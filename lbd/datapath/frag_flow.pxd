@@ -18,14 +18,16 @@ from lbd.datapath.hdr cimport IP_MF, IP_OFFMASK, IpHdr, PROTO_FRAGMENT
 from lbd.datapath.csum cimport csum_add, csum_diff, csum_fold
 from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport CONN_ONE_WAY, REF_NONE, conn_common, conn_is, conn_lookup
-from lbd.datapath.frag cimport (FRAG_AWAY, FRAG_BOUND, FRAG_KERNEL, FRAG_NIL, FRAG_REFUSED, FRAG_WAITING, Frag, frag_known,
-                                frag_make, frag_passed)
+from lbd.datapath.frag cimport (FRAG_AWAY, FRAG_BOUND, FRAG_CHOSEN, FRAG_KERNEL, FRAG_NIL, FRAG_REFUSED, FRAG_WAITING, Frag,
+                                frag_known, frag_make, frag_passed)
 from lbd.datapath.frag_held cimport frag_decide, frag_hold
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.nat64 cimport tuple_map
+from lbd.datapath.onepacket cimport choose, chosen_way, one_packet, still_chosen
 from lbd.datapath.owner cimport fragment_owner
 from lbd.datapath.forward cimport drop, forward_known
 from lbd.datapath.open cimport HOPS_MAX, hand_on
+from lbd.datapath.svc cimport MODE_ONE_WAY
 
 
 cdef inline uint32_t frag_offset(const Pkt *p, int af, bint *last) noexcept nogil:
@@ -105,8 +107,21 @@ cdef inline bint bind(Engine *e, Frag *f, const Tuple *t, uint64_t h, int af) no
 
 # --- the first one ---------------------------------------------------------------------------------------------------
 
+cdef inline bint first_again(Engine *e, Pkt *p, const Tuple *t, Frag *f, int af) noexcept nogil:
+    """A first fragment that comes twice is not scheduled twice. False: its real server is gone."""
+    if not still_chosen(e, f):
+        return False
+    if e.svc[f.svc].mode & MODE_ONE_WAY:
+        one_packet(e, p, t, f.svc, f.dest, False, af)
+        return True
+    if not chosen_way(e, f, t, tuple_hash(t, e.hash_key, af), af):
+        return False
+    forward_known(e, p, f.ref, af)
+    return True
+
+
 cdef inline bint frag_first(Engine *e, Pkt *p, const Tuple *t, int af) noexcept nogil:
-    """Before it goes the general way. True: handed over."""
+    """Before it goes the general way. True: it has its verdict."""
     cdef Tuple k
     cdef uint64_t h
     cdef uint32_t n
@@ -126,7 +141,7 @@ cdef inline bint frag_first(Engine *e, Pkt *p, const Tuple *t, int af) noexcept 
     f.sport = t.sport
     f.dport = t.dport
     f.proto = t.proto
-    return False
+    return f.state == FRAG_CHOSEN and first_again(e, p, t, f, af)
 
 
 cdef inline void frag_bind(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
@@ -146,6 +161,10 @@ cdef inline void frag_bind(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil
         if bind(e, f, t, e.hash[i], af):    # else it ended the connection
             state = FRAG_BOUND
             ident_write(e, p, f)
+        elif choose(e, f, p):
+            state = FRAG_CHOSEN
+            if not e.svc[f.svc].mode & MODE_ONE_WAY and chosen_way(e, f, t, e.hash[i], af):
+                ident_write(e, p, f)
         e.count.frag_forwarded += 1
     elif p.verdict == VERDICT_HANDOVER:
         state = FRAG_AWAY
@@ -167,17 +186,30 @@ cdef inline void hold(Engine *e, Pkt *p, uint32_t n) noexcept nogil:
     p.reason = REASON_NONE
 
 
+cdef inline bint way_of_first(Engine *e, Frag *f, const Tuple *t, int af) noexcept nogil:
+    """Sets f.ref and f.table to its datagram's connection; of that one's records to the live one, if it went on to another real
+    server meanwhile. False: it is gone."""
+    if f.state == FRAG_CHOSEN:
+        return chosen_way(e, f, t, tuple_hash(t, e.hash_key, af), af)
+    return is_bound(e, f, t, af) or bind(e, f, t, tuple_hash(t, e.hash_key, af), af)
+
+
 cdef inline void follow(Engine *e, Pkt *p, const Tuple *k, Frag *f, int af) noexcept nogil:
-    """By its datagram's connection; of that one's records the live one, if it went on to another real server meanwhile."""
     cdef Tuple t
     memcpy(&t, k, sizeof(Tuple))
     t.sport = f.sport
     t.dport = f.dport
-    t.proto = f.proto
-    if not is_bound(e, f, &t, af) and not bind(e, f, &t, tuple_hash(&t, e.hash_key, af), af):
+    t.proto = p.proto = f.proto
+    if f.state == FRAG_CHOSEN and not still_chosen(e, f):
         drop(p, REASON_FRAG_ORPHAN)
         return
-    p.proto = f.proto
+    if f.state == FRAG_CHOSEN and e.svc[f.svc].mode & MODE_ONE_WAY:
+        one_packet(e, p, &t, f.svc, f.dest, False, af)
+        e.count.frag_forwarded += p.verdict == VERDICT_FORWARD
+        return
+    if not way_of_first(e, f, &t, af):
+        drop(p, REASON_FRAG_ORPHAN)
+        return
     if f.table == af:
         forward_known(e, p, f.ref, af)
     else:
@@ -204,7 +236,7 @@ cdef inline void frag_later(Engine *e, Pkt *p, const Tuple *k, uint64_t h, int a
         hold(e, p, n)
         return
     start = frag_offset(p, af, &last)
-    if f.state == FRAG_BOUND:
+    if f.state == FRAG_BOUND or f.state == FRAG_CHOSEN:
         follow(e, p, k, f, af)
     elif f.state == FRAG_AWAY:
         if p.hops >= HOPS_MAX:

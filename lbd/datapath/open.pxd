@@ -268,13 +268,18 @@ cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32
     return STEP_OPEN
 
 
+cdef inline uint32_t conn_aside(Engine *e, const Tuple *t, uint64_t h, const Tuple *back, uint32_t mode, int af) noexcept nogil:
+    """The record that a client's packets (t, its hash h) to one real server of a one-packet service share, or REF_NONE."""
+    cdef uint8_t server[16]
+    server_addr(back, mode, server)
+    return conn_towards(table_of(e, af), t, h, server, back.sport, CONN_ASIDE, af)
+
+
 cdef inline void open_planned(Engine *e, Pkt *p, uint32_t i, Plan *plan, int af) noexcept nogil:
     cdef uint32_t ref = REF_NONE
-    cdef uint8_t server[16]
     reserve(e, p.svc, plan.dest, -1)
     if e.svc[p.svc].flags & SVC_ONE_PACKET:
-        server_addr(&plan.back, plan.mode, server)
-        ref = conn_towards(table_of(e, af), &e.tuple[i], e.hash[i], server, plan.back.sport, CONN_ASIDE, af)
+        ref = conn_aside(e, &e.tuple[i], e.hash[i], &plan.back, plan.mode, af)
         if ref != REF_NONE:
             scheduled(e, p.svc, plan.dest)
     if ref == REF_NONE:

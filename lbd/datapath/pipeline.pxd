@@ -185,9 +185,7 @@ cdef inline bint settle(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
 
 
 cdef inline bint settle_one_packet(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
-    """Without a connection, and needing none. (Fragments do: the later ones follow it.)"""
-    if p.frag != FRAG_NONE:
-        return False
+    """Without a connection, and needing none."""
     if p.af == 4:
         return one_packet_settle(e, p, i, 4)
     return one_packet_settle(e, p, i, 6)

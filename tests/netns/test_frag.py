@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,7 @@ pytestmark = [pytest.mark.root, pytest.mark.netns]
 ECHO = 7007
 SIZES = (1000, 1472, 1473, 2960, 5000, 9000, 20000, 40000, 60000)
 EACH = 8
+ONCE = 7008  # of the one-packet service
 STORM = 100_000
 
 
@@ -82,6 +84,27 @@ def lost(daemon: Daemon) -> dict[str, int]:
     return {d["reason"]: d["packets"] for d in daemon.get("/v1/drops")["drops"] if d["packets"]}
 
 
+def once(service: dict[str, Any], vip: str, port: int) -> dict[str, Any]:
+    """Like that one, but by datagram; port: its real servers'."""
+    servers = [{"address": endpoint(r["address"].rpartition(":")[0].strip("[]"), port)} for r in service["real_server"]]
+    name = service["name"].replace("echo", "once")
+    more = {"address": endpoint(vip, ONCE), "one_packet": True, "scheduler": "rr", "real_server": servers}
+    return {**service, "name": name, **more}
+
+
+def whole_by_datagram(testbed: Testbed, daemon: Daemon, vip: str, family: int) -> None:
+    """Round robin gives each datagram another real server; all of it goes there."""
+    before = lost(daemon)
+    with visiting(testbed.client), datagram(socket.AF_INET6 if family == 6 else socket.AF_INET) as sock:
+        sock.connect((vip, ONCE))
+        for payload in payloads(family, 2):
+            sock.send(payload)
+            assert sock.recv(65536) == payload
+    assert lost(daemon) == before
+    rows = [r for r in daemon.get("/v1/real-servers")["real_servers"] if r["service"] == f"once{family}"]
+    assert sum(r["connections"] for r in rows) == 2 * len(SIZES) and min(r["connections"] for r in rows) >= 8 - 1
+
+
 @pytest.fixture(scope="module", params=["fullnat", "nat"])
 def near(request: pytest.FixtureRequest, make_shared: Callable[..., Testbed]) -> tuple[Testbed, Daemon]:
     testbed = make_shared(workers=2, servers=2, routing=True).up()
@@ -100,6 +123,7 @@ def near(request: pytest.FixtureRequest, make_shared: Callable[..., Testbed]) ->
                 ],
             }
         )  # fmt: skip
+        settings["service"].append(once(settings["service"][-1], testbed.vip(family), ECHO))
     return testbed, testbed.lbd(config_text(settings))
 
 
@@ -114,6 +138,13 @@ def test_both_ways(near: tuple[Testbed, Daemon], family: int) -> None:
     assert lost(daemon) == before
     cut = sum(-(-(len(p) + 8) // 1480) for p in payloads(family) if len(p) > 1472)
     assert scrape(testbed).value("lbd_fragments_total", action="forwarded") - counted >= 2 * cut
+
+
+@families
+def test_by_datagram(near: tuple[Testbed, Daemon], family: int) -> None:
+    testbed, daemon = near
+    warm(testbed, testbed.vip(family))
+    whole_by_datagram(testbed, daemon, testbed.vip(family), family)
 
 
 @families
@@ -190,7 +221,7 @@ def far(request: pytest.FixtureRequest, make_shared: Callable[..., Testbed]) -> 
         for family in (4, 6):
             out = server.directory / f"vip-echo{family}.out"
             with open(out, "wb") as to:
-                testbed.popen(server.ns, [sys.executable, "-c", VIP_ECHO, FAR_VIP[family], str(ECHO)], stdout=to)
+                testbed.popen(server.ns, [sys.executable, "-c", VIP_ECHO, FAR_VIP[family], str(ECHO), str(ONCE)], stdout=to)
             wait_until("the echo server is there", lambda out=out: out.read_text() == "ready\n", 10)  # type: ignore[misc]
     far_routes(testbed)
     settings = testbed.settings(services=())
@@ -202,19 +233,24 @@ def far(request: pytest.FixtureRequest, make_shared: Callable[..., Testbed]) -> 
                 "manage": False, "real_server": [{"address": endpoint(a, ECHO)} for a in servers],
             }
         )  # fmt: skip
+        settings["service"].append(once(settings["service"][-1], FAR_VIP[family], ONCE))
     return mode, testbed, testbed.lbd(config_text(settings))
 
 
 # answers from the address that was asked, as a socket bound to it does
 VIP_ECHO = """
-import socket, sys
-s = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
-s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-s.bind((sys.argv[1], int(sys.argv[2])))
+import select, socket, sys
+socks = []
+for port in sys.argv[2:]:
+    s = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    s.bind((sys.argv[1], int(port)))
+    socks.append(s)
 print("ready", flush=True)
 while True:
-    data, sender = s.recvfrom(65536)
-    s.sendto(data, sender)
+    for s in select.select(socks, [], [])[0]:
+        data, sender = s.recvfrom(65536)
+        s.sendto(data, sender)
 """
 
 
@@ -226,6 +262,13 @@ def test_one_way(far: tuple[str, Testbed, Daemon], family: int) -> None:
     results = echoes(testbed.client, FAR_VIP[family], ECHO, payloads(family))
     assert results.count(True) == len(results), f"{results.count(False)} of {len(results)} lost: {lost(daemon)}"
     assert lost(daemon) == before
+
+
+@families
+def test_by_datagram_one_way(far: tuple[str, Testbed, Daemon], family: int) -> None:
+    _, testbed, daemon = far
+    warm(testbed, FAR_VIP[family])
+    whole_by_datagram(testbed, daemon, FAR_VIP[family], family)
 
 
 # -- a storm ------------------------------------------------------------------------------------------------------------
