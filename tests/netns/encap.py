@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sending end of an IPIP or GRE tunnel, for a kernel without the devices: what is routed into a TUN device leaves by a raw
-socket, in a packet to the tunnel's other end. The opposite of decap.py.
+socket, in a packet to the tunnel's other end. The opposite of src/decap.c.
 
     python encap.py NAME ipip|gre|gre+csum REMOTE      makes the TUN device NAME, brings it up by `ip`, prints "ready", serves until
                                                        it is killed; REMOTE: IPv4 or IPv6, the way there gives the outer source

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ends of tunnels without kernel devices share (encap.py, decap.py, programs of their own beside this file)."""
+"""What the ends of tunnels and translators without kernel devices share (programs of their own beside this file)."""
 
 import fcntl
 import os
