@@ -286,4 +286,4 @@ def service_name(numbers: Reconciler, names: dict[Any, str], number: int) -> str
 
 def real_server_name(numbers: Reconciler, number: int) -> str | None:
     key = numbers.dests.key(number)
-    return str(Endpoint(ip_address(key[1]), key[2])) if key is not None and key[2] else None  # 0: an SNAT rule's
+    return str(Endpoint(ip_address(key[1]), key[2])) if key is not None and any(key[1]) else None  # no address: an SNAT rule's

@@ -99,4 +99,5 @@ ADVICE = {
         "SCTP cuts data itself, to the path's MTU; its packets in fragments are rare. Modes dr and tunnel forward them. Pings by "
         "an SNAT rule: smaller ones."
     ),
+    "echo_id_zero": "Common pings have other identifiers. Whoever needs this one: mode fullnat, dr or tunnel.",
 }

@@ -145,7 +145,7 @@ class Timeouts(Section):
     sctp_shutdown: Duration = Field(
         60.0, ge=0.1, le=604800, description="SCTP, one end is shutting down. (IPVS: 3s, too short to repeat a lost packet.)"
     )
-    icmp: Duration = Field(60.0, ge=0.1, le=604800, description="ICMP echo (SNAT alone has such flows).")
+    icmp: Duration = Field(60.0, ge=0.1, le=604800, description="ICMP echo, of services and of SNAT rules.")
 
 
 class Metrics(Section):

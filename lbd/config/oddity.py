@@ -9,6 +9,7 @@ from lbd.config.value import duration_text
 from lbd.sched import scheduler
 
 EPHEMERAL = (32768, 60999)  # default of net.ipv4.ip_local_port_range
+ICMP = (1, 58)
 REAL_SERVER_TIME_WAIT = 60.0  # Linux's TCP_TIMEWAIT_LEN
 NO_RAMP = {
     "fo": "the heaviest real server gets everything",
@@ -54,10 +55,12 @@ def _ineffective(view: View) -> Iterator[Finding]:
         yield ("workers", "cores"), f"only the first {workers.count} are used, as `count` says"
     for loc, service in view.services():
         protocols = {proto for proto, _, _ in service.points}
-        unused = ("tcp_established", "tcp_fin") if protocols == {17} else () if 17 in protocols else ("udp_timeout",)
+        unused: tuple[str, ...] = ("tcp_established", "tcp_fin") if protocols <= {17, *ICMP} else ()
+        unused += ("udp_timeout",) if 17 not in protocols else ()
         for key in unused:
             if getattr(service, key) is not None and view.good(loc, "protocol"):
-                yield (*loc, key), f"has no effect on a {service.protocol.upper()} service; remove it"
+                kind = f"{'an' if service.protocol == 'icmp' else 'a'} {service.protocol.upper()}"
+                yield (*loc, key), f"has no effect on {kind} service; remove it"
         if service.persistence is None and service.persistence_prefix is not None and view.good(loc, "persistence"):
             yield (*loc, "persistence_prefix"), "has no effect without `persistence`; remove it"
         for at, server in view.real_servers(loc, service) if service.limited else ():

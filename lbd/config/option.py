@@ -14,6 +14,8 @@ def errors(view: View) -> list[Finding]:
 
 def _any_port(view: View) -> Iterator[Finding]:
     for loc, service in view.services():
+        if service.protocol == "icmp":  # has none: icmp.py
+            continue
         if service.persistence is None and view.good(loc, "persistence", "address"):
             for key, endpoint in [("address", service.address), *(("addresses", p.endpoint) for p in service.addresses)]:
                 if endpoint.port == 0:
@@ -79,7 +81,8 @@ def _checked_port(view: View) -> Iterator[Finding]:
             continue
         for _, server in view.real_servers(outer, service):
             if server.address.port == 0:
-                needs = f"needs a port for the health check, since {server.address.addr} gets several"
+                has = "has none" if service.protocol == "icmp" else "gets several"
+                needs = f"needs a port for the health check, since {server.address.addr} {has}"
                 yield (*outer, "health"), f"{needs}; add port = {service.port or 80}"
                 break
 

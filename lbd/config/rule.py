@@ -20,6 +20,7 @@ from lbd.config.tunnel import Encapsulation, ServerEncapsulation
 from lbd.config.value import duration_text, shown
 from lbd.sched import scheduler
 
+UNTRANSLATED = {"sctp": "SCTP", "icmp": "ICMP echo"}  # between the address families
 Finding = tuple[Loc, str]
 T = TypeVar("T")
 
@@ -123,7 +124,8 @@ def _sorry_servers(view: View) -> Iterator[Finding]:
             yield loc, f"must not be a {own} of lbd itself: use the server's own address"
         elif any(r.address == sorry for r in service.real_server):
             yield loc, "must not be one of the real servers: they have all failed when it is needed; use another server"
-        if sorry.af != service.af and service.mode != "tunnel" and (service.mode, service.af) != ("fullnat", 6):
+        translated = (service.mode, service.af) == ("fullnat", 6) and service.protocol not in UNTRANSLATED
+        if sorry.af != service.af and service.mode != "tunnel" and not translated:
             yield loc, f"must be IPv{service.af} as the service's address, not IPv{sorry.af}"
         if service.mode in ("dr", "tunnel") and sorry.port != service.port:
             yield loc, f"must have port {service.port} as the service, not {sorry.port}: mode {service.mode} changes no port"
@@ -137,8 +139,8 @@ def _families(view: View) -> Iterator[Finding]:
             if server.af == af or service.mode == "tunnel":
                 continue
             if (service.mode, af) == ("fullnat", 6):
-                if service.protocol == "sctp":
-                    yield (*loc, "address"), f"must be IPv6, not IPv{server.af}: SCTP is not translated between them"
+                if what := UNTRANSLATED.get(service.protocol):
+                    yield (*loc, "address"), f"must be IPv6, not IPv{server.af}: {what} is not translated between them"
                 continue
             wrong = f"must be IPv{af} as the service's address, not IPv{server.af}"
             why = f"{service.mode} does not translate between them"

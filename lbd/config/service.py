@@ -5,16 +5,22 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lbd.config.address import AnyEndpointValue, Endpoint, EndpointValue, IPAddress, PointValue
+from lbd.config.address import AnyEndpointValue, Endpoint, IPAddress, PointValue
 from lbd.config.section import Section
 from lbd.config.tunnel import Encapsulation, ServerEncapsulation
 from lbd.config.value import Bool, Duration, Int, InterfaceName, Name, RequestPath, ServerId
 
-PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
-PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "icmp": 1}
+ICMPV6 = 58
+PROTOCOL_NAMES = {**{number: name for name, number in PROTOCOLS.items()}, ICMPV6: "icmp"}
 Mode = Literal["fullnat", "nat", "dr", "tunnel"]
 Scheduler = Literal["rr", "wrr", "lc", "wlc", "sed", "nq", "fo", "ovf", "sh", "mh", "conhash", "dh", "lblc", "lblcr"]
 SchedulerFlag = Literal["sh-fallback", "sh-port", "mh-fallback", "mh-port"]
+
+
+def protocol_number(name: str, af: int) -> int:
+    """IP protocol number."""
+    return ICMPV6 if (name, af) == ("icmp", 6) else PROTOCOLS[name]
 
 
 class HealthCheck(Section):
@@ -102,11 +108,12 @@ class Service(Section):
 
     name: Name = Field(description="Name in commands, logs and metrics; unique.", examples=["web"])
     address: AnyEndpointValue = Field(
-        description="VIP and port. Without a port: every one that no other service of the VIP has; that needs `persistence`.",
+        description="VIP and port. Without a port: every one that no other service of the VIP has; that needs `persistence`. "
+        "ICMP has none.",
         examples=["192.0.2.10:80"],
     )
-    protocol: Literal["tcp", "udp", "sctp"] = Field(
-        "tcp", description="Transport protocol: `tcp`, `udp` or `sctp`. See [protocols](protocols.md)."
+    protocol: Literal["tcp", "udp", "sctp", "icmp"] = Field(
+        "tcp", description="Transport protocol: `tcp`, `udp` or `sctp`; or `icmp`: pings. See [protocols](protocols.md)."
     )
     addresses: tuple[PointValue, ...] = Field(
         (),
@@ -199,7 +206,7 @@ class Service(Section):
     udp_timeout: Duration | None = Field(
         None, ge=0.1, le=604800, description="Overrides `timeouts.udp`.", examples=["10s"]
     )
-    sorry_server: EndpointValue | None = Field(
+    sorry_server: AnyEndpointValue | None = Field(
         None,
         description="Gets connections while no real server can take any (all down, drained or full); by the service's mode, "
         "not checked. See [lifecycle](lifecycle.md).",
@@ -232,7 +239,7 @@ class Service(Section):
     @model_validator(mode="after")
     def _fill_ports(self) -> Self:
         """A real server without a port has the service's, if that has but one."""
-        if any(r.address.port == 0 for r in self.real_server) and (port := self.fixed_port):
+        if self.protocol != "icmp" and any(r.address.port == 0 for r in self.real_server) and (port := self.fixed_port):
             self.__dict__["real_server"] = tuple(
                 r if r.address.port else r.model_copy(update={"address": Endpoint(r.address.addr, port)}) for r in self.real_server
             )
@@ -258,7 +265,7 @@ class Service(Section):
             return (self.key,)
         return (
             self.key,
-            *((PROTOCOLS[p.protocol or self.protocol], p.endpoint.addr, p.endpoint.port) for p in self.addresses),
+            *((protocol_number(p.protocol or self.protocol, self.af), p.endpoint.addr, p.endpoint.port) for p in self.addresses),
         )
 
     @property
@@ -289,7 +296,7 @@ class Service(Section):
     @property
     def proto(self) -> int:
         """IP protocol number."""
-        return PROTOCOLS[self.protocol]
+        return protocol_number(self.protocol, self.af)
 
     @property
     def servers(self) -> tuple[Endpoint, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lbd.config import oddity, option, quic, rule
+from lbd.config import icmp, oddity, option, quic, rule
 from lbd.config.explain import MISSING, explain, key_at, true_loc
 from lbd.config.model import Config
 from lbd.config.position import LineIndex
@@ -56,6 +56,7 @@ def loads(text: str, name: str = "<text>") -> Config:
     found += rule.errors(view)
     found += quic.errors(view)
     found += option.errors(view)
+    found += icmp.errors(view)
     odd = oddity.warnings(view)
     lines = LineIndex(text) if found or odd else None
 

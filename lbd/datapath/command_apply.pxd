@@ -8,6 +8,8 @@ from lbd.datapath.svc cimport (LIP_MAX, Svc, SvcStat, Dest, Lip, LipStat, SVC_NO
                                DEST_OVERLOAD, DEST_USED, DEST_UP, DEST_END, SVC_EXPIRE_NODEST, SVC_EXPIRE_QUIESCENT, MODE_DR,
                                MODE_FULLNAT, MODE_NAT, MODE_SNAT, MODE_TUNNEL, LIP_SNAT, LIP_USED, SCHED_FIRST, SNAT_ANY,
                                TUNNEL_CSUM, TUNNEL_GRE, TUNNEL_GUE, TUNNEL_IPIP, TUNNEL_KIND)
+from lbd.datapath.echo cimport is_icmp
+from lbd.datapath.hdr cimport PROTO_ICMP, PROTO_ICMPV6
 from lbd.datapath.tunnel_end cimport TUNNEL_MAX, TunnelEnd
 from lbd.datapath.link cimport adj_tags, link_of, tag_word
 from lbd.datapath.neigh cimport (Iface, adj_refresh, Adj, ADJ_NONE, ADJ_MAX, ADJ_USED, ADJ_VALID, ADJ_LEARNED, BOND_L34,
@@ -62,7 +64,9 @@ cdef inline void svc_count(Engine *e, const Svc *s, int by) noexcept nogil:
         return
     if s.mode == MODE_NAT:
         e.nat_services += by
-    if s.vport == 0:
+    if is_icmp(s.proto):
+        e.echo_services += by
+    elif s.vport == 0:
         e.any_services += by
     if s.flags & SVC_ONE_PACKET:
         e.one_packet_services += by
@@ -101,6 +105,8 @@ cdef inline void svc_del(Engine *e, uint32_t id) noexcept nogil:
 
 
 cdef inline bint options_good(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogil:
+    if is_icmp(b.proto) and (b.vport != 0 or b.proto != (PROTO_ICMP if b.af == 4 else PROTO_ICMPV6)):
+        return False
     if b.flags & SVC_ALIAS and (b.target >= e.max_svc or b.target == c.id):
         return False
     return b.persist <= TIMEOUT_MAX and b.persist_plen <= (32 if b.af == 4 else 128)
@@ -273,6 +279,7 @@ cdef inline void service_refresh(Engine *e) noexcept nogil:
     e.any_services = 0
     e.one_packet_services = 0
     e.tunnel_services = 0
+    e.echo_services = 0
     memset(e.vip_hash, 0, sizeof(e.vip_hash))
     e.oneway_least = TIMEOUT_MAX
     for i in range(e.max_svc):

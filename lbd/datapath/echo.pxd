@@ -1,11 +1,13 @@
-# ICMP echo as a flow (RFC 5508 §3): the identifier stands for a port, the other end has none. An echo request's tuple is (source,
-# destination, identifier, 0), an answer's (source, destination, 0, identifier), so that one is the other reversed. An answer with
-# identifier 0 would look like a request: it is nobody's (lbd itself never asks with 0; a host that does is served).
+# ICMP echo as a flow (RFC 5508 §3), of SNAT rules and services of ICMP: the identifier stands for a port, the other end has none.
+# So such a service's port is 0, and so are its real servers'. An echo request's tuple is (source, destination, identifier, 0), an
+# answer's (source, destination, 0, identifier), so that one is the other reversed. An answer with identifier 0 would look like a
+# request: it is nobody's. (lbd itself never asks with 0; a host that does is served, but for mode nat, which keeps identifiers.)
 #
 # ICMP's checksum covers no addresses, ICMPv6's does; l4_delta of the connection has that in it (nat.pxd delta_set).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from lbd.datapath.compiler cimport lbd_ld16, lbd_st16
 from lbd.datapath.csum cimport csum_add, csum_apply, csum_diff, csum_fold
+from lbd.datapath.engine cimport Engine
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.hdr cimport PROTO_ICMP, PROTO_ICMPV6
 
@@ -16,6 +18,16 @@ cdef enum:
 
 cdef inline bint is_icmp(uint8_t proto) noexcept nogil:
     return proto == PROTO_ICMP or proto == PROTO_ICMPV6
+
+
+cdef inline bint has_echo_flows(const Engine *e) noexcept nogil:
+    """Else all of ICMP but errors is the kernel's."""
+    return (e.snat_n | e.echo_services) != 0
+
+
+cdef inline bint echo_asks(const uint8_t *l4, uint8_t proto) noexcept nogil:
+    """A request? (It is known to be an echo.)"""
+    return l4[0] == (8 if proto == PROTO_ICMP else 128)
 
 
 cdef inline bint echo_ports(const uint8_t *l4, Tuple *t, bint reverse, int af) noexcept nogil:

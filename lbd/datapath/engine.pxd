@@ -130,6 +130,7 @@ cdef struct Engine:
     uint32_t any_services       # of port 0
     uint32_t one_packet_services
     uint32_t tunnel_services
+    uint32_t echo_services      # of ICMP
     uint32_t template_hand      # where the search for templates that are over goes on
     uint16_t client_adj         # way back to the sender of the last packet that opened a connection, or needed none
     uint32_t nat64              # there is or was a NAT64 connection: IPv4 misses may be found in the IPv6 table

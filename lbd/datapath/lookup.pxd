@@ -5,6 +5,7 @@ from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.compiler cimport lbd_likely, lbd_unlikely, lbd_ld16, lbd_ld32, lbd_ld64, lbd_mum
 from lbd.datapath.engine cimport DEST_HASH, Engine, VIP_HASH
 from lbd.datapath.flow cimport Tuple
+from lbd.datapath.echo cimport is_icmp
 from lbd.datapath.conn cimport CONN_OTHER_FAMILY, ConnTable, conn4, conn6, conn_common, conn_local
 from lbd.datapath.snat cimport snat_find
 from lbd.datapath.svc cimport Dest, DEST_NONE, MODE_NAT, MODE_SNAT, SNAT_ANY, SVC_ALIAS, SVC_NONE, SVC_USED, Svc
@@ -40,7 +41,7 @@ cdef inline uint32_t svc_at(Engine *e, const uint8_t *vaddr, uint16_t vport, uin
     """Number of the service that has this address and port, by an address of its own or a further one; of its own port, or of any
     that no other has. Or SVC_NONE."""
     cdef uint32_t n = svc_lookup(e, vaddr, vport, proto, af)
-    if lbd_unlikely(n == SVC_NONE) and e.any_services:
+    if lbd_unlikely(n == SVC_NONE) and e.any_services and not is_icmp(proto):
         n = svc_lookup(e, vaddr, 0, proto, af)
     if n != SVC_NONE and lbd_unlikely(e.svc[n].flags & SVC_ALIAS):
         n = e.svc[n].target
@@ -105,6 +106,8 @@ cdef inline bint nat_end(const Dest *d, const Svc *a, const Tuple *t) noexcept n
     """May what this real server sent (t) be an answer to what came to the address a of its service?"""
     if a.proto != t.proto or a.mode != MODE_NAT:
         return False
+    if is_icmp(t.proto):                    # not its own echo request, which has no destination port
+        return t.dport != 0
     return d.port != 0 or a.vport == 0 or a.vport == t.sport
 
 

@@ -114,8 +114,9 @@ cdef inline void rewrite(const Engine *e, Pkt *p, ConnTable *t, uint32_t i, uint
         if not c.flags & CONN_ONE_WAY:
             addresses_write(p.data + p.l3 + (12 if af == 4 else 8), conn_side(t, i, 1 - direction, af), af)
     elif lbd_unlikely(is_icmp(p.proto)):
-        ends_write(p.data + p.l3 + (12 if af == 4 else 8), ports, conn_side(t, i, 1 - direction, af), af)
-        echo_write(p.data + p.l4, ports, csum_reverse(c.l4_delta) if direction else c.l4_delta)
+        if not c.flags & CONN_ONE_WAY:
+            ends_write(p.data + p.l3 + (12 if af == 4 else 8), ports, conn_side(t, i, 1 - direction, af), af)
+            echo_write(p.data + p.l4, ports, csum_reverse(c.l4_delta) if direction else c.l4_delta)
     elif not c.flags & CONN_ONE_WAY:
         before = lbd_ld32(p.data + p.l4)
         ends_write(p.data + p.l3 + (12 if af == 4 else 8), p.data + p.l4, conn_side(t, i, 1 - direction, af), af)

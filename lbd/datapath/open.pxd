@@ -15,7 +15,7 @@ from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
 from lbd.datapath.svc cimport (Dest, DEST_NONE, DEST_UP, DEST_USED, LIP_NONE, MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_NAT64,
                                MODE_SNAT, MODE_TUNNEL, SVC_ALIAS, SVC_NONE, SVC_ONE_PACKET, Svc)
-from lbd.datapath.echo cimport is_icmp
+from lbd.datapath.echo cimport echo_asks, is_icmp
 from lbd.datapath.neigh cimport ADJ_LEARNED, ADJ_NONE
 from lbd.datapath.lookup cimport dest_bucket, lip_lookup, nat_dest, nat_end, svc_of
 from lbd.datapath.lifetime cimport conn_end, conn_schedule, evict, stat_count, table_of
@@ -53,7 +53,9 @@ cdef inline bint opens(const Pkt *p) noexcept nogil:
     """May it be a flow's first packet?"""
     if p.proto == PROTO_TCP:
         return (p.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN
-    return p.proto != PROTO_SCTP or p.tcp_flags == CHUNK_INIT
+    if p.proto == PROTO_SCTP:
+        return p.tcp_flags == CHUNK_INIT
+    return not is_icmp(p.proto) or echo_asks(p.data + p.l4, p.proto)
 
 
 cdef inline bint resets(const Pkt *p) noexcept nogil:
@@ -191,7 +193,8 @@ cdef inline bint may_open(Engine *e, Pkt *p, uint32_t i, uint32_t svc, int af) n
     p.svc = svc_of(e, t, p.ifin, af) if svc == SVC_UNASKED else svc
     if p.flags & PKT_ICMP_ERROR:
         drop(p, REASON_ICMP_UNMATCHED)
-        if p.svc == SVC_NONE and not lip_port(e, t, af):
+        # (a ping from a local address may be the host's, whatever its identifier)
+        if p.svc == SVC_NONE and (is_icmp(t.proto) or not lip_port(e, t, af)):
             p.verdict = VERDICT_KERNEL
         p.svc = SVC_NONE
         return False
@@ -430,6 +433,8 @@ cdef inline uint32_t client_end(Engine *e, const Tuple *t, Plan *plan, int af) n
     plan.back.dport = t.sport
     if plan.mode != MODE_NAT:
         return REASON_NONE
+    if is_icmp(t.proto) and t.sport == 0:
+        return REASON_ECHO_ID_ZERO
     plan.hash = tuple_hash(&plan.back, e.hash_key, af)
     ref = conn_lookup(table_of(e, af), &plan.back, plan.hash, af)
     if ref == REF_NONE:
@@ -448,6 +453,8 @@ cdef inline uint32_t far_end(Engine *e, const Tuple *t, uint32_t svc, Plan *plan
     if plan.mode == MODE_FULLNAT:
         return local_end(e, t, svc, plan, af)
     if af == 6 and plan.mode == MODE_NAT64:
+        if is_icmp(t.proto):                # its answer has another protocol number
+            return REASON_UNTRANSLATABLE
         e.nat64 = 1
         why = local_end(e, t, svc, plan, 4)
         tuple_map(&plan.back, &plan.back)

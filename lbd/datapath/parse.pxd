@@ -14,7 +14,7 @@ from lbd.datapath.csum cimport csum_fold, csum_partial, csum_pseudo
 from lbd.datapath.chain cimport CHAIN_L4, least, pkt_head, pkt_sctp_checksum, pkt_sum
 from lbd.datapath.neigh cimport IFACE_PARTIAL, TPID_AD, TPID_OUTER_Q
 from lbd.datapath.conn cimport addr6_is
-from lbd.datapath.echo cimport echo_ports, is_icmp
+from lbd.datapath.echo cimport echo_ports, has_echo_flows, is_icmp
 from lbd.datapath.decap cimport decap, not_taken
 from lbd.datapath.inner cimport INNER_FOUND, INNER_OTHER, INNER_SHORT, inner_at, is_wrapped
 from lbd.datapath.lookup cimport lip_lookup, svc_of, vip_lookup
@@ -170,7 +170,7 @@ cdef inline uint32_t parse_echo(Engine *e, Pkt *p, uint32_t end, int af) noexcep
 
 cdef inline bint flow_proto(const Engine *e, uint8_t proto) noexcept nogil:
     """Can it be a flow's? ICMP if there are echo flows."""
-    return is_transport(proto) or (e.snat_n != 0 and is_icmp(proto))
+    return is_transport(proto) or (is_icmp(proto) and has_echo_flows(e))
 
 
 cdef inline bint quotes_flow(const Engine *e, const uint8_t *l4, uint8_t proto, Tuple *t, int af) noexcept nogil:
@@ -210,10 +210,12 @@ cdef inline uint32_t quoted_inner(const uint8_t *d, uint32_t at, uint32_t end, u
         walked = exthdr_walk(d, &l4, end, &proto)
         lbd_copy16(t.saddr, d + at + 8)
         lbd_copy16(t.daddr, d + at + 24)
-    if (walked == 0 and not is_transport(proto)) or walked > 0 or walked < -1:
+    if (walked == 0 and not is_transport(proto) and not is_icmp(proto)) or walked > 0 or walked < -1:
         return INNER_OTHER
     if walked == -1 or l4 + 8 > end:
         return INNER_SHORT
+    if is_icmp(proto):
+        return INNER_FOUND if echo_ports(d + l4, t, False, t.af) and proto == t.proto else INNER_OTHER
     lbd_st32(&t.sport, lbd_ld32(d + l4))
     t.proto = proto
     return INNER_FOUND
@@ -362,7 +364,7 @@ cdef inline uint32_t parse4(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
             if p.chain:
                 return settle(p, VERDICT_DROP, REASON_MULTI_BUFFER)
             return quoted4(e, p, t, p.l3 + tot)
-        if e.snat_n and echo_ports(p.data + p.l4, t, False, 4):
+        if has_echo_flows(e) and echo_ports(p.data + p.l4, t, False, 4):
             return parse_echo(e, p, p.l3 + tot, 4)
         return settle(p, VERDICT_KERNEL, REASON_ICMP_UNSUPPORTED)
     return settle(p, VERDICT_KERNEL, REASON_PROTO_UNSUPPORTED)
@@ -499,7 +501,7 @@ cdef inline uint32_t parse6(Engine *e, Pkt *p, Tuple *t) noexcept nogil:
             if p.chain:
                 return settle(p, VERDICT_DROP, REASON_MULTI_BUFFER)
             return quoted6(e, p, t, end)
-        if e.snat_n and echo_ports(p.data + l4, t, False, 6):
+        if has_echo_flows(e) and echo_ports(p.data + l4, t, False, 6):
             return parse_echo(e, p, end, 6)
         return settle(p, VERDICT_KERNEL, REASON_ICMP_UNSUPPORTED)
     return settle(p, VERDICT_KERNEL, REASON_PROTO_UNSUPPORTED)

@@ -48,4 +48,5 @@ cdef enum Reason:
     REASON_FRAG_TIMEOUT
     REASON_FRAG_TABLE_FULL
     REASON_FRAG_UNSUPPORTED
+    REASON_ECHO_ID_ZERO
     REASON_COUNT            # how many; never a reason

@@ -58,7 +58,7 @@ cdef struct Svc:            # 128 bytes; what established packets and plain serv
     uint8_t vaddr[16]       # IPv4 in the first 4 bytes, the rest 0; network order
     uint16_t vport          # network order; 0: every port that no other service of the address has
     uint8_t af              # 4 or 6
-    uint8_t proto           # IP protocol number: TCP, UDP, SCTP
+    uint8_t proto           # IP protocol number: TCP, UDP, SCTP; ICMP or ICMPv6, by `af`: echo, whose port is 0
     uint8_t sched           # SchedKind
     uint8_t mode            # SvcMode
     uint16_t flags          # SvcFlag

@@ -15,8 +15,10 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+ICMP = 1
 TCP = 6
 UDP = 17
+ICMPV6 = 58
 
 # Iface flags of neigh.pxd
 IFACE_UP = 2

@@ -22,7 +22,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lbd.master.desired import Desired
+from lbd.master.desired import ICMP, ICMPV6, Desired, Service
 from lbd.master.encode import family
 from lbd.master.snat_steering import SnatSteering
 
@@ -46,7 +46,7 @@ class Steering:
         self._services: set[ServiceAt] = set(program.services())
         self._lips: dict[LipAt, Ports] = dict(program.lips())
         self._sources: set[ServiceAt] = set(program.sources())
-        self._pools: set[LipAt] = set()  # of the local addresses those that are known to be SNAT's
+        self._echo: set[LipAt] = set()  # of the local addresses those that are known to send echo requests
         self._snat = SnatSteering(program)
         self._tunnels: set[TunnelAt] = set(program.tunnels())
         self._ends: set[TunnelAt] = set()  # of tunnels that end here
@@ -67,14 +67,14 @@ class Steering:
         self._ends = ends(desired)
         self._wrapped(wrapped(desired))
         self._snat.prepare(desired)
-        pools = {(family(a.address), a.address) for a in desired.local_addresses if a.snat}
+        echo = senders(desired)
         for lip, (lo, hi) in lips.items():
             now = self._lips.get(lip, (lo, hi))
             ports = (min(lo, now[0]), max(hi, now[1]))
-            if self._lips.get(lip) != ports or (lip in pools) != (lip in self._pools):
-                self._program.set_lip(*lip, *ports, snat=lip in pools)
+            if self._lips.get(lip) != ports or (lip in echo) != (lip in self._echo):
+                self._program.set_lip(*lip, *ports, echo=lip in echo)
                 self._lips[lip] = ports
-        self._pools = pools
+        self._echo = echo
         self.tend()
         self._seen = desired
 
@@ -151,7 +151,12 @@ def same(one: Desired, other: Desired) -> bool:
     if one.tunnels is not other.tunnels:
         return False
     pairs = zip(one.services, other.services, strict=True)
-    return all(a is b or (a.keys == b.keys and not {"nat", "tunnel"} & {a.mode, b.mode}) for a, b in pairs)
+    return all(a is b or (a.keys == b.keys and not {"nat", "tunnel"} & {a.mode, b.mode} and kept(a, b)) for a, b in pairs)
+
+
+def kept(a: Service, b: Service) -> bool:
+    """Whether they send alike from local addresses."""
+    return a.mode == b.mode or a.protocol not in (ICMP, ICMPV6)
 
 
 def sources(desired: Desired) -> set[ServiceAt]:
@@ -163,6 +168,14 @@ def sources(desired: Desired) -> set[ServiceAt]:
         for _, port, protocol in s.keys
         for address, own in (*((r.address, r.port) for r in s.real_servers), *([s.sorry] if s.sorry else []))
     }
+
+
+def senders(desired: Desired) -> set[LipAt]:
+    """Local addresses that lbd sends ICMP echo requests from, with identifiers of its own: those of SNAT pools, and where there are
+    ICMP services of mode fullnat all of their family."""
+    families = {4 if s.protocol == ICMP else 6 for s in desired.services if s.mode == "fullnat" and s.protocol in (ICMP, ICMPV6)}
+    lips = ((family(a.address), a.address, a.snat) for a in desired.local_addresses)
+    return {(af, address) for af, address, snat in lips if snat or af in families}
 
 
 def ends(desired: Desired) -> set[TunnelAt]:

@@ -73,8 +73,10 @@ def svc_set(id, gen, *, af, addr, port, proto, sched, flags=0, table_off=0, tabl
     put_addr(b.vaddr, af, addr)
     b.af = af
     b.vport = htons(bounded("port", port, 0, 65535))
-    if proto not in (6, 17, 132):
-        raise ValueError(f"proto must be 6 (TCP), 17 (UDP) or 132 (SCTP), not {proto!r}")
+    if proto not in (6, 17, 132, 1 if af == 4 else 58):
+        raise ValueError(f"proto must be 6 (TCP), 17 (UDP), 132 (SCTP), 1 (ICMP, IPv4) or 58 (ICMP, IPv6), not {proto!r}")
+    if proto in (1, 58) and port != 0:
+        raise ValueError(f"a service of ICMP has port 0, not {port!r}")
     b.proto = proto
     b.sched = bounded("sched", sched, c_svc.SCHED_SEQ, c_svc.SCHED_COUNT - 1)
     if mode not in (c_svc.MODE_FULLNAT, c_svc.MODE_NAT, c_svc.MODE_DR, c_svc.MODE_TUNNEL):

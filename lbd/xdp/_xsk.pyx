@@ -40,6 +40,7 @@ from lbd.xdp.steer cimport steer_addr, steer_counts, steer_port6, steer_ports, s
 
 import errno as E
 import importlib.resources
+import itertools
 import logging
 import os
 import sys

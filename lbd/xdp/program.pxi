@@ -3,6 +3,7 @@
 cdef tuple MAPS = ("xsks", "vips4", "vips6", "vip_addrs", "lips4", "lips6", "sources4", "sources6", "source_addrs",
                    "passed", "tunnels", "macs", "locals", "snat_src", "snat_dst", "counters", "settings")
 cdef bytes MAPPED = bytes(10) + b"\xff\xff"       # IPv4 in 16 bytes
+cdef tuple ECHO = (1, 58)                       # ICMP, ICMPv6
 
 
 cdef class Program:
@@ -254,8 +255,10 @@ cdef class Program:
             self._sources.discard(at)
             self._answering.get((af, addr), set()).discard(end)
         self.settings().sources = len(self._sources)
-        if port == 0:
-            self._settings.any_sources = any(each[2] == 0 for each in self._sources)
+        if proto in ECHO:
+            self.note_echo()
+        elif port == 0:
+            self._settings.any_sources = any(each[2] == 0 and each[3] not in ECHO for each in self._sources)
         return 0
 
     def set_service(self, int af, bytes addr not None, uint16_t port, uint8_t proto, uint32_t number=0):
@@ -283,13 +286,20 @@ cdef class Program:
             ports.add((port, proto))
         else:
             ports.discard((port, proto))
-        if port == 0:
-            self.settings().any_vips = any(each[0] == 0 for served in self._served.values() for each in served)
+        if proto in ECHO:
+            self.note_echo()
+        elif port == 0:
+            self.settings().any_vips = any(end[0] == 0 and end[1] not in ECHO for ends in self._served.values() for end in ends)
         if af == 4:
             port_key(&key, af, addr, port, proto)
             memcpy(&vip, &key, sizeof(vip))
             slot = steer.STEER_SLOT(vip)
             keep_near(<uint64_t *> &self.settings().near_vips4[slot], self._near_vips4[slot], vip, vip if there else 0)
+        return 0
+
+    cdef int note_echo(self) except -1:
+        ends = itertools.chain(*self._served.values(), *self._answering.values())
+        self.settings().echo = any(proto in ECHO for _, proto in ends)
         return 0
 
     def services(self):
@@ -372,16 +382,16 @@ cdef class Program:
             code = bpf_map_get_next_key(fd, key, following)
         return found
 
-    def set_lip(self, int af, bytes addr not None, uint16_t lo, uint16_t hi, bint snat=False):
-        """Packets to these ports of a LIP are lbd's from now on; its other ports stay the kernel's. snat: of an SNAT pool,
-        identifiers of ICMP echo too."""
+    def set_lip(self, int af, bytes addr not None, uint16_t lo, uint16_t hi, bint echo=False):
+        """Packets to these ports of a LIP are lbd's from now on; its other ports stay the kernel's. echo: answers with such an
+        identifier, too."""
         cdef uint32_t key[4]
         cdef steer_ports ports
         if not 0 < lo <= hi:
             raise ValueError(f"{lo}-{hi} is no range of ports")
         put_addr(key, af, addr)
         self.widen(lo, hi)
-        ports.lo, ports.hi, ports.snat, ports.zero = lo, hi, snat, 0
+        ports.lo, ports.hi, ports.echo, ports.zero = lo, hi, echo, 0
         self.update("lips4" if af == 4 else "lips6", key, &ports)
         self.note_lip(af, addr, lo, hi)
 

@@ -7,6 +7,8 @@
  *   - TCP, UDP and SCTP to a local address (LIP), destination port within lbd's own range: health checks, SSH
  *     and BGP from or to the same address use other ports and stay the kernel's;
  *   - TCP, UDP and SCTP from address and port of a real server of mode nat;
+ *   - ICMP echo requests to an address with a service of ICMP; to a local address echo answers whose identifier is within lbd's
+ *     ports, if there is such a service of mode fullnat; echo answers from its real servers of mode nat. Not in fragments;
  *   - later fragments, which show no port, to an address that carries a service of that protocol, or a LIP, or from the
  *     address of a real server of mode nat; unless the first one of their datagram passed: that is remembered;
  *   - ICMP and ICMPv6 errors that quote a packet of one of these, told by its source, or one that lbd has wrapped (IPIP, GRE,
@@ -193,7 +195,7 @@ static __always_inline bool may_be_ours(struct flow *f, bool any)
 				 bpf_map_lookup_elem(&lips6, f->addr.addr) != NULL;
 }
 
-/* ICMP echo that can be an SNAT rule's flow: sets f->echo. Of a later fragment nothing is known. */
+/* ICMP echo that can be a flow of a service's or an SNAT rule's: sets f->echo. Of a later fragment nothing is known. */
 static __always_inline bool is_echo(struct xdp_md *ctx, struct flow *f)
 {
 	const bool four = f->addr.af == 4;
@@ -215,15 +217,27 @@ static __always_inline bool is_echo(struct xdp_md *ctx, struct flow *f)
 	return true;
 }
 
-/* An echo answer to an address of an SNAT pool, or what quotes a request from it. */
-static __always_inline bool is_pool_echo(struct flow *f)
+/* An echo answer to an address that lbd sends requests from, or what quotes such a request. */
+static __always_inline bool is_lip_echo(struct flow *f)
 {
 	struct steer_ports *lip;
 
 	if (f->later || f->echo != (f->quoted ? ECHO_REQUEST : ECHO_ANSWER))
 		return false;
 	lip = f->addr.af == 4 ? bpf_map_lookup_elem(&lips4, f->addr.addr) : bpf_map_lookup_elem(&lips6, f->addr.addr);
-	return lip && lip->snat && within(lip->lo, lip->hi, f->id);
+	return lip && lip->echo && within(lip->lo, lip->hi, f->id);
+}
+
+/* Of a service of ICMP: a request to it, an answer to what lbd sent on, an error that quotes either's opposite. */
+__noinline int is_service_echo(struct xdp_md *ctx, struct flow *f)
+{
+	if (!f || f->later || (f->fragment && !f->quoted) || !is_echo(ctx, f))
+		return false;
+	if (f->echo == (f->quoted ? ECHO_ANSWER : ECHO_REQUEST))
+		return f->addr.af == 4 ? is_ours4(f->addr.addr[0], 0, f->proto) : is_ours6(f->addr.addr, 0, f->proto);
+	if (is_lip_echo(f))
+		return true;
+	return f->addr.af == 4 ? is_source4(f->far[0], 0, f->proto) : is_source6(f->far, 0, f->proto);
 }
 
 /* What neither ports nor addresses of lbd's show. A quoted packet is an answer to what the rule is for. */
@@ -236,7 +250,7 @@ __noinline int is_outbound(struct xdp_md *ctx, struct flow *f)
 	if (f->proto != IPPROTO_TCP && f->proto != IPPROTO_UDP) {
 		if (!is_echo(ctx, f))
 			return false;
-		if (is_pool_echo(f))
+		if (is_lip_echo(f))
 			return true;
 		if (f->echo != (f->quoted ? ECHO_ANSWER : ECHO_REQUEST))
 			return false;
@@ -395,7 +409,7 @@ __noinline int unusual(struct xdp_md *ctx, __u32 at, __u32 af, __u32 iface)
 		if (is_wrapped(ctx, &f))
 			return true;
 	}
-	return is_ours(ctx, &f) || (settings.snat && is_outbound(ctx, &f));
+	return is_ours(ctx, &f) || (settings.echo && is_service_echo(ctx, &f)) || (settings.snat && is_outbound(ctx, &f));
 }
 
 /* What most packets begin with, behind their tags: header and ports, in one test of the frame's length. */

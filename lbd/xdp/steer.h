@@ -14,7 +14,7 @@
 #include <linux/types.h>
 
 enum {
-	STEER_VERSION = 7,
+	STEER_VERSION = 8,
 	STEER_IFACES = 16,       /* interfaces at most; lbd's interface numbers are below it */
 	STEER_QUEUES = 64,       /* of an interface, at most: xsks[interface number * STEER_QUEUES + queue] */
 	STEER_XSKS = 1024,       /* STEER_IFACES * STEER_QUEUES */
@@ -53,9 +53,9 @@ struct steer_settings {
 	__u64 snat_proto[STEER_PROTOS]; /* of those that know the protocol */
 	__u64 snat_iface[STEER_IFACES]; /* of those that know the interface */
 	__u64 mac[STEER_IFACES];     /* by interface number, as STEER_MAC reads it; 0: not known. Others: map macs */
-	__u16 any_vips;              /* 1: entries of vips4 or vips6 have port 0, which stands for every one */
+	__u16 any_vips;              /* 1: entries of vips4 or vips6, not of ICMP, have port 0, which stands for every one */
 	__u16 any_sources;           /* the same of sources4 and sources6 */
-	__u32 zero;
+	__u32 echo;                  /* 1: entries of vips4, vips6, sources4 or sources6 are of ICMP; 0 saves looking there */
 	__u64 near_vips4[STEER_NEAR]; /* key of vips4 */
 	__u64 near_lips4[STEER_NEAR]; /* STEER_LIP4(address, lo, hi) */
 };
@@ -66,6 +66,7 @@ struct steer_counts {            /* counters: by interface number */
 	__u64 drop;              /* lbd's, but no socket is there: a worker is missing */
 };
 
+/* Of ICMP (and ICMPv6), whose echo is a service's: port 0. */
 struct steer_port6 {             /* key of vips6; the value is the service's number, for people */
 	__u32 addr[4];
 	__u32 port;              /* STEER_PORT(port, protocol) */
@@ -102,7 +103,7 @@ struct steer_tunnel {
 struct steer_ports {             /* value of lips4, lips6: lbd's own ports of the address; host order, inclusive */
 	__u16 lo;
 	__u16 hi;
-	__u16 snat;              /* 1: of an SNAT pool: identifiers of ICMP echo, too */
+	__u16 echo;              /* 1: identifiers of ICMP echo, too: an SNAT pool's, or there are services of ICMP that send from it */
 	__u16 zero;
 };
 

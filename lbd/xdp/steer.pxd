@@ -23,6 +23,7 @@ cdef extern from "steer.h" nogil:
         uint64_t mac[16]
         uint16_t any_vips
         uint16_t any_sources
+        uint32_t echo
         uint64_t near_vips4[1]
         uint64_t near_lips4[1]
 
@@ -51,7 +52,7 @@ cdef extern from "steer.h" nogil:
     struct steer_ports:
         uint16_t lo
         uint16_t hi
-        uint16_t snat
+        uint16_t echo
         uint16_t zero
 
     uint32_t STEER_BIT(uint8_t proto)

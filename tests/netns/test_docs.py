@@ -1,4 +1,4 @@
-"""The commands of docs/modes/*.md, docs/fragments.md and docs/containers.md do what the page says: each `sh` block is run in order,
+"""The commands of docs/modes/*.md and of some beside them do what the page says: each `sh` block is run in order,
 a `text` block is what it printed.
 """
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*sorted((ROOT / "docs/modes").glob("*.md")), ROOT / "docs/fragments.md", ROOT / "docs/containers.md"]
+BESIDE = ("protocols.md", "fragments.md", "containers.md")
+PAGES = [*sorted((ROOT / "docs/modes").glob("*.md")), *(ROOT / "docs" / page for page in BESIDE)]
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:

@@ -28,7 +28,8 @@ CLIENT = {4: "192.0.2.100", 6: "2001:db8:1::100"}
 VIP = {4: "192.0.2.10", 6: "2001:db8:1::10"}
 LIP = {4: "10.77.0.2", 6: "fd77::2"}
 OWN = {0: ("192.0.2.1", "2001:db8:1::1"), 1: ("10.77.0.1", "fd77::1")}
-PROTO = {"tcp": 6, "udp": 17, "sctp": 132}
+PROTO = {"tcp": 6, "udp": 17, "sctp": 132, "icmp": 1}
+ICMPV6 = 58
 MS = 1_000_000
 
 
@@ -38,6 +39,10 @@ def packed(text: str) -> bytes:
 
 def mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
+
+
+def proto_number(name: str, af: int) -> int:
+    return ICMPV6 if (name, af) == ("icmp", 6) else PROTO[name]
 
 
 def server(af: int, n: int) -> str:
@@ -86,14 +91,15 @@ class Balancer:
         for svc, (af, proto) in enumerate(product((4, 6), self.protocols)):
             first = number
             raf = self.far(af)
+            ports = (80, port) if proto != "icmp" else (0, 0)
             for n in range(1, self.servers + 1):
                 if self.neighbours:
                     self.do(shm.neigh_set(1, iface=1, af=raf, addr=packed(server(raf, n)), mac=mac(server_mac(n))))
-                self.do(shm.dest_set(number, 1, af=raf, addr=packed(server(raf, n)), port=port, svc=svc, fresh=True,
+                self.do(shm.dest_set(number, 1, af=raf, addr=packed(server(raf, n)), port=ports[1], svc=svc, fresh=True,
                                      tunnel=self.tunnel, tunnel_port=self.tunnel_port))  # fmt: skip
                 number += 1
             self.engine.set_table(svc * 64, list(range(first, number)))
-            self.do(shm.svc_set(svc, 1, af=af, addr=packed(VIP[af]), port=80, proto=PROTO[proto], sched=self.sched,
+            self.do(shm.svc_set(svc, 1, af=af, addr=packed(VIP[af]), port=ports[0], proto=proto_number(proto, af), sched=self.sched,
                                 table_off=svc * 64, table_len=self.servers, mode=self.mode, fresh=True,
                                 **{f"source{f}": packed(a) for f, a in self.source.items()}))  # fmt: skip
         for lip, af in enumerate((4, 6)):

@@ -47,7 +47,7 @@ REASON_VALUES = {
     "tunnel_malformed": <int> REASON_TUNNEL_MALFORMED, "tunnel_congested": <int> REASON_TUNNEL_CONGESTED,
     "frag_orphan": <int> REASON_FRAG_ORPHAN,
     "frag_timeout": <int> REASON_FRAG_TIMEOUT, "frag_table_full": <int> REASON_FRAG_TABLE_FULL,
-    "frag_unsupported": <int> REASON_FRAG_UNSUPPORTED,
+    "frag_unsupported": <int> REASON_FRAG_UNSUPPORTED, "echo_id_zero": <int> REASON_ECHO_ID_ZERO,
 }
 
 

@@ -381,8 +381,8 @@ class FakeProgram:
         self.log.append(f"-{port}")
         del self.vips[af, addr, port, proto]
 
-    def set_lip(self, af: int, addr: bytes, lo: int, hi: int, snat: bool = False) -> None:
-        self.log.append(f"+{'pool' if snat else 'lip'} {addr[-1]} {lo}-{hi}")
+    def set_lip(self, af: int, addr: bytes, lo: int, hi: int, echo: bool = False) -> None:
+        self.log.append(f"+{'echo' if echo else 'lip'} {addr[-1]} {lo}-{hi}")
         self.lip[af, addr] = (lo, hi)
 
     def del_lip(self, af: int, addr: bytes) -> None:
@@ -459,6 +459,27 @@ def test_steering_never_takes_ports_away() -> None:
     steering.prepare(desired([], (1, 2000, 3000)))
     steering.prepare(desired([], (1, 2500, 4000)))
     assert program.lip == {(4, bytes([10, 0, 0, 1])): (2000, 4000)}
+
+
+def test_local_addresses_that_ask() -> None:
+    """Answers to echo requests are steered where a service of ICMP sends them from local addresses: mode fullnat, by family."""
+    program = FakeProgram()
+    steering = Steering(program, lambda address: False, never)
+    lips = (LocalAddress(bytes([10, 0, 0, 1]), 2000, 3000), LocalAddress(bytes(15) + b"\2", 2000, 3000))
+
+    def pinged(protocol: int, mode: str) -> Desired:
+        return Desired((Service("s", bytes(4 if protocol == 1 else 16), 0, protocol, "rr", (), mode=mode),), lips)
+
+    for wanted, log in (
+        (pinged(6, "fullnat"), ["+lip 1 2000-3000", "+lip 2 2000-3000"]),
+        (pinged(1, "dr"), []),
+        (pinged(1, "fullnat"), ["+echo 1 2000-3000"]),
+        (pinged(58, "fullnat"), ["+lip 1 2000-3000", "+echo 2 2000-3000"]),
+        (pinged(58, "nat"), ["+lip 2 2000-3000"]),
+    ):
+        program.log.clear()
+        steering.prepare(wanted)
+        assert [line for line in program.log if "lip" in line or "echo" in line] == log
 
 
 def test_steering_follows_how_real_servers_are_reached() -> None:

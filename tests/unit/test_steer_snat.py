@@ -56,7 +56,7 @@ def steer() -> Iterator[Steer]:
     made = Steer()
     made.program.set_iface(LOOPBACK, 3)
     for lip in (POOL, POOL6):
-        made.program.set_lip(*packed(lip), 10240, 60000, snat=True)
+        made.program.set_lip(*packed(lip), 10240, 60000, echo=True)
     yield made
     made.program.close()
 

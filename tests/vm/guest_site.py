@@ -21,7 +21,8 @@ LB_CLIENT = {4: "192.0.2.1", 6: "2001:db8:1::1"}
 LB_SERVER = {4: "10.77.0.1", 6: "fd77::1"}
 SERVER = {4: "10.77.0.11", 6: "fd77::11"}
 LIP = {4: "10.77.0.2", 6: "fd77::2"}
-NEAR = {4: "192.0.2.10", 6: "2001:db8:1::10"}  # added by lbd
+NEAR = {4: "192.0.2.10", 6: "2001:db8:1::10"}  # added by lbd, as is
+NEAR_NAT = {4: "192.0.2.12", 6: "2001:db8:1::12"}  # which is for pings alone
 # on the real server's lo
 FAR = {mode: {4: f"203.0.113.{n}", 6: f"2001:db8:51::{n}"} for n, mode in enumerate(("dr", "tunnel", "gre", "gue"), 1)}
 REMOTE = {4: "192.0.2.101", 6: "2001:db8:1::101"}  # whom SNAT's hosts talk to, from POOL
@@ -36,6 +37,7 @@ SIZES = {"tcp": (1, 1000, 5000), "udp": (1, 1000), "sctp": (1, 1000, 5000)}
 MODULES = ("ipip", "sit", "ip6_tunnel", "ip_gre", "ip6_gre", "fou", "fou6", "sctp")
 CASES = [(mode, family, protocol) for mode in MODES for family in (4, 6) for protocol in KINDS
          if not (mode == "nat64" and family == 4) and not (mode in ("snat", "nat64") and protocol == "sctp")]  # fmt: skip
+PINGED = [(mode, family, "icmp") for mode in ("fullnat", "nat", *FAR) for family in (4, 6)]  # services of ICMP, a VIP for each
 PINGS = 3
 
 
@@ -46,6 +48,10 @@ def word(mode: str) -> str:
 
 def vip(mode: str, family: int) -> str:
     return FAR[mode][family] if mode in FAR else REMOTE[family] if mode == "snat" else NEAR[family]
+
+
+def pinged(mode: str, family: int) -> str:
+    return NEAR_NAT[family] if mode == "nat" else vip(mode, family)
 
 
 def real(mode: str, family: int) -> int:
@@ -75,6 +81,19 @@ manage = {str(mode not in FAR).lower()}
 {TUNNEL.get(mode, "")}
 [[service.real_server]]
 address = "{endpoint(SERVER[real(mode, family)], PORTS[mode])}"
+"""
+    for mode, family, _ in PINGED:
+        text += f"""
+[[service]]
+name = "{mode}-icmp{family}"
+address = "{pinged(mode, family)}"
+protocol = "icmp"
+mode = "{word(mode)}"
+interface = "{front}"
+manage = {str(mode not in FAR).lower()}
+{TUNNEL.get(mode, "")}
+[[service.real_server]]
+address = "{SERVER[family]}"
 """
     for family, network in ((4, "10.77.0.0/24"), (6, "fd77::/64")):
         text += f"""
@@ -200,7 +219,8 @@ def key(mode: str, family: int, protocol: str) -> str:
 
 
 def play() -> dict[str, list[str]]:
-    """By mode, family and protocol: "right" and who the real server took for the client; of SNAT's ping, how many were answered."""
+    """By mode, family and protocol: "right" and who the real server took for the client; of pings, how many were answered, and by a
+    service how many the real server got."""
     there = [(SERVER[real(m, f)] if m not in FAR else FAR[m][f], PORTS[m], p) for m, f, p in CASES if m != "snat"]
     remote = [(REMOTE[f], PORTS[m], p) for m, f, p in CASES if m == "snat"]
     server, outside = Echo("server", there), Echo("client", remote)
@@ -216,13 +236,29 @@ def play() -> dict[str, list[str]]:
         found[key(mode, family, protocol)] = [said, *sorted(peers)]
         note(mode, family, protocol, said, *peers)
     for family in (4, 6):
-        argv = ["ip", "netns", "exec", "server", "ping", "-c", str(PINGS), "-i", "0.2", "-W", "10", REMOTE[family]]
-        said = subprocess.run(argv, capture_output=True, text=True).stdout
-        found[key("snat", family, "icmp")] = [line.split(", ")[1] for line in said.splitlines() if " received" in line]
+        found[key("snat", family, "icmp")] = ping("server", REMOTE[family])
+    for mode, family, protocol in PINGED:
+        before = asked(family)
+        said = ping("client", pinged(mode, family))
+        found[key(mode, family, protocol)] = [*said, f"{asked(family) - before} came"]
+        note(mode, family, *found[key(mode, family, protocol)])
     return found
+
+
+def ping(namespace: str, address: str) -> list[str]:
+    argv = ["ip", "netns", "exec", namespace, "ping", "-c", str(PINGS), "-i", "0.2", "-W", "10", address]
+    said = subprocess.run(argv, capture_output=True, text=True).stdout
+    return [line.split(", ")[1] for line in said.splitlines() if " received" in line]
+
+
+def asked(family: int) -> int:
+    """Echo requests that the real server's kernel got so far."""
+    counter = "IcmpInEchos" if family == 4 else "Icmp6InEchos"
+    return int(sh(f"ip netns exec server nstat -asz {counter}").split()[-2])
 
 
 def expected() -> dict[str, list[str]]:
     """What `play` finds when all is well."""
     talks = {key(*case): ["right", seen_as(*case[:2])] for case in CASES}
-    return talks | {key("snat", family, "icmp"): [f"{PINGS} received"] for family in (4, 6)}
+    pings = {key(*case): [f"{PINGS} received", f"{PINGS} came"] for case in PINGED}
+    return talks | pings | {key("snat", family, "icmp"): [f"{PINGS} received"] for family in (4, 6)}

@@ -44,7 +44,7 @@ def test_every_connection_is_answered(seen: dict[str, Any], mode: str, family: i
 
 @pytest.mark.slow
 @pytest.mark.cell("{mode}", "{family}", "{protocol}", "{seen}")
-@pytest.mark.parametrize(("mode", "family", "protocol"), [*site.CASES, ("snat", 4, "icmp"), ("snat", 6, "icmp")])
+@pytest.mark.parametrize(("mode", "family", "protocol"), [*site.CASES, *site.PINGED, ("snat", 4, "icmp"), ("snat", 6, "icmp")])
 def test_every_mode_by_every_protocol(seen: dict[str, Any], mode: str, family: int, protocol: str) -> None:
     """What was sent came back, and the real server took for the client whom it should."""
     key = site.key(mode, family, protocol)
