@@ -3,9 +3,10 @@
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
-from lbd.config.host import interface_mtus, remarks
+from lbd.config.host import buffer_mtus, interface_mtus, remarks
 from lbd.config.memory import Memory, memory, memory_text
 from lbd.config.model import Config
 from lbd.config.position import LineIndex
@@ -27,23 +28,24 @@ class Report:
         return self.config is not None
 
 
-def check(path: str) -> Report:
+def check(path: str, root: Path = Path("/")) -> Report:
     try:
         text = read(path)
         config = loads(text, path)
     except ConfigError as e:
         return Report(path, e.problems, e.warnings, None, None)
     mtus = interface_mtus(config)
-    need = memory(config, mtus.values())
+    buffers = buffer_mtus(config, mtus, root)
+    need = memory(config, buffers)
     lines = LineIndex(text)
     here = [
         Problem(path, lines.line(loc), field_text(loc), message, "warning")
-        for loc, message in remarks(config, need, mtus)
+        for loc, message in remarks(config, need, mtus, root)
     ]
     said = {p.field for p in config.warnings}
     new = [p for p in here if p.field not in said]
     warnings = sorted([*config.warnings, *new], key=lambda p: p.line or 0)
-    return Report(path, (), tuple(warnings), config, need, config.sizes(mtus.values())["frame_size"])
+    return Report(path, (), tuple(warnings), config, need, config.sizes(buffers)["frame_size"])
 
 
 def run_check(path: str, as_json: bool, out: TextIO) -> int:

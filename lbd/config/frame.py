@@ -6,10 +6,17 @@
     up to 3818        4096 bytes     one buffer each
     more              4096 bytes     up to 18 buffers (AF_XDP multi-buffer)
 
-Of a buffer the kernel keeps 256 bytes before what it receives, and 22 are for Ethernet's header and two tags.
+Of a buffer the kernel keeps 256 bytes before what it receives, and 22 are for Ethernet's header and two tags. Drivers of WHOLE_KIB
+get 4096 bytes whatever the MTU.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lbd.config.interface import Interface
 
 FRAME, FRAME_LARGE = 2048, 4096  # CHUNK and CHUNK_LARGE of lbd/shm/layout.pxd
 HEADROOM = 256  # XDP_HEADROOM there
@@ -17,10 +24,21 @@ LINK_BYTES = 14 + 2 * 4
 CHAIN_MAX = 18  # of lbd/datapath/engine.pxd
 MTU_LIMIT = 65535  # no IP packet is larger; the loopback's MTU is
 
+# Drivers that count a zero-copy socket's receive buffers in whole KiB: of packet buffers of 2 KiB, less the kernel's headroom, the
+# device would use 1 KiB, and longer packets came in pieces (igb_setup_srrctl, SRRCTL.BSIZEPKT; kernel 6.18)
+WHOLE_KIB = ("igb",)
+
 
 def mtu_max(frame_size: int, chains: int = 0) -> int:
     """The largest MTU with buffers of this size; `chains`: packets may lie in several."""
     return min(MTU_LIMIT, (frame_size - HEADROOM) * (CHAIN_MAX if chains else 1) - LINK_BYTES)
+
+
+def device_mtus(interface: Interface, drivers: Iterable[str]) -> list[int]:
+    """What packet buffers are to hold besides the MTU, where a driver does not make use of all of them. drivers: of the interface,
+    or of a bond's slaves."""
+    copies = interface.zero_copy == "off" or interface.attach == "generic"
+    return [] if copies else [mtu_max(FRAME) + 1 for driver in drivers if driver in WHOLE_KIB]
 
 
 def frame_sizes(given: int | None, mtus: Iterable[int]) -> dict[str, int]:

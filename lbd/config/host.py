@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from lbd.config import cpu
-from lbd.config.frame import MTU_LIMIT, mtu_max
+from lbd.config.frame import FRAME, MTU_LIMIT, device_mtus, mtu_max
 from lbd.config.memory import Memory, memory_text
 from lbd.config.model import Config
 from lbd.config.problem import Loc
@@ -30,6 +30,7 @@ def remarks(
     return [
         *_interfaces(config, root),
         *_mtus(config, mtus),
+        *_drivers_frames(config, root),
         *_cores(config, root),
         *_group(config),
         *_ports(config, root),
@@ -77,6 +78,32 @@ def interface_mtus(config: Config) -> dict[str, int]:
     from lbd.xdp.kernel import device_mtu
 
     return {i.name: min(mtu, MTU_LIMIT) for i in config.interface if (mtu := device_mtu(i.name)) is not None}
+
+
+def buffer_mtus(config: Config, mtus: Mapping[str, int], root: Path = Path("/")) -> list[int]:
+    """What the daemon makes packet buffers for on this host; `mtus`: of the interfaces."""
+    return [*mtus.values(), *(mtu for i in config.interface for mtu in device_mtus(i, _drivers(i.name, root)))]
+
+
+def _drivers(name: str, root: Path) -> list[str]:
+    """Of an interface, or of the bond's slaves, as far as sysfs tells."""
+    net = root / "sys/class/net"
+    try:
+        devices = (net / name / "bonding/slaves").read_text().split()
+    except OSError:
+        devices = [name]
+    return [os.path.basename(os.path.realpath(link)) for d in devices if (link := net / d / "device/driver").exists()]
+
+
+def _drivers_frames(config: Config, root: Path) -> Iterator[Finding]:
+    for i in config.interface:
+        drivers = _drivers(i.name, root)
+        if config.tables.frame_size == FRAME and device_mtus(i, drivers):
+            yield (
+                ("tables", "frame_size"),
+                f"packet buffers of {FRAME} bytes, of which zero-copy on {i.name} ({', '.join(drivers)}) would use 1024: remove it "
+                f'or write zero_copy = "off" for {i.name}',
+            )
 
 
 def _mtus(config: Config, mtus: Mapping[str, int]) -> Iterator[Finding]:

@@ -58,10 +58,11 @@ def check(d: Daemon, config: Config) -> tuple[dict[int, Nic], dict[str, int]]:
 
 
 def too_soon(d: Daemon, config: Config) -> Refusal:
+    when = time.strftime("%H:%M", time.localtime(time.time() + d.epochs.waiting + 60))
     return Refusal(
         f"flows got other owners less than an hour ago: with {config.workers.number} workers, connections of before that"
         " would be lost",
-        f"wait {d.epochs.waiting / 60:.0f} minutes, or restart lbd",
+        f"reload after {when}, in {d.epochs.waiting / 60:.0f} minutes; or restart lbd, which may lose them",
     )
 
 

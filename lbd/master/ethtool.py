@@ -83,6 +83,11 @@ def read_rss(sock: socket.socket, ifindex: int, name: str) -> Rss | None:
     )
 
 
+def driver_of(name: str) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        return read_driver(sock, name)
+
+
 def read_driver(sock: socket.socket, name: str) -> str:
     """Empty if it is not told."""
     request = ctypes.create_string_buffer(struct.pack("=I", _ETHTOOL_GDRVINFO), _DRVINFO_BYTES)

@@ -19,6 +19,8 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from lbd.config import Config
+from lbd.config.frame import FRAME, FRAME_LARGE, WHOLE_KIB
+from lbd.master.ethtool import driver_of
 from lbd.master.nic import Nic
 from lbd.master.record import Channels
 from lbd.master.refusal import Refusal
@@ -124,6 +126,10 @@ class Opener:
         """`beside`: the worker's other ports, whose frames and mode it shares; `frames`: free ones that it may take."""
         nic = self.nics[number]
         ring = self.config.interface[nic.iface].ring
+        if beside:
+            mode = "require" if beside[0].zero_copy else "off"
+        if mode != "off" and self.sizes["frame_size"] == FRAME and not self.sizes["chains"]:
+            check_driver(nic)
         made: Any = _xsk.open_socket(
             ifindex=nic.ifindex,
             ifname=nic.name,
@@ -138,7 +144,7 @@ class Opener:
             rx=ring,
             tx=ring,
             prefill_frames=frames[:ring],
-            zero_copy=mode if not beside else "require" if beside[0].zero_copy else "off",
+            zero_copy=mode,
             shared_with=beside[0].fd if beside else None,
         )
         return Port(worker=worker, iface=number, of=nic.iface, nic=nic.name, **asdict(made))
@@ -160,6 +166,16 @@ class Opener:
             close_ports(ports)
             raise
         return ports
+
+
+def check_driver(nic: Nic) -> None:
+    """A NIC that came while lbd runs may need larger packet buffers than those there were had need of."""
+    driver = driver_of(nic.name)
+    if driver in WHOLE_KIB:
+        raise Refusal(
+            f"zero-copy on {nic.name} ({driver}) takes packet buffers of {FRAME_LARGE} bytes, and lbd has such of {FRAME}",
+            f"restart lbd, which then makes larger ones, or take {nic.name} away again: ip link set {nic.name} nomaster",
+        )
 
 
 def close_ports(ports: list[Port]) -> None:

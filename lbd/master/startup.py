@@ -21,7 +21,6 @@ import grp
 import logging
 import os
 import platform
-import socket
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,10 +28,10 @@ from pathlib import Path
 from lbd._fastpath import conn_bytes
 from lbd.config import Config
 from lbd.config.cpu import worker_nodes
-from lbd.config.frame import FRAME, MTU_LIMIT, mtu_max
+from lbd.config.frame import MTU_LIMIT, device_mtus, mtu_max
 from lbd.config.host import disk_under
 from lbd.config.tunnel import TUNNEL_MAX
-from lbd.master.ethtool import read_driver
+from lbd.master.ethtool import driver_of
 from lbd.master.heritage import connection_files, keep, kept, previous, reserve, take_in
 from lbd.master.nic import Nic, nics, numbered
 from lbd.master.record import Link, Snapshot
@@ -121,19 +120,11 @@ def link_mtus(config: Config, snapshot: Snapshot) -> dict[str, int]:
     return {link.name: min(link.mtu, MTU_LIMIT) for i in config.interface if (link := snapshot.link(i.name)) is not None}
 
 
-# Drivers that count a zero-copy socket's receive buffers in whole KiB: of packet buffers of 2 KiB, less the kernel's headroom, the
-# device would use 1 KiB, and longer packets came in pieces (igb_setup_srrctl, SRRCTL.BSIZEPKT; kernel 6.18)
-WHOLE_KIB = ("igb",)
-
-
 def needed_mtus(config: Config, snapshot: Snapshot, nics: Mapping[int, Nic]) -> list[int]:
     """What packet buffers are to hold: the interfaces' MTUs, and more where the driver would not make use of all of it."""
     found = list(link_mtus(config, snapshot).values())
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for nic in nics.values():
-            copies = config.interface[nic.iface].zero_copy == "off" or config.interface[nic.iface].attach == "generic"
-            if not copies and read_driver(sock, nic.name) in WHOLE_KIB:
-                found.append(mtu_max(FRAME) + 1)
+    for nic in nics.values():
+        found += device_mtus(config.interface[nic.iface], [driver_of(nic.name)])
     return found
 
 

@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from lbd.config import loads
+from lbd.config.check import check, to_text
 from lbd.config.frame import FRAME, FRAME_LARGE, HEADROOM, mtu_max
 from lbd.config.host import remarks
 from lbd.config.memory import memory
+from lbd.master import sockets
+from lbd.master.nic import Nic
 from lbd.master.reach import Reach
 from lbd.master.record import Link, Snapshot
 from lbd.master.refusal import Refusal
@@ -95,3 +100,75 @@ def test_an_mtu_that_grows_is_a_problem_and_not_believed() -> None:
     [alarm] = grown.alarms
     assert "lo has an MTU of 9000" in alarm and "1770" in alarm and "restart lbd" in alarm
     assert grown.interfaces()[0].mtu == 1770
+
+
+def sysfs(root: Path, drivers: dict[str, str], **bonds: str) -> Path:
+    net = root / "sys/class/net"
+    for name, driver in drivers.items():
+        (net / name / "device").mkdir(parents=True)
+        (root / "drivers" / driver).mkdir(parents=True, exist_ok=True)
+        (net / name / "device/driver").symlink_to(root / "drivers" / driver)
+    for name, slaves in bonds.items():
+        (net / name / "bonding").mkdir(parents=True)
+        (net / name / "bonding/slaves").write_text(slaves + "\n")
+    return root
+
+
+IGB = [
+    ({"eth0": "igb"}, {}, "eth0", "", 4096),
+    ({"eth0": "virtio_net"}, {}, "eth0", "", 2048),
+    ({"eth0": "igb"}, {}, "eth0", 'zero_copy = "off"', 2048),
+    ({"eth0": "igb"}, {}, "eth0", 'attach = "generic"', 2048),
+    ({"eth0": "virtio_net", "eth1": "igb"}, {"bond0": "eth0 eth1"}, "bond0", "", 4096),
+    ({}, {}, "eth0", "", 2048),
+]
+
+
+@pytest.mark.parametrize(("drivers", "bonds", "name", "more", "size"), IGB)
+def test_buffers_that_a_driver_asks_for(
+    tmp_path: Path, drivers: dict[str, str], bonds: dict[str, str], name: str, more: str, size: int
+) -> None:
+    """`lbd check` counts what the daemon takes on this host."""
+    path = tmp_path / "lbd.toml"
+    path.write_text(f'[[interface]]\nname = "{name}"\n{more}\n[[local_address]]\naddress = "10.0.0.10"\nmanage = false\n')
+    report = check(str(path), sysfs(tmp_path, drivers, **bonds))
+    assert report.memory is not None and report.frame_size == size
+    frames = report.config.tables.frames if report.config else 0
+    assert report.memory.frames == frames * (size + 1)
+    assert f"{frames} of {size >> 10} KiB" in to_text(report)
+    path.write_text(f"[tables]\nframe_size = 2048\n{path.read_text()}")
+    asked = [w.message for w in check(str(path), tmp_path).warnings if w.field == "tables.frame_size"]
+    assert [text.split(":")[0] for text in asked] == [
+        f"packet buffers of 2048 bytes, of which zero-copy on {name} ({', '.join(drivers.values())}) would use 1024"
+    ] * (size == 4096)
+
+
+@pytest.mark.parametrize(
+    ("driver", "size", "beside", "refused"),
+    [
+        ("igb", 2048, [True], True), ("igb", 2048, [], True), ("igb", 2048, [False], False), ("igb", 4096, [True], False),
+        ("virtio_net", 2048, [True], False),
+    ],
+)  # fmt: skip
+def test_a_nic_that_needs_larger_buffers_than_there_are(
+    monkeypatch: pytest.MonkeyPatch, driver: str, size: int, beside: list[bool], refused: bool
+) -> None:
+    """A slave of another driver, added while lbd runs."""
+
+    class Opened(Exception):
+        pass
+
+    def opened(**_: object) -> None:
+        raise Opened
+
+    monkeypatch.setattr(sockets, "driver_of", lambda name: driver)
+    monkeypatch.setattr(sockets._xsk, "open_socket", opened)
+    config = loads(BASE)
+    area: Any = SimpleNamespace(address=0, frame_bytes=0)
+    opener = sockets.Opener(config, area, {0: Nic(0, 7, "eth7")}, {"eth7": 1}, {"frame_size": size, "chains": 0})
+    there: Any = [SimpleNamespace(zero_copy=known, fd=3) for known in beside]
+    with pytest.raises(Refusal if refused else Opened) as found:
+        opener.open_port(0, 0, "auto", there, range(0))
+    if refused:
+        assert "zero-copy on eth7 (igb) takes packet buffers of 4096 bytes" in str(found.value)
+        assert "restart lbd" in str(found.value)
