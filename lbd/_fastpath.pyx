@@ -26,7 +26,7 @@ from lbd.datapath.count cimport Counters
 from lbd.datapath.fib cimport FIB_MAX, ROUTE_USED, Route
 from lbd.datapath.hdr cimport VLAN_HLEN, GueHdr, Ip6Hdr, UdpHdr
 from lbd.datapath.neigh cimport Adj, Iface
-from lbd.datapath.persist cimport template_recover
+from lbd.datapath.persist cimport template_carry, template_recover
 from lbd.datapath.pipeline cimport engine_burst
 from lbd.datapath.pkt cimport BURST_MAX, FRAME_SLACK, IFACE_MAX, PKT_HANDED, PKT_ROUTED, Pkt
 from lbd.datapath.reason cimport VERDICT_CONSUME, VERDICT_FORWARD, VERDICT_HANDOVER
@@ -330,6 +330,38 @@ def conn_mark(conn: int, host: int, sizes: dict) -> None:
         free(e)
 
 
+def templates_carry(into: int, gone: int) -> None:
+    """The persistence templates of one host segment (by descriptor) into another one, which has none and its hash key, for as many
+    workers as that is made for; no worker runs. Raises OSError if one can't be mapped."""
+    cdef uint64_t n[2]
+    cdef void *base[2]
+    cdef int i
+    base[0] = base[1] = MAP_FAILED
+    try:
+        for i, fd in enumerate((into, gone)):
+            n[i] = os.fstat(fd).st_size
+            base[i] = mmap(NULL, n[i], PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+            if base[i] == MAP_FAILED:
+                raise OSError("host segment: mmap failed")
+        carry_all(<uint8_t *> base[0], <const uint8_t *> base[1])
+    finally:
+        for i in range(2):
+            if base[i] != MAP_FAILED:
+                munmap(base[i], n[i])
+
+
+cdef void carry_all(uint8_t *into, const uint8_t *gone):
+    cdef HostCtl *h = <HostCtl *> into
+    cdef const HostCtl *g = <const HostCtl *> gone
+    cdef CEngine *e = <CEngine *> calloc(1, sizeof(CEngine))
+    e.template = <Template *> (into + h.off_template)
+    e.max_template = h.sizes.templates
+    e.workers = h.sizes.workers
+    e.hash_key = h.hash_key
+    template_carry(e, <const Template *> (gone + g.off_template), <uint64_t> g.sizes.workers * g.sizes.templates)
+    free(e)
+
+
 cdef void mark_all(CEngine *e, void *base, uint8_t *host, uint32_t conns4, uint32_t conns6) noexcept nogil:
     cdef HostCtl *h = <HostCtl *> host
     conn_map_all(e, base, conns4, conns6, h.hash_key)
@@ -631,6 +663,10 @@ cdef class Engine:
                 self.e.template = other.e.template
             if other is not self:
                 self.e.peer_dest_stat[<uint32_t> number] = other.e.dest_stat
+
+    def carry_templates(self, gone: Engine) -> None:
+        """Those that the workers of another host had, before those of this one start."""
+        template_carry(self.e, gone.e.template, <uint64_t> gone.e.max_template * gone.e.workers)
 
     def templates(self) -> list:
         """Persistence templates of all workers as this engine sees them: (service, real server, network)."""

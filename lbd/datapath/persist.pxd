@@ -209,6 +209,25 @@ cdef inline void template_recover(Engine *e) noexcept nogil:
             template_count(e, m + i, 1)
 
 
+cdef inline void template_carry(const Engine *e, const Template *old, uint64_t n) noexcept nogil:
+    """The n of a host segment of before into the one of e (its workers, max_template, template, hash_key), for another number of
+    workers: each is where its owner looks for it. Nobody runs over either. In a full set those renewed last stay."""
+    cdef Template *to
+    cdef Template *first
+    cdef uint64_t i
+    cdef uint32_t k
+    for i in range(n):
+        if old[i].svc == 0 or old[i].seq & 1:
+            continue
+        first = template_set(e, template_hash(e, <uint32_t> old[i].svc - 1, old[i].net))
+        to = first
+        for k in range(1, WAYS):
+            if to.svc and (first[k].svc == 0 or first[k].renewed < to.renewed):
+                to = first + k
+        if to.svc == 0 or to.renewed < old[i].renewed:
+            memcpy(to, old + i, sizeof(Template))
+
+
 # --- whoever opens a connection --------------------------------------------------------------------------------------
 
 cdef inline bint ask(Engine *e, Pkt *p, uint32_t i, uint32_t owner, uint32_t hand) noexcept nogil:

@@ -20,6 +20,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from lbd._fastpath import templates_carry
 from lbd.config import Config
 from lbd.master.nic import Nic
 from lbd.master.refusal import Refusal
@@ -102,6 +103,7 @@ async def _replace(d: Daemon, config: Config, nics: dict[int, Nic], queues: dict
         sizes = config.sizes() | {name: r.sizes[name] for name in ("frame_size", "chains")}  # as the program was loaded
         fresh = await asyncio.to_thread(furnish, stack, config, snapshot, nics, queues, sizes)
         fresh.host.copy_tables(r.host)
+        templates_carry(fresh.host.fd, r.host.fd)
         stack.pop_all()
     r.clear_out()
     r.become(fresh)

@@ -214,6 +214,38 @@ def test_any_worker_gives_the_same_server(af: int, workers: int, join: bool, pro
     c.audit()
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 3), (3, 2), (4, 1)])
+def test_another_number_of_workers(before: int, after: int) -> None:
+    """Their templates come along: each client keeps its real server, and whoever asks finds it where it is now."""
+    old = Cluster(before, join=True, servers=4, sizes={"templates": 512})
+    set_service(old, servers=4, **persist(360))
+    had = {n: server_of(syn(old, 1000, client=client(4, n))) for n in range(1, 65)}
+    new = Cluster(after, join=True, servers=4, sizes={"templates": 512})
+    set_service(new, servers=4, **persist(360))
+    new.members[0].engine.carry_templates(old.members[0].engine)
+    for m in new.members:
+        m.now = old.now
+        m.engine.recover(m.now)
+    assert new.totals("templates") == 64
+    assert {n: server_of(syn(new, 2000, client=client(4, n))) for n in range(1, 65)} == had
+    assert new.totals("templates_asked") == 0 and new.totals("templates") == 64
+    new.audit()
+
+
+def test_of_too_many_those_that_came_last_come_along() -> None:
+    old = Cluster(4, join=True, servers=4, sizes={"templates": 64})
+    set_service(old, servers=4, **persist(360))
+    for n in range(1, 129):
+        syn(old, 1000, client=client(4, n))
+        old.later(1)
+    new = Cluster(1, join=True, servers=4, sizes={"templates": 64})
+    set_service(new, servers=4, **persist(360))
+    new.members[0].engine.carry_templates(old.members[0].engine)
+    kept = {net for _, _, net in new.members[0].engine.templates()}
+    lost = {net for _, _, net in old.members[0].engine.templates()} - kept
+    assert len(kept) == 64 and {client(4, n) for n in range(121, 129)} <= {net[:4] for net in kept} and lost
+
+
 @JOIN
 def test_while_flows_move(join: bool) -> None:
     """Another owner table, the previous one asked still: templates have their owners by another rule, and stay."""

@@ -42,6 +42,10 @@ class Twin:
         assert self.general.take_in(gone.general) == moved
         return moved
 
+    def carry_templates(self, gone: "Twin") -> None:
+        self.fast.carry_templates(gone.fast)
+        self.general.carry_templates(gone.general)
+
     def mark(self, others: list["Twin"]) -> None:
         self.fast.mark([t.fast for t in others])
         self.general.mark([t.general for t in others])
