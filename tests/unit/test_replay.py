@@ -175,6 +175,24 @@ def test_verdicts(config: Config) -> None:
     }  # fmt: skip
 
 
+def test_pings() -> None:
+    """With a service of ICMP the real server answers them, without one the kernel."""
+    extra = '[[service]]\nname = "ping"\naddress = "192.0.2.10"\nprotocol = "icmp"\n[[service.real_server]]\naddress = "10.0.1.1"\n'
+    ask = Ether(src=CLIENT_MAC, dst=OWN_MAC) / IP(src="198.51.100.7", dst="192.0.2.10") / ICMP(id=7) / Raw(b"question")
+    assert [o.verdict for o in replay(loads(TEXT), bytes(ask))] == ["kernel"]
+    pinged = Replay(loads(TEXT + extra))
+    [there] = pinged.run(inputs(bytes(ask)))
+    assert (there.verdict, there.service, there.real_server) == ("forward", "ping", "10.0.1.1:0")
+    got = Ether(there.out[0][1])
+    ip = IP(src="10.0.1.1", dst=got[IP].src)
+    answer = Ether(src=SERVER_MAC, dst=OWN_MAC) / ip / ICMP(type=0, id=got[ICMP].id) / Raw(b"question")
+    [back] = pinged.run(inputs((MS, 1, bytes(answer))))
+    assert (back.verdict, back.service) == ("forward", "ping")
+    seen = Ether(back.out[0][1])
+    assert (seen[IP].src, seen[IP].dst, seen[ICMP].id) == ("192.0.2.10", "198.51.100.7", 7)
+    assert_checksums(seen, ICMP)
+
+
 def test_the_same_input_gives_the_same_output(config: Config) -> None:
     frames = [syn(p) for p in range(40000, 40100)] + [query(p) for p in range(5000, 5050)]
     assert replay(config, *frames) == replay(config, *frames)
