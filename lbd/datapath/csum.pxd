@@ -59,6 +59,12 @@ cdef inline uint16_t csum_add(uint16_t check, uint16_t delta) noexcept nogil:
     return <uint16_t> ~(s + (s >> 16))
 
 
+cdef inline uint16_t csum_sum(uint16_t a, uint16_t b) noexcept nogil:
+    """Of two folded ones."""
+    cdef uint32_t s = <uint32_t> a + b
+    return <uint16_t> (s + (s >> 16))
+
+
 cdef inline uint16_t csum_reverse(uint16_t delta) noexcept nogil:
     """The delta of the opposite change: its ones' complement negation."""
     return <uint16_t> ~delta

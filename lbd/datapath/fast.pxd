@@ -7,8 +7,8 @@
 # read the frame, where addresses and ports lie side by side as in a record). Tests run every packet through both (Engine.fast off)
 # and compare all that comes of it. Tunnels and NAT64 use the same parts, where the word compare says that it is none of the others.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_ld64, lbd_st16, lbd_st32, lbd_bswap16, lbd_copy12, lbd_copy16,
-                                    lbd_copy4_wide, lbd_is_multiple_of_65535, lbd_likely, lbd_unlikely)
+from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_ld64, lbd_st16, lbd_st32, lbd_bswap16, lbd_bswap32, lbd_copy12,
+                                    lbd_copy16, lbd_copy4_wide, lbd_is_multiple_of_65535, lbd_likely, lbd_unlikely)
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport FRAG_NONE, Pkt, PKT_REPLY
 from lbd.datapath.flow cimport Tuple, ends_hash
@@ -148,14 +148,20 @@ cdef inline bint settled(const ConnCommon *c, uint8_t proto, uint32_t direction,
             and (now_ms ^ c.last_seen) >> WHEEL_SHIFT == 0)
 
 
-cdef inline bint passes(Engine *e, const Pkt *p, const ConnCommon *c, const uint8_t *l4, uint32_t hops, uint32_t room,
-                        uint32_t direction) noexcept nogil:
-    """Of a packet of a settled connection: nothing about it is for the general way. room: bytes that it may have."""
+cdef inline bint way_free(Engine *e, const Pkt *p, const ConnCommon *c, uint32_t hops, uint32_t room,
+                          uint32_t direction) noexcept nogil:
+    """Nothing hinders this connection's packet to leave. room: bytes that it may have."""
     if c.dest == DEST_NONE:                     # (a record that is not imported has a service)
         return False
     if p.l3_len > room or hops <= 1:
         return False
-    if direction == 0 and e.adj[c.adj_rev].sender != adj_sender(p.data + 6, p.ifin) and not e.return_route:
+    return direction != 0 or e.adj[c.adj_rev].sender == adj_sender(p.data + 6, p.ifin) or e.return_route != 0
+
+
+cdef inline bint passes(Engine *e, const Pkt *p, const ConnCommon *c, const uint8_t *l4, uint32_t hops, uint32_t room,
+                        uint32_t direction) noexcept nogil:
+    """Of a packet of a settled connection: nothing about it is for the general way."""
+    if not way_free(e, p, c, hops, room, direction):
         return False
     return p.proto != PROTO_TCP or not (<const TcpHdr *> l4).flags & (TCP_SYN | TCP_FIN | TCP_RST)
 
@@ -165,6 +171,11 @@ cdef inline void passed(Engine *e, Pkt *p, ConnCommon *c, const Adj *a, const ui
     """What the connection, the statistics and whoever sends it learn of the packet. head: bytes of its IP header."""
     if p.proto == PROTO_TCP:
         edges_step(edges, <const TcpHdr *> l4, p.l3_len - head, direction)
+    noted(e, p, c, a, direction)
+
+
+cdef inline void noted(Engine *e, Pkt *p, ConnCommon *c, const Adj *a, uint32_t direction) noexcept nogil:
+    """The same, but for sequence numbers."""
     c.last_seen = e.now_ms
     p.svc = c.svc
     p.dest = c.dest
@@ -236,10 +247,37 @@ cdef inline bint fast_forward(Engine *e, Pkt *p, uint32_t ref, int af) noexcept 
     if not passes(e, p, c, l4, d[ETH_HLEN + (8 if af == 4 else 7)], a.reach, direction):
         return False
     passed(e, p, c, a, l4, conn_edges(tab, i, af), 20 if af == 4 else 40, direction)
-    hop(d + ETH_HLEN, conn4(tab, i).ip_delta[direction] if af == 4 else 0, af)
+    fast_rewrite(p, tab, i, a, direction, af)
+    return True
+
+
+cdef inline void fast_rewrite(Pkt *p, ConnTable *tab, uint32_t i, const Adj *a, uint32_t direction, int af) noexcept nogil:
+    """What modes that leave the IP header's form alone change."""
+    cdef const ConnCommon *c = conn_common(tab, i, af)
+    cdef uint8_t *l4 = p.data + (L4_4 if af == 4 else L4_6)
+    hop(p.data + ETH_HLEN, conn4(tab, i).ip_delta[direction] if af == 4 else 0, af)
     if lbd_likely(not c.flags & CONN_ONE_WAY):
         ends_write(ends_of(p, af), l4, conn_side(tab, i, 1 - direction, af), af)
         # the delta of what comes from the real server is the complement
         check_update(l4, p.proto, c.l4_delta ^ <uint16_t> (0 - direction))
-    lbd_copy12(d, a.dmac)
+    lbd_copy12(p.data, a.dmac)
+
+
+cdef inline bint fast_first(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
+    """The packet (it came in the lane) that has just opened record i: it leaves as those after it do, if its ways were guessed
+    right. False: as it came."""
+    cdef ConnTable *tab = table_of(e, af)
+    cdef ConnCommon *c = conn_common(tab, i, af)
+    cdef const Adj *a = e.adj + c.adj_fwd
+    cdef const TcpHdr *t = <const TcpHdr *> (p.data + (L4_4 if af == 4 else L4_6))
+    if c.live != CONN_LIVE or c.flags & <uint8_t> ~(CONN_MODE & ~CONN_WRAPS) or c.fib_gen != e.fib_gen[0]:
+        return False
+    if not way_free(e, p, c, p.data[ETH_HLEN + (8 if af == 4 else 7)], a.reach, 0):
+        return False
+    if p.proto == PROTO_TCP:
+        if t.flags & (TCP_SYN | TCP_FIN) != TCP_SYN:
+            return False
+        conn_edges(tab, i, af)[0] = lbd_bswap32(t.seq) + p.l3_len - (20 if af == 4 else 40) - (t.doff >> 4) * 4 + 1
+    noted(e, p, c, a, 0)
+    fast_rewrite(p, tab, i, a, 0, af)
     return True

@@ -28,10 +28,11 @@ cdef inline uint32_t svc_bucket(Engine *e, const uint8_t *vaddr, uint16_t vport,
 cdef inline uint32_t svc_lookup(Engine *e, const uint8_t *vaddr, uint16_t vport, uint8_t proto, uint8_t af) noexcept nogil:
     """Number of the service at this address (16 bytes, IPv4 padded with zeros) and port, or SVC_NONE."""
     cdef uint32_t n = e.svc_hash[svc_bucket(e, vaddr, vport, proto, af)]
+    cdef uint32_t key = vport | <uint32_t> af << 16 | <uint32_t> proto << 24
     cdef Svc *s
     while n:
         s = e.svc + (n - 1)
-        if s.vport == vport and s.proto == proto and s.af == af and memcmp(s.vaddr, vaddr, 16) == 0:
+        if lbd_ld32(&s.vport) == key and lbd_ld64(s.vaddr) == lbd_ld64(vaddr) and lbd_ld64(s.vaddr + 8) == lbd_ld64(vaddr + 8):
             return n - 1
         n = s.next
     return SVC_NONE

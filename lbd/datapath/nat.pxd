@@ -10,7 +10,7 @@ from lbd.datapath.pkt cimport FRAG_LATER, Pkt, PKT_PARTIAL
 from lbd.datapath.hdr cimport *
 from lbd.datapath.chain cimport pkt_sctp_checksum, pkt_sum
 from lbd.datapath.crc32c cimport sctp_ports_changed
-from lbd.datapath.csum cimport csum_add, csum_reverse, csum_fold, csum_diff
+from lbd.datapath.csum cimport csum_add, csum_reverse, csum_fold, csum_diff, csum_sum
 from lbd.datapath.conn cimport CONN_ONE_WAY, Conn4, Conn6, ConnCommon, ConnTable, conn4, conn6, conn_common, conn_side
 from lbd.datapath.echo cimport echo_write, is_icmp
 from lbd.datapath.neigh cimport Adj, TPID_AD, TPID_OUTER_Q
@@ -32,9 +32,9 @@ cdef inline void delta_set(ConnTable *t, uint32_t i, int af) noexcept nogil:
         return
     if af == 4:
         c = conn4(t, i)
-        s = csum_diff(&c.caddr, &c.laddr, 4, csum_diff(&c.vaddr, &c.daddr, 4, 0))
-        c.ip_delta[0] = csum_fold(s + TTL_DELTA)
-        c.ip_delta[1] = csum_fold(<uint64_t> csum_reverse(csum_fold(s)) + TTL_DELTA)
+        s = csum_fold(csum_diff(&c.caddr, &c.laddr, 4, csum_diff(&c.vaddr, &c.daddr, 4, 0)))
+        c.ip_delta[0] = csum_sum(<uint16_t> s, TTL_DELTA)
+        c.ip_delta[1] = csum_sum(csum_reverse(<uint16_t> s), TTL_DELTA)
         if c.c.proto == PROTO_ICMP:
             s = 0                           # no pseudo-header
         c.c.l4_delta = csum_fold(csum_diff(&c.cport, &c.lport, 2, csum_diff(&c.vport, &c.dport, 2, s)))

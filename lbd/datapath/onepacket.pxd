@@ -6,7 +6,7 @@
 # A datagram in fragments is one: its first fragment is scheduled, and its table entry (frag.pxd) remembers for the others what was
 # chosen. That is done by the fragments' owner or, where answers come back, by the flow's.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from lbd.datapath.compiler cimport lbd_copy12
+from lbd.datapath.compiler cimport lbd_copy12, lbd_unlikely
 from lbd.datapath.conn cimport CONN_NIL, REF_NONE, ConnCommon, addr6_is, conn_common, conn_free
 from lbd.datapath.engine cimport Engine, Plan
 from lbd.datapath.flow cimport Tuple
@@ -80,7 +80,7 @@ cdef inline void one_packet(Engine *e, Pkt *p, const Tuple *t, uint32_t svc, uin
     """To this real server, whose answers go past lbd. fresh: it was scheduled now."""
     p.svc = svc
     p.dest = dest
-    if not neighbour(e, p, svc, dest, fresh, af):
+    if lbd_unlikely(not neighbour(e, p, svc, dest, fresh, af)):
         by_record(e, p, t, svc, dest, fresh, af)
 
 
@@ -94,7 +94,7 @@ cdef inline bint one_packet_settle(Engine *e, Pkt *p, uint32_t i, int af) noexce
     if svc == SVC_NONE or not e.svc[svc].flags & SVC_ONE_PACKET or not e.svc[svc].mode & MODE_ONE_WAY:
         return False
     dest = dest_for(e, p, i, svc, t)
-    if dest == PICK_ASKED:
+    if lbd_unlikely(dest == PICK_ASKED):
         return True
     if dest != DEST_NONE:
         one_packet(e, p, t, svc, dest, True, af)

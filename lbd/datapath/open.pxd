@@ -27,7 +27,9 @@ from lbd.datapath.sched cimport schedule_prefetch
 from lbd.datapath.nat cimport delta_set
 from lbd.datapath.nat64 cimport addr_map, tuple_map
 from lbd.datapath.tunnel cimport tunnel_keep
+from lbd.datapath.fast cimport fast_first
 from lbd.datapath.forward cimport drop, forward_known
+from lbd.datapath.parse cimport KIND_FAST
 from lbd.datapath.count cimport EXPIRE_ADMIN, EXPIRE_CLOSED, EXPIRE_REUSED
 
 cdef enum Step:
@@ -228,7 +230,8 @@ cdef inline uint32_t syn_number(const Pkt *p) noexcept nogil:
 
 
 cdef inline void reserve(Engine *e, uint32_t svc, uint32_t dest, int by) noexcept nogil:
-    """Counts a planned connection, so that the next one is scheduled as if this one were open."""
+    """Counts a connection that is not established when it is planned, so that the next one is scheduled as if this one were open;
+    by -1: it was not to be."""
     e.svc_stat[svc].inactive += by
     e.dest_stat[dest].inactive += by
 
@@ -280,16 +283,19 @@ cdef inline uint32_t conn_aside(Engine *e, const Tuple *t, uint64_t h, const Tup
 
 cdef inline void open_planned(Engine *e, Pkt *p, uint32_t i, Plan *plan, int af) noexcept nogil:
     cdef uint32_t ref = REF_NONE
-    reserve(e, p.svc, plan.dest, -1)
-    if e.svc[p.svc].flags & SVC_ONE_PACKET:
+    if lbd_unlikely(e.svc[p.svc].flags & SVC_ONE_PACKET):
         ref = conn_aside(e, &e.tuple[i], e.hash[i], &plan.back, plan.mode, af)
         if ref != REF_NONE:
+            reserve(e, p.svc, plan.dest, -1)
             scheduled(e, p.svc, plan.dest)
     if ref == REF_NONE:
         ref = conn_open(e, p, &e.tuple[i], e.hash[i], p.svc, plan, af)
-    if ref != REF_NONE:
+    if lbd_unlikely(ref == REF_NONE):
+        reserve(e, p.svc, plan.dest, -1)
+        return
+    if e.kind[i] != KIND_FAST or not fast_first(e, p, ref >> 1, af):
         forward_known(e, p, ref, af)
-        e.client_adj = conn_common(table_of(e, af), ref >> 1, af).adj_rev
+    e.client_adj = conn_common(table_of(e, af), ref >> 1, af).adj_rev
 
 
 cdef inline bint met_before(uint8_t *seen, const uint64_t *hashes, uint32_t i) noexcept nogil:
@@ -483,7 +489,7 @@ cdef inline uint32_t state_first(uint8_t proto) noexcept nogil:
 
 cdef inline uint32_t conn_open(Engine *e, Pkt *p, const Tuple *t, uint64_t h, uint32_t svc, Plan *plan, int af) noexcept nogil:
     """A connection for the first packet of a flow (tuple t, its hash h) to the plan's real server: its other end, record, index.
-    REF_NONE: dropped."""
+    It is counted already (`reserve`). REF_NONE: dropped."""
     cdef uint32_t i, why, dest = plan.dest
     cdef ConnCommon *m
     p.svc = svc
@@ -514,7 +520,6 @@ cdef inline uint32_t conn_open(Engine *e, Pkt *p, const Tuple *t, uint64_t h, ui
     conn_schedule(e, i, m, af)
     lbd_compiler_barrier()
     m.live = CONN_ASIDE if e.svc[svc].flags & SVC_ONE_PACKET else CONN_LIVE
-    stat_count(e, m, 1)
     scheduled(e, svc, dest)
     e.count.conns_made += 1
     p.flags |= PKT_NEW
@@ -597,7 +602,9 @@ cdef inline void start_anew(Engine *e, Pkt *p, uint32_t n, const Tuple *k, uint6
         plan.dest = dest
         plan.mode = mode
         plan.lip = LIP_NONE
+        reserve(e, svc, dest, 1)
         other = conn_open(e, p, k, h, svc, &plan, af)
         if other == REF_NONE:
+            reserve(e, svc, dest, -1)
             return
     forward_known(e, p, other, af)

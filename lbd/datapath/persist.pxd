@@ -19,7 +19,7 @@ from lbd.datapath.lookup cimport prefix_mask, svc_at
 from lbd.datapath.pkt cimport Pkt
 from lbd.datapath.quic cimport QUIC_NONE, quic_schedule
 from lbd.datapath.reason cimport REASON_NONE, VERDICT_HANDOVER
-from lbd.datapath.sched cimport schedule
+from lbd.datapath.sched cimport pick_at_once, schedule
 from lbd.datapath.svc cimport (DEST_NONE, DEST_SORRY, DEST_UP, DEST_USED, SVC_EXPIRE_QUIESCENT, SVC_HASH_QID, SVC_NONE, SVC_PERSIST,
                                SVC_USED, Svc)
 from lbd.datapath.template cimport *
@@ -278,8 +278,11 @@ cdef inline uint32_t dest_for(Engine *e, Pkt *p, uint32_t i, uint32_t svc, const
     """A real server for a new connection of this service, DEST_NONE, or PICK_ASKED: the verdict is set. i: the packet's place in
     the burst. What a QUIC connection id says comes before what the client's address does."""
     cdef Svc *s = e.svc + svc
+    cdef uint32_t dest = DEST_NONE
     if lbd_likely(s.quic == QUIC_NONE and not s.flags & (SVC_HASH_QID | SVC_PERSIST)):
-        return schedule(e, s, t)
+        dest = pick_at_once(e, s, t)
+    if lbd_likely(dest != DEST_NONE):
+        return dest
     return dest_kept(e, p, i, svc, t)
 
 

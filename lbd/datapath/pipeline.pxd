@@ -273,8 +273,6 @@ cdef inline void stage_settle(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
             e.later[later] = i
             later += 1
     e.count.verdicts[<int> VERDICT_FORWARD] += fast
-    if lbd_unlikely(e.due_n):
-        tally_enter(e)
     if lbd_unlikely(later):
         stage_open(e, pkts, later, made)
 
@@ -286,3 +284,5 @@ cdef inline void engine_burst(Engine *e, Pkt *pkts, uint32_t n, uint64_t now_ns)
     stage_parse(e, pkts, n)
     stage_probe(e, pkts, n)
     stage_settle(e, pkts, n)
+    if lbd_unlikely(e.due_n):
+        tally_enter(e)

@@ -3,7 +3,7 @@
 # A server that went down a moment ago may still be in the table. Loads are those of all workers together.
 # What a worker remembers (cursor, homes) is in its own record of the service: no allocation, nothing to expire but by reading it.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_ld32, lbd_ld64, lbd_mum, lbd_prefetch, lbd_scale
+from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_ld32, lbd_ld64, lbd_likely, lbd_mum, lbd_prefetch, lbd_scale
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.hdr cimport PROTO_UDP
@@ -48,7 +48,7 @@ cdef inline bint dest_takes(Engine *e, uint32_t d) noexcept nogil:
     """May it get a new connection? What else keeps one away from a real server belongs here."""
     if (e.dest[d].flags & (DEST_USED | DEST_UP)) != (DEST_USED | DEST_UP) or e.dest[d].weight == 0:
         return False
-    return e.dest[d].upper == 0 or not dest_full(e, d)
+    return lbd_likely(e.dest[d].upper == 0) or not dest_full(e, d)
 
 
 cdef inline uint32_t slot_dest(Engine *e, const Svc *s, uint32_t slot) noexcept nogil:
@@ -120,9 +120,13 @@ cdef inline uint32_t stable_hash(const Tuple *t, bint port, uint32_t again) noex
     return <uint32_t> (lbd_mum(h ^ 0x589965cc75374cc3ULL, 0x1d8e4e27c47d124fULL) >> 16)
 
 
+cdef inline uint32_t hash_slot(const Svc *s, const Tuple *t) noexcept nogil:
+    return stable_hash(t, s.flags & SVC_HASH_PORT, 0) % s.table_len
+
+
 cdef inline uint32_t pick_hash(Engine *e, const Svc *s, const Tuple *t) noexcept nogil:
     cdef bint port = s.flags & SVC_HASH_PORT
-    cdef uint32_t k, h = stable_hash(t, port, 0) % s.table_len
+    cdef uint32_t k, h = hash_slot(s, t)
     cdef uint32_t d = slot_dest(e, s, h)
     if d != DEST_NONE or not s.flags & SVC_HASH_FALLBACK:
         return d
@@ -271,7 +275,21 @@ cdef inline uint32_t pick_home(Engine *e, Svc *s) noexcept nogil:
 cdef inline void schedule_prefetch(Engine *e, const Svc *s, const Tuple *t) noexcept nogil:
     """A large table's slot, known by the client's hash alone, on its way into the cache."""
     if s.sched == SCHED_HASH and s.table_len:
-        lbd_prefetch(e.arena + s.table_off + stable_hash(t, s.flags & SVC_HASH_PORT, 0) % s.table_len)
+        lbd_prefetch(e.arena + s.table_off + hash_slot(s, t))
+
+
+cdef inline uint32_t pick_at_once(Engine *e, Svc *s, const Tuple *t) noexcept nogil:
+    """What the two schedulers for the greatest rates say at their first look, nearly always; DEST_NONE: `schedule` knows more."""
+    if s.table_len == 0:
+        return DEST_NONE
+    if s.sched == SCHED_HASH:
+        return slot_dest(e, s, hash_slot(s, t))
+    if s.sched != SCHED_SEQ:
+        return DEST_NONE
+    s.cursor += 1
+    if s.cursor >= s.table_len:
+        s.cursor = 0
+    return slot_dest(e, s, s.cursor)
 
 
 cdef inline uint32_t pick(Engine *e, Svc *s, const Tuple *t) noexcept nogil:

@@ -56,7 +56,7 @@ cdef enum SnatProtocol:      # Svc.snat_protocols
 
 cdef struct Svc:            # 128 bytes; what established packets and plain services need lies in the first 64
     uint8_t vaddr[16]       # IPv4 in the first 4 bytes, the rest 0; network order
-    uint16_t vport          # network order; 0: every port that no other service of the address has
+    uint16_t vport          # network order; 0: every port that no other service of the address has. NB: one word with af, proto
     uint8_t af              # 4 or 6
     uint8_t proto           # IP protocol number: TCP, UDP, SCTP; ICMP or ICMPv6, by `af`: echo, whose port is 0
     uint8_t sched           # SchedKind
