@@ -158,7 +158,7 @@ class Program:
         self.asked += 1
         del self.there[key]
 
-    def set_lip(self, *_: Any, snat: bool = False) -> None:
+    def set_lip(self, *_: Any, echo: bool = False) -> None:
         self.asked += 1
 
 
