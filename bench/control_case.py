@@ -57,11 +57,11 @@ class Row:
 
 
 def wait_effect(daemon: Watched, before: list[int], done: Callable[[], bool], clock: Callable[[], float]) -> float:
-    """When all workers had applied something new, and it is what `done` looks for."""
+    """When a worker had applied something new, and all have what `done` looks for."""
     deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline:
         now = daemon.generations()
-        if all(n != b for n, b in zip(now, before, strict=True)):
+        if now != before:
             at = clock()
             if done():
                 return at

@@ -49,6 +49,7 @@ def rows(text: str) -> list[list[str]]:
 
 def test_status(site: Site) -> None:
     _, daemon, _ = site
+    wait_until("a busy worker's heartbeat is seen", daemon.ready, 10)
     status = lbd_json(daemon, "status")
     assert status == lbd_json(daemon, "status", "--check") | {"uptime": status["uptime"], "frames": status["frames"]}
     assert (status["version"], status["pid"], status["state"], status["ready"]) == (__version__, daemon.pid, "running", True)
