@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What may run beside what: `make test` runs the tests in three goes (--go), the first two at the same time.
 
-    left    network namespaces, the fuzzer
+    left    network namespaces, the fuzzer, proofs, the source
     right   the lab VM, packets and all the rest
     alone   what is marked so: it measures, or takes both cores
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 GOES = ("left", "right", "alone")
-LEFT = ("netns", "fuzz")
+LEFT = ("netns", "fuzz", "proof", "source")
 
 
 def go_of(item: pytest.Item, tests: Path) -> str:

@@ -12,6 +12,7 @@ from tests.packet.fragment import ORDERS, from_addresses, from_client, from_serv
 from tests.packet.test_frag import FAMILIES, MODE, MODES, ORDER, SIZE, TWO_WAYS, port_of
 from tests.unit.test_datapath_hash import KEY as RSS_KEY
 
+FLOWS = 4
 WORKERS = pytest.mark.parametrize("workers", [2, 3])
 RSS = pytest.mark.parametrize("rss", [False, True], ids=["unknown RSS", "known RSS"])
 
@@ -34,7 +35,7 @@ def port(c: Cluster, mode: str, sport: int) -> int:
 @ORDER
 def test_from_clients(workers: int, mode: str, af: int, rss: bool, order: str) -> None:
     c = cluster(workers, mode, rss)
-    for n in range(8):
+    for n in range(FLOWS):
         sport = 40000 + n
         cut = from_client(af, segment("udp", sport, 80, payload(SIZE, n)), ident=n)
         frames = fragment.frames_out(send(c, ORDERS[order](cut)))
@@ -42,7 +43,7 @@ def test_from_clients(workers: int, mode: str, af: int, rss: bool, order: str) -
         l4 = segment("udp", port(c, mode, sport), port_of(mode), payload(SIZE, n))
         assert from_addresses(together(frames, mode)) == fragment.expected(af, *fragment.addresses_of(mode, af), l4)
     assert max(c.hops) <= 3
-    assert len(c.conns()) == 8
+    assert len(c.conns()) == FLOWS
     c.audit()
 
 
@@ -53,7 +54,7 @@ def test_from_clients(workers: int, mode: str, af: int, rss: bool, order: str) -
 @pytest.mark.parametrize("order", ["in order", "reversed", "first second"])
 def test_from_real_servers(workers: int, mode: str, af: int, rss: bool, order: str) -> None:
     c = cluster(workers, mode, rss)
-    for n in range(8):
+    for n in range(FLOWS):
         sport = 40000 + n
         assert c.send(bytes(from_client(af, segment("udp", sport, 80, b"question"), size=1400)[0])).verdict == "forward"
         l4 = segment("udp", 8080, port(c, mode, sport), payload(SIZE, n))
@@ -62,7 +63,7 @@ def test_from_real_servers(workers: int, mode: str, af: int, rss: bool, order: s
         want = fragment.expected(af, *_ends(af), segment("udp", 80, sport, payload(SIZE, n)))
         assert from_addresses(together(frames)) == want
     assert max(c.hops) <= 3
-    assert len(c.conns()) == 8
+    assert len(c.conns()) == FLOWS
     c.audit()
 
 

@@ -3,17 +3,20 @@
 import contextlib
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tests.netns import space
 
+LBD = [sys.executable, "-m", "lbd.cli.main"]
 logs: list[Path] = []
 
 
@@ -61,11 +64,69 @@ def control(run: Path, what: str) -> dict[str, Any]:
         raise RuntimeError(f"control socket: {e}") from None
 
 
+class Fork:
+    """A fork of this process, to be used as subprocess.Popen is."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        end = time.monotonic() + (timeout or float("inf"))
+        while (ended := self.poll()) is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("fork", timeout or 0)
+            time.sleep(0.05)
+        return ended
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+        self.wait()
+
+
+def forked(run: Callable[[], object], out: BinaryIO, err: BinaryIO) -> Fork:
+    """`run` in a fork; what it returns, or raises SystemExit with, becomes its exit status."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if pid := os.fork():
+        return Fork(pid)
+    status: object = 1
+    try:
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        status = run() or 0
+    except SystemExit as end:
+        status = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    if not isinstance(status, int):
+        print(status, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 1)
+
+
 @contextlib.contextmanager
-def process(argv: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def process(argv: list[str], log: Path) -> Iterator[subprocess.Popen[bytes] | Fork]:
     logs.append(log)
     with open(log, "ab") as out:
-        p = subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT)
+        if argv[:3] == LBD and "lbd.master.daemon" in sys.modules:
+            from lbd.cli.main import main
+
+            p: subprocess.Popen[bytes] | Fork = forked(lambda: main(argv[3:]), out, out)
+        else:
+            p = subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT)
     try:
         yield p
     finally:

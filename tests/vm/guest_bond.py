@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from tests.vm import guest_site as site
-from tests.vm.guest import control, process, sh, until
+from tests.vm.guest import LBD, control, process, sh, until
 from tests.vm.guest_vlan import NGINX, curl
 
 CONFIG = """
@@ -115,10 +115,9 @@ def main(model: str) -> None:
     site.prepare("bond1", "eth4")
     (work / "lbd.toml").write_text(CONFIG.format(run=run, workers=1) + site.configuration("bond0"))
     (work / "nginx.conf").write_text(NGINX.format(dir=work).replace("access_log", "keepalive_requests 1000000; access_log"))
-    lbd = [sys.executable, "-m", "lbd.cli.main"]
     found: dict = {"model": model}
     with process(["ip", "netns", "exec", "server", "nginx", "-c", str(work / "nginx.conf")], work / "nginx.out"), \
-            process([*lbd, "run", str(work / "lbd.toml")], work / "lbd.log") as daemon:  # fmt: skip
+            process([*LBD, "run", str(work / "lbd.toml")], work / "lbd.log") as daemon:  # fmt: skip
         def ask(what: str) -> dict:
             if daemon.poll() is not None:
                 raise SystemExit("lbd ended: " + (work / "lbd.log").read_text())

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.vm import guest_decap as decap
 from tests.vm import guest_rss
 from tests.vm import guest_site as site
-from tests.vm.guest import control, endpoint, note, process, sh, until
+from tests.vm.guest import LBD, control, endpoint, note, process, sh, until
 
 CONFIG = """
 [daemon]
@@ -116,10 +116,9 @@ def main(model: str, zero_copy: str) -> None:
     services = "".join(service(mode, family) for mode, family in CASES) + site.configuration("eth1") + decap.CONFIG
     (work / "lbd.toml").write_text(CONFIG.format(run=run, zero_copy=zero_copy, workers=workers) + services)
     (work / "nginx.conf").write_text(NGINX.format(dir=work))
-    lbd = [sys.executable, "-m", "lbd.cli.main"]
     note("the network is there")
     with process(["ip", "netns", "exec", "server", "nginx", "-c", str(work / "nginx.conf")], work / "nginx.out"), \
-            process([*lbd, "run", str(work / "lbd.toml")], work / "lbd.log") as daemon:  # fmt: skip
+            process([*LBD, "run", str(work / "lbd.toml")], work / "lbd.log") as daemon:  # fmt: skip
         def asked(what: str) -> dict:
             if daemon.poll() is not None:
                 raise SystemExit("lbd ended: " + (work / "lbd.log").read_text())

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from tests.vm import guest_site as site
-from tests.vm.guest import control, endpoint, note, process, sh, until
+from tests.vm.guest import LBD, control, endpoint, note, process, sh, until
 
 PORTS = {"fullnat": 3868, "nat": 3869, "dr": 3870, "tunnel": 3871}
 NEAR = {4: "192.0.2.10", 6: "2001:db8:1::10"}
@@ -104,7 +104,7 @@ def main() -> None:
     site.Echo("server", points)
     offload = [line.strip() for line in sh("ip netns exec client ethtool -k eth0").splitlines() if "sctp" in line]
     note("the network is there")
-    with process([sys.executable, "-m", "lbd.cli.main", "run", str(work / "lbd.toml")], work / "lbd.log"):
+    with process([*LBD, "run", str(work / "lbd.toml")], work / "lbd.log"):
         until("lbd is ready", lambda: control(run, "status").get("ready"), 500)
         seen = {}
         for mode, port in PORTS.items():

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from tests.vm import guest_site as site
-from tests.vm.guest import control, process, sh, until
+from tests.vm.guest import LBD, control, process, sh, until
 
 CONFIG = """
 [daemon]
@@ -137,10 +137,9 @@ def main(model: str) -> None:
     workers = len(list(Path("/sys/class/net/eth1/queues").glob("rx-*")))
     (work / "lbd.toml").write_text(CONFIG.format(run=run, workers=workers) + site.configuration("eth1.7"))
     (work / "nginx.conf").write_text(NGINX.format(dir=work))
-    lbd = [sys.executable, "-m", "lbd.cli.main"]
     found: dict = {"model": model}
     with process(["ip", "netns", "exec", "server", "nginx", "-c", str(work / "nginx.conf")], work / "nginx.out"), \
-            process([*lbd, "run", str(work / "lbd.toml")], work / "lbd.log") as daemon:  # fmt: skip
+            process([*LBD, "run", str(work / "lbd.toml")], work / "lbd.log") as daemon:  # fmt: skip
         def ask(what: str) -> dict:
             if daemon.poll() is not None:
                 raise SystemExit("lbd ended: " + (work / "lbd.log").read_text())
