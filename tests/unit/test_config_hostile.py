@@ -250,7 +250,7 @@ def bad(key: Key) -> st.SearchStrategy[str]:
 
 @pytest.mark.parametrize(("header", "key"), KEYS, ids=IDS)
 def test_bad_values_are_refused(header: str, key: Key) -> None:
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=20, deadline=None)
     @given(bad(key))
     def one(literal: str) -> None:
         text, line = text_with(header, key.name, literal)
