@@ -56,7 +56,7 @@ cdef inline void outer4(Pkt *p, const uint8_t *src, const uint8_t *dst, uint32_t
         frag_off &= in4.frag_off
         if not frag_off:
             # fragments of one datagram have the same: in packets of their own they must not, routers may fragment those
-            id = in4.id ^ <uint16_t> ((in4.frag_off & lbd_bswap16(IP_OFFMASK)) * 0x9e37)
+            id = in4.id ^ <uint16_t> (<uint32_t> (in4.frag_off & lbd_bswap16(IP_OFFMASK)) * 0x9e37)
     else:
         tos = <uint8_t> (inner[0] << 4 | inner[1] >> 4)
     ip4_write(inner - shim - sizeof(IpHdr), p.l3_len + shim + sizeof(IpHdr), tos, id, frag_off, OUTER_TTL, proto, lbd_ld32(src),

@@ -159,9 +159,10 @@ cdef inline void ports_write(const Engine *e, Pkt *p, const void *far, uint16_t 
     made here."""
     cdef uint8_t *l4 = p.data + p.l4
     cdef uint16_t came = p.l3_len
-    cdef uint32_t before = lbd_ld32(l4)
-    if p.frag == FRAG_LATER:
+    cdef uint32_t before
+    if p.frag == FRAG_LATER:                    # and may be shorter than ports are
         return
+    before = lbd_ld32(l4)
     lbd_st32(l4, lbd_swap16s(lbd_ld32(far)))
     p.l3_len = p.len - p.l3                     # for the checksum: the transport's length follows from it
     if p.flags & PKT_PARTIAL or (p.proto == PROTO_UDP and (<UdpHdr *> l4).check == 0):
