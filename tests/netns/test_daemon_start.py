@@ -100,11 +100,12 @@ def traces(net: Space, config: Config) -> dict[str, object]:
     """All that a daemon leaves in the kernel and in its run directory, but for connection files and the lock."""
     links = net.ip_json("-details link show")
     files = {p.name for p in config.daemon.run_dir.glob("*")}
+    addresses = [a for link in net.ip_json("addr show") for a in link.get("addr_info", [])]
     return {
         "programs": [link["ifname"] for link in links if "xdp" in link],
         "interfaces": sorted(link["ifname"] for link in links),
         "sockets": run("ss", "--xdp", "-aH"),
-        "addresses": sorted(a["local"] for link in net.ip_json("addr show") for a in link.get("addr_info", [])),
+        "addresses": sorted(a["local"] for a in addresses if a["scope"] != "link"),  # the kernel's, some time after an interface
         "ports": Path("/proc/sys/net/ipv4/ip_local_reserved_ports").read_text().strip(),
         "workers": workers(),
         "files": sorted(files - {"conn-0", "daemon.lock", "managed.json", "hash-key", "owners", "runtime.json"}),

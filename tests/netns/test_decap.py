@@ -105,8 +105,8 @@ def test_what_comes_in_a_tunnel_is_balanced(site: tuple[Testbed, Daemon], kind: 
     seen = counts(daemon, kind, outer)
     assert seen["packets"] - before["packets"] > 4 * requests, "each packet of the clients came so"
     assert seen["bytes"] - before["bytes"] > 2 * UPLOAD and seen["refused"] == 0
-    row = [line for line in lbd(daemon, "tunnel").splitlines() if line.startswith(f"{KINDS[kind]}{outer} ")]
-    assert row and str(seen["packets"]) in row[0]
+    [row] = [line.split() for line in lbd(daemon, "tunnel").splitlines() if line.startswith(f"{KINDS[kind]}{outer} ")]
+    assert seen["packets"] <= int(row[4]) < seen["packets"] + 100, "an end's last packets may come late"
 
 
 def put(testbed: Testbed, family: int, port: int) -> None:
