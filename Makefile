@@ -96,7 +96,7 @@ fuzz: setup compile ## the fuzz targets for FUZZ_SECONDS each (make test runs th
 # --- undo --------------------------------------------------------------------------------------
 
 clean: ## remove what was built
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/vm/bin
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/*/bin
 	find lbd tests bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 	find lbd tests bench -name '*.so' -delete
 	rm -f lbd/xdp/*.bpf.o lbd/xdp/*.tmp

@@ -260,94 +260,74 @@ cdef list conn_list(CEngine *e, uint32_t now_ms, uint32_t limit, uint32_t svc):
     return out
 
 
+cdef class Mapped:
+    """A shared file by its descriptor, for as long as this is there. Raises OSError if it can't be mapped, or has fewer than
+    `least` bytes."""
+    cdef uint8_t *base
+    cdef uint64_t bytes
+
+    def __cinit__(self, int fd, str what, uint64_t least=0, bint write=False):
+        cdef void *at
+        self.bytes = os.fstat(fd).st_size
+        if self.bytes < least:
+            raise OSError(f"{what} is shorter than its tables")
+        at = mmap(NULL, self.bytes, PROT_READ | PROT_WRITE if write else PROT_READ, MAP_SHARED, fd, 0)
+        if at == MAP_FAILED:
+            raise OSError(f"{what}: mmap failed")
+        self.base = <uint8_t *> at
+
+    def __dealloc__(self):
+        if self.base != NULL:
+            munmap(self.base, self.bytes)
+
+
+cdef Mapped conn_file(int fd, dict sizes, bint write=False):
+    return Mapped(fd, "connection file", conn_file_bytes(sizes["conns4"], sizes["conns6"]), write)
+
+
 def connections(fd: int, sizes: dict, limit: int = 1000, svc: int | None = None, timeouts: dict | None = None) -> list:
     """A worker's connections as its file shows them, while the worker goes on: for listings, not for decisions.
 
     timeouts: state number → ms, where they differ from the defaults. Raises OSError if the file can't be mapped."""
+    cdef Mapped file = conn_file(fd, sizes)
     cdef CEngine *e = <CEngine *> calloc(1, sizeof(CEngine))
-    cdef uint64_t n = conn_file_bytes(sizes["conns4"], sizes["conns6"])
-    cdef void *base
-    if os.fstat(fd).st_size < n:
-        free(e)
-        raise OSError("connection file is shorter than its tables")
-    base = mmap(NULL, n, PROT_READ, MAP_SHARED, fd, 0)
-    if base == MAP_FAILED:
-        free(e)
-        raise OSError("connection file: mmap failed")
     try:
         engine_defaults(e)
         for state, ms in (timeouts or {}).items():
             e.timeout[<uint32_t> state & 15] = ms
-        conn_map_all(e, base, sizes["conns4"], sizes["conns6"], NULL)
+        conn_map_all(e, file.base, sizes["conns4"], sizes["conns6"], NULL)
         return conn_list(e, <uint32_t> (lbd_monotonic() // 1000000), limit, SVC_NONE if svc is None else svc)
     finally:
-        munmap(base, n)
         free(e)
 
 
 def conn_merge(into: int, gone: int, sizes: dict) -> tuple:
     """Moves the connections of one worker's file (`gone`) into another's (`into`), while neither worker runs: those moved, and
     those that found no room. Raises OSError if a file can't be mapped."""
-    cdef uint64_t n = conn_file_bytes(sizes["conns4"], sizes["conns6"])
-    cdef CEngine *e = <CEngine *> calloc(2, sizeof(CEngine))
-    cdef void *base[2]
+    cdef Mapped to = conn_file(into, sizes, True), other = conn_file(gone, sizes, True)
     cdef bytes boot = boot_id()
-    cdef Merged m
-    cdef int i
-    base[0] = base[1] = MAP_FAILED
-    try:
-        for i, fd in enumerate((into, gone)):
-            if os.fstat(fd).st_size < n:
-                raise OSError("connection file is shorter than its tables")
-            base[i] = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
-            if base[i] == MAP_FAILED:
-                raise OSError("connection file: mmap failed")
-        m = conn_file_merge(e, base[0], e + 1, base[1], boot, sizes["conns4"], sizes["conns6"])
-        return m.moved, m.left
-    finally:
-        for i in range(2):
-            if base[i] != MAP_FAILED:
-                munmap(base[i], n)
-        free(e)
+    cdef uint32_t conns4 = sizes["conns4"], conns6 = sizes["conns6"]
+    cdef CEngine *e = <CEngine *> calloc(2, sizeof(CEngine))
+    cdef Merged m = conn_file_merge(e, to.base, e + 1, other.base, boot, conns4, conns6)
+    free(e)
+    return m.moved, m.left
 
 
 def conn_mark(conn: int, host: int, sizes: dict) -> None:
     """Sets the bits of taken.pxd in a host segment (by descriptor, with its hash key) for a worker's connections. Raises OSError if
     one can't be mapped."""
-    cdef uint64_t n = conn_file_bytes(sizes["conns4"], sizes["conns6"]), host_bytes = os.fstat(host).st_size
+    cdef Mapped file = conn_file(conn, sizes), segment = Mapped(host, "host segment", 0, True)
+    cdef uint32_t conns4 = sizes["conns4"], conns6 = sizes["conns6"]
     cdef CEngine *e = <CEngine *> calloc(1, sizeof(CEngine))
-    cdef void *base = mmap(NULL, n, PROT_READ, MAP_SHARED, conn, 0)
-    cdef void *segment = mmap(NULL, host_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, host, 0)
-    try:
-        if base == MAP_FAILED or segment == MAP_FAILED:
-            raise OSError("connection file or host segment: mmap failed")
-        mark_all(e, base, <uint8_t *> segment, sizes["conns4"], sizes["conns6"])
-    finally:
-        if base != MAP_FAILED:
-            munmap(base, n)
-        if segment != MAP_FAILED:
-            munmap(segment, host_bytes)
-        free(e)
+    mark_all(e, file.base, segment.base, conns4, conns6)
+    free(e)
 
 
 def templates_carry(into: int, gone: int) -> None:
     """The persistence templates of one host segment (by descriptor) into another one, which has none and its hash key, for as many
     workers as that is made for; no worker runs. Raises OSError if one can't be mapped."""
-    cdef uint64_t n[2]
-    cdef void *base[2]
-    cdef int i
-    base[0] = base[1] = MAP_FAILED
-    try:
-        for i, fd in enumerate((into, gone)):
-            n[i] = os.fstat(fd).st_size
-            base[i] = mmap(NULL, n[i], PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
-            if base[i] == MAP_FAILED:
-                raise OSError("host segment: mmap failed")
-        carry_all(<uint8_t *> base[0], <const uint8_t *> base[1])
-    finally:
-        for i in range(2):
-            if base[i] != MAP_FAILED:
-                munmap(base[i], n[i])
+    cdef Mapped to = Mapped(into, "host segment", 0, True), other = Mapped(gone, "host segment")
+    carry_all(to.base, other.base)
 
 
 cdef void carry_all(uint8_t *into, const uint8_t *gone):

@@ -37,8 +37,7 @@ def mtu_max(frame_size: int, chains: int = 0) -> int:
 def device_mtus(interface: Interface, drivers: Iterable[str]) -> list[int]:
     """What packet buffers are to hold besides the MTU, where a driver does not make use of all of them. drivers: of the interface,
     or of a bond's slaves."""
-    copies = interface.zero_copy == "off" or interface.attach == "generic"
-    return [] if copies else [mtu_max(FRAME) + 1 for driver in drivers if driver in WHOLE_KIB]
+    return [] if interface.copies else [mtu_max(FRAME) + 1 for driver in drivers if driver in WHOLE_KIB]
 
 
 def frame_sizes(given: int | None, mtus: Iterable[int]) -> dict[str, int]:

@@ -33,6 +33,11 @@ class Interface(Section):
         description="Where the XDP program runs: in the driver, or (slower, any driver) in the generic hook.",
     )
 
+    @property
+    def copies(self) -> bool:
+        """Zero-copy is not even tried."""
+        return self.zero_copy == "off" or self.attach == "generic"
+
 
 class LocalAddress(Section):
     """A LIP: an address that FULLNAT sends from to real servers."""

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 from lbd.config.problem import Loc
 from lbd.config.rule import Finding, Rule, View
+from lbd.config.service import PROTOCOL_NAMES
 from lbd.config.value import duration_text
 from lbd.sched import scheduler
 
 EPHEMERAL = (32768, 60999)  # default of net.ipv4.ip_local_port_range
-ICMP = (1, 58)
 REAL_SERVER_TIME_WAIT = 60.0  # Linux's TCP_TIMEWAIT_LEN
 NO_RAMP = {
     "fo": "the heaviest real server gets everything",
@@ -54,9 +54,9 @@ def _ineffective(view: View) -> Iterator[Finding]:
     if workers.count and len(workers.cores) > workers.count and view.good(("workers",), "count"):
         yield ("workers", "cores"), f"only the first {workers.count} are used, as `count` says"
     for loc, service in view.services():
-        protocols = {proto for proto, _, _ in service.points}
-        unused: tuple[str, ...] = ("tcp_established", "tcp_fin") if protocols <= {17, *ICMP} else ()
-        unused += ("udp_timeout",) if 17 not in protocols else ()
+        protocols = {PROTOCOL_NAMES[proto] for proto, _, _ in service.points}
+        unused: tuple[str, ...] = ("tcp_established", "tcp_fin") if protocols <= {"udp", "icmp"} else ()
+        unused += ("udp_timeout",) if "udp" not in protocols else ()
         for key in unused:
             if getattr(service, key) is not None and view.good(loc, "protocol"):
                 kind = f"{'an' if service.protocol == 'icmp' else 'a'} {service.protocol.upper()}"

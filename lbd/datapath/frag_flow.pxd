@@ -67,11 +67,11 @@ cdef inline bint hand_to_owner(Engine *e, Pkt *p, const Tuple *k, uint64_t h, in
 
 
 cdef inline void ident_write(Engine *e, Pkt *p, const Frag *f) noexcept nogil:
-    """Into a packet that was rewritten."""
+    """Into a packet that was rewritten (by a record that stays)."""
     cdef uint32_t ident = f.ident * e.workers + e.worker
     cdef IpHdr *ip
     cdef uint16_t new
-    if conn_common(table_of(e, f.table), f.ref >> 1, f.table).flags & CONN_ONE_WAY:
+    if f.ref == REF_NONE or conn_common(table_of(e, f.table), f.ref >> 1, f.table).flags & CONN_ONE_WAY:
         return
     if p.af == 4:
         ip = <IpHdr *> (p.data + p.l3)
@@ -107,11 +107,13 @@ cdef inline bint bind(Engine *e, Frag *f, const Tuple *t, uint64_t h, int af) no
 
 # --- the first one ---------------------------------------------------------------------------------------------------
 
-cdef inline bint first_again(Engine *e, Pkt *p, const Tuple *t, Frag *f, int af) noexcept nogil:
-    """A first fragment that comes twice is not scheduled twice. False: its real server is gone."""
+cdef inline bint as_chosen(Engine *e, Pkt *p, const Tuple *t, Frag *f, int af) noexcept nogil:
+    """To the real server that its datagram was given: a later fragment, or a first one that comes twice and is not scheduled twice.
+    False: that is gone."""
     if not still_chosen(e, f):
         return False
     if e.svc[f.svc].mode & MODE_ONE_WAY:
+        f.ref = REF_NONE
         one_packet(e, p, t, f.svc, f.dest, False, af)
         return True
     if not chosen_way(e, f, t, tuple_hash(t, e.hash_key, af), af):
@@ -141,7 +143,7 @@ cdef inline bint frag_first(Engine *e, Pkt *p, const Tuple *t, int af) noexcept 
     f.sport = t.sport
     f.dport = t.dport
     f.proto = t.proto
-    return f.state == FRAG_CHOSEN and first_again(e, p, t, f, af)
+    return f.state == FRAG_CHOSEN and as_chosen(e, p, t, f, af)
 
 
 cdef inline void frag_bind(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
@@ -186,35 +188,33 @@ cdef inline void hold(Engine *e, Pkt *p, uint32_t n) noexcept nogil:
     p.reason = REASON_NONE
 
 
-cdef inline bint way_of_first(Engine *e, Frag *f, const Tuple *t, int af) noexcept nogil:
-    """Sets f.ref and f.table to its datagram's connection; of that one's records to the live one, if it went on to another real
-    server meanwhile. False: it is gone."""
-    if f.state == FRAG_CHOSEN:
-        return chosen_way(e, f, t, tuple_hash(t, e.hash_key, af), af)
-    return is_bound(e, f, t, af) or bind(e, f, t, tuple_hash(t, e.hash_key, af), af)
-
-
-cdef inline void follow(Engine *e, Pkt *p, const Tuple *k, Frag *f, int af) noexcept nogil:
-    cdef Tuple t
-    memcpy(&t, k, sizeof(Tuple))
-    t.sport = f.sport
-    t.dport = f.dport
-    t.proto = p.proto = f.proto
-    if f.state == FRAG_CHOSEN and not still_chosen(e, f):
-        drop(p, REASON_FRAG_ORPHAN)
-        return
-    if f.state == FRAG_CHOSEN and e.svc[f.svc].mode & MODE_ONE_WAY:
-        one_packet(e, p, &t, f.svc, f.dest, False, af)
-        e.count.frag_forwarded += p.verdict == VERDICT_FORWARD
-        return
-    if not way_of_first(e, f, &t, af):
-        drop(p, REASON_FRAG_ORPHAN)
-        return
+cdef inline bint as_bound(Engine *e, Pkt *p, const Tuple *t, Frag *f, int af) noexcept nogil:
+    """By its datagram's connection; of that one's records by the live one, if it went on to another real server meanwhile. False:
+    it is gone."""
+    if not is_bound(e, f, t, af) and not bind(e, f, t, tuple_hash(t, e.hash_key, af), af):
+        return False
     if f.table == af:
         forward_known(e, p, f.ref, af)
     else:
         forward_known(e, p, f.ref, 6)
-    if p.verdict == VERDICT_FORWARD:
+    return True
+
+
+cdef inline void follow(Engine *e, Pkt *p, const Tuple *k, Frag *f, int af) noexcept nogil:
+    """The way of the first one."""
+    cdef Tuple t
+    cdef bint there
+    memcpy(&t, k, sizeof(Tuple))
+    t.sport = f.sport
+    t.dport = f.dport
+    t.proto = p.proto = f.proto
+    if f.state == FRAG_CHOSEN:
+        there = as_chosen(e, p, &t, f, af)
+    else:
+        there = as_bound(e, p, &t, f, af)
+    if not there:
+        drop(p, REASON_FRAG_ORPHAN)
+    elif p.verdict == VERDICT_FORWARD:
         ident_write(e, p, f)
         e.count.frag_forwarded += 1
 

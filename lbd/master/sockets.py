@@ -73,7 +73,7 @@ class Opener:
 
     def open(self) -> list[Port]:
         demanded = [i.name for i in self.config.interface if i.zero_copy == "require"]
-        copies = [i.name for i in self.config.interface if i.zero_copy == "off" or i.attach == "generic"]
+        copies = [i.name for i in self.config.interface if i.copies]
         if demanded and copies:
             raise Refusal(
                 f"zero-copy is demanded for {demanded[0]}, but {copies[0]} takes copies, and a worker's sockets must all be alike",

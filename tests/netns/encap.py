@@ -6,14 +6,32 @@ socket, in a packet to the tunnel's other end. The opposite of src/decap.c.
                                                        it is killed; REMOTE: IPv4 or IPv6, the way there gives the outer source
 """
 
+import fcntl
 import os
 import socket
 import struct
+import subprocess
 import sys
 
-from tun import GRE, IPIP, IPV6, checksum, open_tun
-
+IPIP, IPV6, GRE = 4, 41, 47
+TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 1, 0x1000
 MTU = 1400
+
+
+def checksum(data: bytes) -> int:
+    """RFC 1071, folded and inverted."""
+    words = struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2))
+    total = sum(words)
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total ^ 0xFFFF
+
+
+def open_tun(name: str) -> int:
+    tun = os.open("/dev/net/tun", os.O_RDWR)
+    fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH14x", name.encode(), IFF_TUN | IFF_NO_PI))
+    subprocess.run(["ip", "link", "set", name, "mtu", str(MTU), "up"], check=True)
+    return tun
 
 
 def wrapped(kind: str, inner: bytes) -> bytes:
@@ -28,7 +46,7 @@ def wrapped(kind: str, inner: bytes) -> bytes:
 
 
 def main(name: str, kind: str, remote: str) -> None:
-    tun = open_tun(name, "mtu", str(MTU))
+    tun = open_tun(name)
     family = socket.AF_INET6 if ":" in remote else socket.AF_INET
     sockets = {n: socket.socket(family, socket.SOCK_RAW, n) for n in ((GRE,) if kind != "ipip" else (IPIP, IPV6))}
     for s in sockets.values():

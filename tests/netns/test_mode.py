@@ -9,7 +9,6 @@ import filecmp
 import random
 import selectors
 import socket
-import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from lbd.testbed.netns import wait_until
 from lbd.testbed.testbed import config_text, endpoint
 from lbd.testbed.topology import LB_CLIENT, LB_SERVER
 from tests.netns.dial import visiting
+from tests.program import compiled
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 families = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
@@ -55,15 +55,7 @@ http {
 SHORT = 2_000  # requests, with a connection each
 REQUESTS = 20_000
 LARGE = 100_000_000
-
-
-def compiled(name: str, directory: Path) -> Path:
-    """src/NAME.c as a program in this directory."""
-    program = directory / name
-    if not program.exists():
-        source = Path(__file__).parent / "src" / f"{name}.c"
-        subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-o", program, source], check=True)
-    return program
+DECAP = Path(__file__).parent / "src/decap.c"
 
 
 def far_servers(testbed: Testbed, decapsulate: bool) -> None:
@@ -84,7 +76,7 @@ def far_servers(testbed: Testbed, decapsulate: bool) -> None:
         if decapsulate:
             said = server.directory / "decap.out"
             with open(said, "wb") as out:
-                testbed.popen(ns, [str(compiled("decap", testbed.directory)), "tun0", str(GUE_PORT)], stdout=out)
+                testbed.popen(ns, [str(compiled(DECAP)), "tun0", str(GUE_PORT)], stdout=out)
             wait_until("the tunnel's end is there", lambda said=said: said.read_text() == "ready\n", 10)  # type: ignore[misc]
         answers = [f"http://{endpoint(a, PORT)}/" for a in (host.address4, host.address6)]
         for url in answers:

@@ -11,7 +11,8 @@ from lbd.testbed.daemon import Daemon
 from lbd.testbed.netns import Namespace, wait_until
 from lbd.testbed.testbed import config_text
 from lbd.testbed.topology import LB_CLIENT, LB_SERVER
-from tests.netns.test_mode import compiled, stats
+from tests.netns.test_mode import DECAP, stats
+from tests.program import compiled
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 families = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
@@ -66,7 +67,7 @@ def lab(make_shared: Callable[..., Testbed]) -> tuple[Testbed, Daemon]:
         server.ns.ip("link set lo up", *(f"addr add {a} dev lo" for a in far if a not in (vip("nat", 4), vip("nat", 6))))
         said = server.directory / "decap.out"
         with open(said, "wb") as out:
-            testbed.popen(server.ns, [str(compiled("decap", testbed.directory)), "tun0", str(GUE_PORT)], stdout=out)
+            testbed.popen(server.ns, [str(compiled(DECAP)), "tun0", str(GUE_PORT)], stdout=out)
         wait_until("the tunnels' end is there", lambda said=said: said.read_text() == "ready\n", 10)  # type: ignore[misc]
     settings = testbed.settings(services=("web",))
     settings["service"] += [service(testbed, mode, family) for mode in MODES for family in (4, 6)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.program import compiled
 from tests.vm.stage import Stage
 
 HERE = Path(__file__).parent
@@ -43,12 +44,4 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 @pytest.fixture(scope="session")
 def lab_tool() -> Callable[[str], Path]:
     """lab_tool(NAME): path of the compiled tests/vm/src/NAME.c."""
-
-    def build(name: str) -> Path:
-        source, program = HERE / "src" / f"{name}.c", HERE / "bin" / name
-        if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
-            program.parent.mkdir(exist_ok=True)
-            subprocess.run(["cc", "-O2", "-Wall", "-o", program, source, "-lxdp", "-lbpf"], check=True)
-        return program
-
-    return build
+    return lambda name: compiled(HERE / "src" / f"{name}.c", "-lxdp", "-lbpf")

@@ -14,12 +14,10 @@ from pathlib import Path
 
 from tests.vm import guest_site as site
 from tests.vm.guest import LBD, control, endpoint, note, process, sh, until
+from tests.vm.guest_site import CLIENT, NEAR, SERVER
 
 PORTS = {"fullnat": 3868, "nat": 3869, "dr": 3870, "tunnel": 3871}
-NEAR = {4: "192.0.2.10", 6: "2001:db8:1::10"}
 FAR = {4: "198.51.100.10", 6: "2001:db8:51::10"}
-SERVER = {4: "10.77.0.11", 6: "fd77::11"}
-CLIENT = {4: "192.0.2.100", 6: "2001:db8:1::100"}
 MESSAGES = (1, 100, 1000, 1400, 5000, 30000)
 
 CONFIG = """

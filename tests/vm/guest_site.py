@@ -64,37 +64,30 @@ def seen_as(mode: str, family: int) -> str:
     return LIP[real(mode, family)] if mode in ("fullnat", "nat64") else POOL[family] if mode == "snat" else CLIENT[family]
 
 
-def configuration(front: str) -> str:
-    """`front`: the interface that VIPs and SNAT's pool belong to."""
-    text = ""
-    for mode, family, protocol in CASES:
-        if mode == "snat":
-            continue
-        text += f"""
+def service(mode: str, family: int, protocol: str, address: str, server: str, front: str) -> str:
+    return f"""
 [[service]]
 name = "{mode}-{protocol}{family}"
-address = "{endpoint(vip(mode, family), PORTS[mode])}"
+address = "{address}"
 protocol = "{protocol}"
 mode = "{word(mode)}"
 interface = "{front}"
 manage = {str(mode not in FAR).lower()}
 {TUNNEL.get(mode, "")}
 [[service.real_server]]
-address = "{endpoint(SERVER[real(mode, family)], PORTS[mode])}"
+address = "{server}"
 """
-    for mode, family, _ in PINGED:
-        text += f"""
-[[service]]
-name = "{mode}-icmp{family}"
-address = "{pinged(mode, family)}"
-protocol = "icmp"
-mode = "{word(mode)}"
-interface = "{front}"
-manage = {str(mode not in FAR).lower()}
-{TUNNEL.get(mode, "")}
-[[service.real_server]]
-address = "{SERVER[family]}"
-"""
+
+
+def configuration(front: str) -> str:
+    """`front`: the interface that VIPs and SNAT's pool belong to."""
+    text = ""
+    for mode, family, protocol in CASES:
+        if mode != "snat":
+            at, port = SERVER[real(mode, family)], PORTS[mode]
+            text += service(mode, family, protocol, endpoint(vip(mode, family), port), endpoint(at, port), front)
+    for mode, family, protocol in PINGED:
+        text += service(mode, family, protocol, pinged(mode, family), SERVER[family], front)
     for family, network in ((4, "10.77.0.0/24"), (6, "fd77::/64")):
         text += f"""
 [[snat]]
