@@ -150,7 +150,8 @@ class Opener:
         return Port(worker=worker, iface=number, of=nic.iface, nic=nic.name, **asdict(made))
 
     def open_more(self, there: Sequence[Port]) -> list[Port]:
-        """Those that are missing, while no worker runs. Copies, if the first that is opened can't else."""
+        """Those that are missing, while no worker runs. Copies as `open`, or if the first that is opened can't else."""
+        first: Mode = "off" if any(i.copies for i in self.config.interface) else "auto"
         ports: list[Port] = []
         try:
             for worker in range(self.config.workers.number):
@@ -160,7 +161,7 @@ class Opener:
                     known = [*there, *ports]
                     own = [p for p in known if p.worker == worker]
                     free = self.area.free_frames(worker)
-                    mode: Mode = "auto" if not known else "require" if known[0].zero_copy else "off"
+                    mode: Mode = first if not known else "require" if known[0].zero_copy else "off"
                     ports.append(self.open_port(worker, number, mode, own, free[: len(free) // 2]))
         except BaseException:
             close_ports(ports)

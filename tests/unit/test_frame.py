@@ -172,3 +172,15 @@ def test_a_nic_that_needs_larger_buffers_than_there_are(
     if refused:
         assert "zero-copy on eth7 (igb) takes packet buffers of 4096 bytes" in str(found.value)
         assert "restart lbd" in str(found.value)
+
+
+@pytest.mark.parametrize(("options", "mode"), [("", "auto"), ('zero_copy = "off"', "off"), ('attach = "generic"', "off")])
+def test_sockets_of_an_interface_made_anew_are_as_configured(monkeypatch: pytest.MonkeyPatch, options: str, mode: str) -> None:
+    """None is left to tell which mode it was: with small buffers, copies on an igb must not become zero-copy."""
+    asked: list[object] = []
+    monkeypatch.setattr(sockets.Opener, "open_port", lambda self, worker, number, mode, *rest: asked.append(mode))
+    config = loads(BASE + options)
+    assert config.interface[0].copies == (mode == "off")
+    area: Any = SimpleNamespace(free_frames=lambda worker: [])
+    sockets.Opener(config, area, {0: Nic(0, 7, "eth7")}, {"eth7": 1}, {"frame_size": 2048, "chains": 0}).open_more([])
+    assert asked == [mode]
