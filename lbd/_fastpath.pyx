@@ -21,6 +21,7 @@ from lbd.datapath.engine cimport CHAIN_MAX, Chain, ConnExt, EXT_FREE, EXT_SHARE,
 from lbd.datapath.frag cimport FRAG_ENTRIES, FRAG_HELD, HELD_ROOM, frag_bytes, frag_clear, frag_map
 from lbd.datapath.frag_held cimport frag_piece, frag_ready, frag_take
 from lbd.datapath.hdr cimport PROTO_SCTP
+from lbd.datapath.kept cimport KEPT_NAME, Kept, template_return, templates_keep
 from lbd.datapath.lifetime cimport engine_expire
 from lbd.datapath.count cimport Counters
 from lbd.datapath.fib cimport FIB_MAX, ROUTE_USED, Route
@@ -331,15 +332,75 @@ def templates_carry(into: int, gone: int) -> None:
 
 
 cdef void carry_all(uint8_t *into, const uint8_t *gone):
-    cdef HostCtl *h = <HostCtl *> into
     cdef const HostCtl *g = <const HostCtl *> gone
     cdef CEngine *e = <CEngine *> calloc(1, sizeof(CEngine))
-    e.template = <Template *> (into + h.off_template)
+    template_tables(e, into)
+    template_carry(e, <const Template *> (gone + g.off_template), <uint64_t> g.sizes.workers * g.sizes.templates)
+    free(e)
+
+
+def templates_kept(segment: int, host: int) -> bytes:
+    """All persistence templates of a host segment that last still, 64 bytes each (kept.pxd), by the tables of a worker's segment
+    (both by descriptor), while workers go on or when they have ended. Raises OSError if one can't be mapped."""
+    cdef Mapped tables = Mapped(segment, "worker segment", sizeof(Ctl)), shared = Mapped(host, "host segment", sizeof(HostCtl))
+    cdef Ctl *c = <Ctl *> tables.base
+    cdef CEngine *e = <CEngine *> calloc(1, sizeof(CEngine))
+    try:
+        template_tables(e, shared.base)
+        e.svc = <Svc *> (tables.base + c.off_svc)
+        e.dest = <Dest *> (tables.base + c.off_dest)
+        e.max_svc, e.max_dest = c.sizes.services, c.sizes.dests
+        return pack_templates(e)
+    finally:
+        free(e)
+
+
+def templates_return(host: int, kept: bytes, numbers: dict) -> int:
+    """What templates_kept gave into a host segment of now, which has its hash key and none; before the first worker runs. numbers:
+    the first KEPT_NAME bytes → (service, real server); those of others are left out. How many found their place."""
+    cdef Mapped shared = Mapped(host, "host segment", sizeof(HostCtl), True)
+    cdef CEngine *e = <CEngine *> calloc(1, sizeof(CEngine))
+    try:
+        template_tables(e, shared.base)
+        return unpack_templates(e, kept, numbers)
+    finally:
+        free(e)
+
+
+cdef void template_tables(CEngine *e, uint8_t *host):
+    cdef HostCtl *h = <HostCtl *> host
+    e.template = <Template *> (host + h.off_template)
     e.max_template = h.sizes.templates
     e.workers = h.sizes.workers
     e.hash_key = h.hash_key
-    template_carry(e, <const Template *> (gone + g.off_template), <uint64_t> g.sizes.workers * g.sizes.templates)
-    free(e)
+    e.now_ns = lbd_monotonic()
+
+
+cdef bytes pack_templates(CEngine *e):
+    cdef uint64_t i, n = 0
+    cdef Kept *to
+    with nogil:
+        for i in range(<uint64_t> e.workers * e.max_template):
+            n += e.template[i].svc != 0
+        to = <Kept *> malloc(n * sizeof(Kept) + 1)
+    if to == NULL:
+        raise MemoryError()
+    try:
+        with nogil:
+            n = templates_keep(e, to, n)
+        return (<char *> to)[:n * sizeof(Kept)]
+    finally:
+        free(to)
+
+
+cdef uint64_t unpack_templates(CEngine *e, bytes kept, dict numbers) except? 0:
+    cdef const char *at = kept
+    cdef uint64_t i, n = 0
+    for i in range(len(kept) // sizeof(Kept)):
+        found = numbers.get(at[i * sizeof(Kept):i * sizeof(Kept) + KEPT_NAME])
+        if found is not None:
+            n += template_return(e, <const Kept *> (at + i * sizeof(Kept)), found[0], found[1])
+    return n
 
 
 cdef void mark_all(CEngine *e, void *base, uint8_t *host, uint32_t conns4, uint32_t conns6) noexcept nogil:
@@ -647,6 +708,16 @@ cdef class Engine:
     def carry_templates(self, gone: Engine) -> None:
         """Those that the workers of another host had, before those of this one start."""
         template_carry(self.e, gone.e.template, <uint64_t> gone.e.max_template * gone.e.workers)
+
+    def templates_kept(self, now_ns: int) -> bytes:
+        """As the function of this name."""
+        self.e.now_ns = now_ns
+        return pack_templates(self.e)
+
+    def templates_return(self, kept: bytes, numbers: dict, now_ns: int) -> int:
+        """As the function of this name; then recover."""
+        self.e.now_ns = now_ns
+        return unpack_templates(self.e, kept, numbers)
 
     def templates(self) -> list:
         """Persistence templates of all workers as this engine sees them: (service, real server, network)."""

@@ -160,9 +160,10 @@ cdef inline bint svc_set(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogi
     s.persist_plen = b.persist_plen
     s.target = b.target
     s.gen = c.gen
+    if not before & SVC_USED:
+        s.cursor = e.worker          # workers start their turns at different servers
     if c.flags & CMD_FRESH:
         memset(e.svc_stat + c.id, 0, sizeof(SvcStat))
-        s.cursor = e.worker          # workers start their turns at different servers
         s.since = tick_now(e)
     s.flags = b.flags | SVC_USED
     svc_hash_in(e, c.id)

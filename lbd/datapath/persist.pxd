@@ -209,23 +209,27 @@ cdef inline void template_recover(Engine *e) noexcept nogil:
             template_count(e, m + i, 1)
 
 
+cdef inline bint template_put(const Engine *e, const Template *m, uint64_t h) noexcept nogil:
+    """Where its owner looks for it, while nobody runs. In a full set those renewed last stay. False: it is not among these."""
+    cdef Template *first = template_set(e, h)
+    cdef Template *to = first
+    cdef uint32_t k
+    for k in range(1, WAYS):
+        if to.svc and (first[k].svc == 0 or first[k].renewed < to.renewed):
+            to = first + k
+    if to.svc and to.renewed >= m.renewed:
+        return False
+    memcpy(to, m, sizeof(Template))
+    return True
+
+
 cdef inline void template_carry(const Engine *e, const Template *old, uint64_t n) noexcept nogil:
     """The n of a host segment of before into the one of e (its workers, max_template, template, hash_key), for another number of
-    workers: each is where its owner looks for it. Nobody runs over either. In a full set those renewed last stay."""
-    cdef Template *to
-    cdef Template *first
+    workers. Nobody runs over either."""
     cdef uint64_t i
-    cdef uint32_t k
     for i in range(n):
-        if old[i].svc == 0 or old[i].seq & 1:
-            continue
-        first = template_set(e, template_hash(e, <uint32_t> old[i].svc - 1, old[i].net))
-        to = first
-        for k in range(1, WAYS):
-            if to.svc and (first[k].svc == 0 or first[k].renewed < to.renewed):
-                to = first + k
-        if to.svc == 0 or to.renewed < old[i].renewed:
-            memcpy(to, old + i, sizeof(Template))
+        if old[i].svc and not old[i].seq & 1:
+            template_put(e, old + i, template_hash(e, <uint32_t> old[i].svc - 1, old[i].net))
 
 
 # --- whoever opens a connection --------------------------------------------------------------------------------------

@@ -65,10 +65,10 @@ class Applier:
 
     # -- the steps -------------------------------------------------------------------------------------------
 
-    def apply(self) -> None:
-        """NumbersUsedUp or ArenaFull, and nothing has changed."""
+    def apply(self, first: bool = False) -> None:
+        """NumbersUsedUp or ArenaFull, and nothing has changed. `first`: workers' tables are new."""
         desired = self.composer.desired
-        batch = self.reconciler.update(desired)
+        batch = self.reconciler.update(desired, first)
         try:
             self.steering.prepare(desired)
         finally:  # they are told of the next differences from here

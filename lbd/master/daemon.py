@@ -58,6 +58,7 @@ from lbd.master.slowpath import SlowPath
 from lbd.master.standby import Standby
 from lbd.master.startup import group_id
 from lbd.master.supervise import Supervisor
+from lbd.master.template import Keeper
 from lbd.shm import _shm as shm
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Daemon:
         self.events = Events(self)
         self.reopener = Reopener(self)
         self.epochs = Epochs(self)
+        self.templates = Keeper(self)
         limits = Limits(heartbeat=config.workers.heartbeat_limit)
         self.standby = Standby()
         self.supervisor = Supervisor(
@@ -177,6 +179,7 @@ class Daemon:
 
     async def _every_second(self) -> None:
         self.reopener.tend()
+        self.templates.look(time.monotonic())
         steering = self.applier.steering
         if leaving := steering.leaving:
             steering.tend()

@@ -115,8 +115,9 @@ class Reconciler:
 
     # -- batches ---------------------------------------------------------------------------------------------
 
-    def update(self, desired: Desired) -> list[bytes]:
-        """Commands that bring workers from the last update to this one; none if nothing changed.
+    def update(self, desired: Desired, first: bool = False) -> list[bytes]:
+        """Commands that bring workers from the last update to this one; none if nothing changed. `first`: workers' tables are
+        new, and no number had another meaning before.
 
         Raises NumbersUsedUp or ArenaFull, and then nothing has changed. What is the same object as last time costs a
         look at its identity: one real server of 20,000 takes 0.5 ms."""
@@ -131,7 +132,8 @@ class Reconciler:
         if not plan.changed and not plan.gone:
             return []
         self.generation = generation + 1
-        batch = [encode.set_command(plan.changed[key], generation, key in plan.fresh) for key in sorted(plan.changed)]
+        fresh = set() if first else plan.fresh
+        batch = [encode.set_command(plan.changed[key], generation, key in fresh) for key in sorted(plan.changed)]
         batch += [encode.delete_command(key, generation) for key in sorted(plan.gone, reverse=True)]
         return [*batch, encode.end(generation + 1)]
 

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from lbd.config import Config
+from lbd.master import template
 from lbd.master.desired import DestKey, ServiceKey
 from lbd.master.difference import restart_fields
+from lbd.master.handover import WorkerSet
 from lbd.master.reconcile import Records
 from lbd.master.refusal import Refusal
 from lbd.master.resources import Resources, from_worker, worker_set
@@ -47,7 +50,7 @@ async def adopt(supervisor: Supervisor, config: Config, run_dir: Path) -> Resour
     different = restart_fields(given.extra.get("restart", {}), config)
     if different:
         log.warning("running workers differ from the configuration in %s: they are ended", ", ".join(different))
-        await end(supervisor)
+        await end(supervisor, run_dir)
         return None
     try:
         resources = from_worker(given, Program.adopt)
@@ -62,11 +65,22 @@ async def adopt(supervisor: Supervisor, config: Config, run_dir: Path) -> Resour
     return resources
 
 
-async def end(supervisor: Supervisor) -> None:
+async def end(supervisor: Supervisor, run_dir: Path) -> None:
     """Their sockets and the program go with them."""
+    given = next(iter(supervisor.members.values())).given
     await supervisor.stop()
+    keep_templates(run_dir, given)
     for number in list(supervisor.members):
         supervisor.remove(number)
+
+
+def keep_templates(run_dir: Path, given: WorkerSet) -> None:
+    """Workers that have just ended had them."""
+    try:
+        shm.HostSegment.adopt(os.dup(given.host), None, True).close()  # it is one
+        template.keep(run_dir, given.segment, given.host)
+    except (shm.SegmentError, OSError) as error:
+        log.warning("clients may get other real servers: %s", error)
 
 
 async def wait_until_quiet(supervisor: Supervisor) -> None:

@@ -55,7 +55,7 @@ def remembered(lbd: Daemon) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_more_workers_and_fewer(make_testbed: Callable[..., Testbed]) -> None:
-    testbed = make_testbed(workers=2).up()
+    testbed = make_testbed(workers=2, clients=4).up()
     queues(testbed, 1)
     one, two = (persistent(config(testbed, workers={"count": n})) for n in (1, 2))
     lbd = testbed.lbd(one)
@@ -101,6 +101,7 @@ def test_more_workers_and_fewer(make_testbed: Callable[..., Testbed]) -> None:
     [found] = working(again)
     assert 2 * (STREAMS + FLOWS) <= found <= held  # some of the clients' short ones have ended
     assert not (again.run_dir / "conn-1").exists()
+    assert remembered(again) == known
     for each in (traffic, more):
         each.ask("go")
         unharmed(each)
@@ -111,4 +112,5 @@ def test_more_workers_and_fewer(make_testbed: Callable[..., Testbed]) -> None:
     inside.close()
     for each in (traffic, more):
         each.stop()
+    assert servers(testbed) == had, "clients keep their real servers over a stop, too"
     assert again.stop() == 0

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from lbd.master import template
 from lbd.testbed import Testbed, load
 from lbd.testbed.daemon import Daemon
 from lbd.testbed.netns import wait_until
@@ -23,7 +24,7 @@ REQUESTS = 20_000
 
 @pytest.fixture(scope="module")
 def options() -> Iterator[tuple[Testbed, Daemon]]:
-    with make(workers=2) as testbed:
+    with make(workers=2, clients=4) as testbed:
         settings = testbed.settings(services=("web", "dns"))
         for service in settings["service"]:
             service.pop("health", None)
@@ -119,3 +120,34 @@ def test_each_query_is_scheduled(options: tuple[Testbed, Daemon]) -> None:
     rows = [r for r in daemon.get("/v1/real-servers")["real_servers"] if r["service"] == "dns4"]
     counts = [r["connections"] for r in rows]
     assert sum(counts) >= result.completed and max(counts) - min(counts) <= 0.02 * sum(counts) + 4
+
+
+def chosen(testbed: Testbed) -> dict[str, str]:
+    """Which real server each client has."""
+    clients = {4: testbed.topology.client_addresses4, 6: testbed.topology.client_addresses6}
+    return {
+        client: load.curl(testbed.client, load.url(testbed.vip(family)), "--interface", client).body
+        for family in clients for client in clients[family]
+    }  # fmt: skip
+
+
+def remembered(daemon: Daemon) -> set[tuple[str, str, str]]:
+    found = daemon.get("/v1/templates")["templates"]
+    return {(t["service"], t["client"], t["real_server"]) for t in found if t["service"].startswith("web")}
+
+
+def test_clients_keep_their_servers_when_all_is_killed(options: tuple[Testbed, Daemon]) -> None:
+    """The last one of this module. (A stop, and another number of workers: test_crew.py.)"""
+    testbed, daemon = options
+    had, known = chosen(testbed), remembered(daemon)
+    assert len(known) == len(had) and len(set(had.values())) > 1
+    all_of_them = len(daemon.get("/v1/templates")["templates"])
+    wait_until("they are written down", lambda: len(template.read(daemon.run_dir)) == all_of_them * template.ROW, 10)
+    workers = [w["pid"] for w in daemon.get("/v1/workers")["workers"]]
+    daemon.kill()
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    wait_until("all are gone", lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers), 10)
+    again = testbed.lbd(daemon.config_file.read_text())
+    assert not again.get("/v1/status")["took_over"] and "clients keep the real servers that they had\n" in again.log()
+    assert remembered(again) == known and chosen(testbed) == had

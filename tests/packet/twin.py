@@ -7,7 +7,7 @@ from typing import Any
 from lbd._fastpath import Engine, Result
 
 ALIKE = ("apply", "set_table", "set_rss", "set_owner", "expire", "ending", "recover", "conns", "used", "counters",
-         "service_stats", "dest_stats", "lip_stats", "tunnel_stats", "templates")  # fmt: skip
+         "service_stats", "dest_stats", "lip_stats", "tunnel_stats", "templates", "templates_kept", "templates_return")  # fmt: skip
 
 
 def told(r: Result) -> tuple[object, ...]:
