@@ -64,6 +64,15 @@ def known_mode(mode: str, direction: int) -> Any:
     return scene
 
 
+def unanswered() -> Any:
+    """UDP whose answers do not come this way, each flow once in 160 ms: it goes back to its queue's end with each packet."""
+    from bench.scene import Scene
+
+    scene = Scene(4, 17, PACKETS, mode="dr", step_ns=1_250_000).open()
+    scene.bench.plan_known(PACKETS, PACKETS, 0)
+    return scene
+
+
 def one_packet() -> Any:
     """Datagrams that are scheduled one by one, and make no connection."""
     from bench.scene import Scene
@@ -121,6 +130,7 @@ def cases() -> list[Case]:
         for direction in directions:
             out.append(Case(f"tcp {mode} established, {WAYS[direction]}", partial(known_mode, mode, direction)))
     out.append(Case(f"sctp ipv4 established, {WAYS[0]}", partial(known, 4, 132, 0)))
+    out.append(Case("udp dr unanswered, once in 160 ms", unanswered))
     out.append(Case("udp ipv4 one packet, mh, dr", one_packet))
     out.append(Case("udp ipv4 new, mh", partial(fresh, 4, 17, "mh")))
     out.append(Case("tcp ipv4 new (SYN), persistent", partial(fresh, 4, 6, "rr", 1024)))

@@ -17,7 +17,7 @@ from lbd.datapath.reason cimport REASON_NONE, VERDICT_FORWARD
 from lbd.datapath.conn cimport (CONN_ACTIVE, CONN_LIVE, CONN_MODE, CONN_ONE_WAY, CONN_OTHER_FAMILY, CONN_SYNACK, CONN_WRAPS,
                                 ConnCommon, ConnTable, conn4, conn6, conn_common, conn_edges, conn_side)
 from lbd.datapath.encap cimport encap_from, outer_source
-from lbd.datapath.lifetime cimport table_of
+from lbd.datapath.lifetime cimport table_of, udp_step
 from lbd.datapath.nat cimport check_update, ends_write, hop
 from lbd.datapath.nat64 cimport nat64_mtu, nat64_obstacle, nat64_packet
 from lbd.datapath.neigh cimport Adj, adj_sender
@@ -25,7 +25,6 @@ from lbd.datapath.parse cimport checksum_is_partial, l4_sound
 from lbd.datapath.svc cimport DEST_NONE
 from lbd.datapath.tally cimport tally
 from lbd.datapath.tcp cimport edges_step, STATE_ESTABLISHED, STATE_UDP, STATE_UDP_ONEWAY
-from lbd.datapath.timer cimport WHEEL_SHIFT
 from lbd.datapath.tunnel cimport server_af, tunnel_room
 
 cdef enum Lane:                 # Engine.fast, by interface
@@ -135,17 +134,16 @@ cdef inline bint end_is(const uint8_t *end, const uint8_t *came, int af) noexcep
             | (lbd_ld32(end + 32) ^ lbd_ld32(came + 32))) == 0
 
 
-cdef inline bint settled(const ConnCommon *c, uint8_t proto, uint32_t direction, uint32_t now_ms, uint32_t any) noexcept nogil:
+cdef inline bint settled(const ConnCommon *c, uint8_t proto, uint32_t direction, uint32_t any) noexcept nogil:
     """Live, of this run, established: proto, state, flags and live as one word, little-endian; `any`: flags that may be or not. An
-    unanswered UDP flow is as good while its client's packets do not move it in its queue (udp_step of forward.pxd)."""
+    unanswered UDP flow is as good for its client's packets."""
     cdef uint32_t word = lbd_ld32(&c.proto) & ~(any << 16)
     cdef uint32_t live = <uint32_t> CONN_LIVE << 24
     if proto == PROTO_TCP:
         return word == (live | <uint32_t> STATE_ESTABLISHED << 8 | PROTO_TCP)
     if word == (live | <uint32_t> STATE_UDP << 8 | PROTO_UDP):
         return True
-    return (word == (live | <uint32_t> STATE_UDP_ONEWAY << 8 | PROTO_UDP) and direction == 0
-            and (now_ms ^ c.last_seen) >> WHEEL_SHIFT == 0)
+    return word == (live | <uint32_t> STATE_UDP_ONEWAY << 8 | PROTO_UDP) and direction == 0
 
 
 cdef inline bint way_free(Engine *e, const Pkt *p, const ConnCommon *c, uint32_t hops, uint32_t room,
@@ -166,11 +164,16 @@ cdef inline bint passes(Engine *e, const Pkt *p, const ConnCommon *c, const uint
     return p.proto != PROTO_TCP or not (<const TcpHdr *> l4).flags & (TCP_SYN | TCP_FIN | TCP_RST)
 
 
-cdef inline void passed(Engine *e, Pkt *p, ConnCommon *c, const Adj *a, const uint8_t *l4, uint32_t *edges, uint32_t head,
-                        uint32_t direction) noexcept nogil:
-    """What the connection, the statistics and whoever sends it learn of the packet. head: bytes of its IP header."""
+cdef inline void passed(Engine *e, Pkt *p, uint32_t i, const Adj *a, const uint8_t *l4, uint32_t head, uint32_t direction,
+                        int af) noexcept nogil:
+    """What the connection, the statistics and whoever sends it learn of the packet. head: bytes of its IP header; af: the record's
+    family."""
+    cdef ConnTable *tab = table_of(e, af)
+    cdef ConnCommon *c = conn_common(tab, i, af)
     if p.proto == PROTO_TCP:
-        edges_step(edges, <const TcpHdr *> l4, p.l3_len - head, direction)
+        edges_step(conn_edges(tab, i, af), <const TcpHdr *> l4, p.l3_len - head, direction)
+    else:
+        udp_step(e, i, c, direction, af)
     noted(e, p, c, a, direction)
 
 
@@ -195,7 +198,7 @@ cdef inline bint fast_wrap(Engine *e, Pkt *p, uint32_t i, uint32_t direction, in
     cdef uint32_t head = p.l4 - ETH_HLEN, room
     cdef bint tunnel = (c.flags & CONN_ONE_WAY) != 0
     cdef uint8_t src[16]
-    if not c.flags & CONN_WRAPS or not settled(c, p.proto, direction, e.now_ms, ANY_WRAPPED) or a.reach == 0:
+    if not c.flags & CONN_WRAPS or not settled(c, p.proto, direction, ANY_WRAPPED) or a.reach == 0:
         return False
     p.frag = FRAG_NONE
     if tunnel:
@@ -208,7 +211,7 @@ cdef inline bint fast_wrap(Engine *e, Pkt *p, uint32_t i, uint32_t direction, in
             return False
     if not passes(e, p, c, l4, p.data[ETH_HLEN + (8 if p.af == 4 else 7)], room, direction):
         return False
-    passed(e, p, c, a, l4, conn_edges(tab, i, af), head, direction)
+    passed(e, p, i, a, l4, head, direction, af)
     if tunnel:
         hop(p.data + ETH_HLEN, conn4(tab, i).ip_delta[0] if af == 4 else 0, af)
         encap_from(e, p, tab, i, src, af, server_af(c, af))
@@ -241,12 +244,12 @@ cdef inline bint fast_forward(Engine *e, Pkt *p, uint32_t ref, int af) noexcept 
     cdef const Adj *a
     if not end_is(conn_side(tab, i, direction, af), ends_of(p, af), af) or c.fib_gen != e.fib_gen[0]:
         return False
-    if lbd_unlikely(not settled(c, p.proto, direction, e.now_ms, ANY_PLAIN)):
+    if lbd_unlikely(not settled(c, p.proto, direction, ANY_PLAIN)):
         return fast_wrap(e, p, i, direction, af)
     a = e.adj + (&c.adj_fwd)[direction]
     if not passes(e, p, c, l4, d[ETH_HLEN + (8 if af == 4 else 7)], a.reach, direction):
         return False
-    passed(e, p, c, a, l4, conn_edges(tab, i, af), 20 if af == 4 else 40, direction)
+    passed(e, p, i, a, l4, 20 if af == 4 else 40, direction, af)
     fast_rewrite(p, tab, i, a, direction, af)
     return True
 

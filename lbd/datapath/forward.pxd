@@ -12,15 +12,13 @@ from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
 from lbd.datapath.sctp cimport sctp_quote_is_right, sctp_step
-from lbd.datapath.timer cimport WHEEL_SHIFT
 from lbd.datapath.svc cimport (Dest, SVC_NONE, DEST_NONE, LIP_NONE, LIP_USED, DEST_USED, DEST_UP, MODE_DR, MODE_NAT64,
                                MODE_TUNNEL, SNAT_ANY, SVC_USED)
 from lbd.datapath.neigh cimport Adj, ADJ_LEARNED, ADJ_NONE, ADJ_USED, ADJ_VALID, IFACE_UP
 from lbd.datapath.link cimport adj_tags, pkt_tags
 from lbd.datapath.snat cimport conn_is_snat
 from lbd.datapath.lookup cimport nexthop, adj_learn, conn_lip, dest_of, neigh_want, svc_of
-from lbd.datapath.lifetime cimport table_of, timer_of, conn_enter, conn_end, conn_schedule, stat_count, evict
-from lbd.datapath.persist cimport persist_alive
+from lbd.datapath.lifetime cimport table_of, timer_of, conn_enter, conn_end, conn_schedule, stat_count, evict, udp_step
 from lbd.datapath.nat cimport TTL_DELTA, hop, link_write, rewrite
 from lbd.datapath.seq cimport seq_translate
 from lbd.datapath.encap cimport encap
@@ -126,17 +124,6 @@ cdef inline bint tcp_step(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t
     if next != c.state:
         conn_enter(e, i, c, next, af)
     return True
-
-
-cdef inline void udp_step(Engine *e, uint32_t i, ConnCommon *c, uint32_t direction, int af) noexcept nogil:
-    """Before last_seen is set."""
-    if lbd_likely(c.state != STATE_UDP_ONEWAY):
-        return
-    if direction == 1:
-        conn_enter(e, i, c, STATE_UDP, af)
-    elif (e.now_ms ^ c.last_seen) >> WHEEL_SHIFT:           # keeps its queue in order of age
-        conn_enter(e, i, c, STATE_UDP_ONEWAY, af)
-        persist_alive(e, table_of(e, af), i, c, af)         # no timer looks at it there
 
 
 # --- next hop --------------------------------------------------------------------------------------------------------
