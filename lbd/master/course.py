@@ -53,7 +53,7 @@ class Course:
         self.runtime = runtime
         self.clock = clock
         self._slow: dict[Where, tuple[float, int]] = {}  # seconds and steps of those that begin slowly
-        self._known: set[Where] = set()
+        self._config = config
         self._last: dict[Where, Standing] = {}  # of those that move, as they were told
         self._read(config)
         self._forget()
@@ -62,13 +62,15 @@ class Course:
 
     def configure(self, config: Config) -> None:
         """A reload: who is new in a service that was there begins slowly."""
-        before = self._known
-        services = {service for service, _ in before}
+        last = self._config
         self._read(config)
-        new = [w for w in self._slow if w not in before and w[0] in services]
         self._forget()
-        for where in new:
-            self.returned(where)
+        if not self._slow:
+            return
+        before = {s.name: {str(r.address) for r in s.real_server} for s in last.service}
+        for service, server in self._slow:
+            if server not in before.get(service, (server,)):
+                self.returned((service, server))
 
     def returned(self, where: Where) -> None:
         """It takes connections again."""
@@ -80,8 +82,8 @@ class Course:
         self.runtime.ramp(where, None)
 
     def _read(self, config: Config) -> None:
+        self._config = config
         self._slow = {}
-        self._known = {(s.name, str(r.address)) for s in config.service for r in s.real_server}
         for s in config.service:
             steps = scheduler(s.scheduler).RAMP
             if not steps or (s.slow_start is None and all(r.slow_start is None for r in s.real_server)):

@@ -304,9 +304,10 @@ class Daemon:
 
     def wanted_addresses(self) -> set[Held]:
         """Managed ones; and those that are not wanted any more, but that connections have."""
-        leaving = self.applier.steering.leaving
-        held = self.network.held
-        return vips(self.config) | lips(self.config) | {h for h in held if ip_interface(h[1]).ip.packed in leaving}
+        wanted = vips(self.config) | lips(self.config)
+        if leaving := self.applier.steering.leaving:  # mostly there are none, and thousands held
+            wanted |= {h for h in self.network.held if ip_interface(h[1]).ip.packed in leaving}
+        return wanted
 
     # -- workers ---------------------------------------------------------------------------------------------
 
