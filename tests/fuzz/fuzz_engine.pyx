@@ -20,7 +20,7 @@ whatever must never happen. The input's format (tests/fuzz/corpus.py writes it):
 A length beyond the input's end is cut to what is there.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport abort, calloc, free, malloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from lbd.datapath.command cimport (
@@ -30,7 +30,7 @@ from lbd.datapath.command cimport (
 from lbd.datapath.command_apply cimport command_apply, fast_refresh, route_del
 from lbd.datapath.compiler cimport lbd_bswap16, lbd_ld16, lbd_ld32
 from lbd.datapath.conn cimport (
-    BUCKET_SLOTS, CONN_FREE, CONN_LIVE, CONN_NIL, ConnCommon, ConnTable, conn_common, conn_lookup, conn_tuple,
+    BUCKET_SLOTS, CONN_FREE, CONN_LIVE, CONN_NIL, CONN_ONE_WAY, ConnCommon, ConnTable, conn_common, conn_lookup, conn_tuple,
 )
 from lbd.datapath.connfile cimport conn_file_attach, conn_file_bytes
 from lbd.datapath.count cimport Counters

@@ -6,8 +6,10 @@ never called, so its references to Python's library stay unresolved (-no-pie let
 
     python -m tests.fuzz.target            builds the fuzzer, says where
     python -m tests.fuzz.target coverage   runs the corpus under gcov, prints what of each .pxd was reached
+    python -m tests.fuzz.target again ...  runs the input that a failed test told
 """
 
+import base64
 import functools
 import hashlib
 import re
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -152,9 +155,19 @@ def coverage(*inputs: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
+def again(told: str) -> int:
+    """Runs the input as test_fuzz.py tells it; returns the fuzzer's status."""
+    place = BUILD / "found/again"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(zlib.decompress(base64.b64decode(told)))
+    return subprocess.run([str(fuzzer()), str(place)]).returncode
+
+
 def main() -> None:
     if reason := lacking():
         raise SystemExit(reason)
+    if sys.argv[1:2] == ["again"]:
+        raise SystemExit(again(sys.argv[2]))
     if sys.argv[1:] != ["coverage"]:
         print(fuzzer())
         return

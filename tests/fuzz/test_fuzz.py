@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The packet engine under libFuzzer, AddressSanitizer and UBSan, for LBD_FUZZ_SECONDS (20 unless told; `make fuzz`: FUZZ_SECONDS).
+"""The packet engine under libFuzzer, AddressSanitizer and UBSan: so many inputs, the same in every run, unless LBD_FUZZ_SECONDS
+says for how long new ones are looked for (`make fuzz`: FUZZ_SECONDS).
 
-What it finds is left in build/fuzz/found; run the fuzzer with that file to see it again. docs/fuzzing.md has the rest.
+What it finds is left in build/fuzz/found, and told in full; docs/fuzzing.md says how to see it again.
 """
 
+import base64
 import os
 import re
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
 
 from tests.fuzz import corpus, target
 
-SECONDS = int(os.environ.get("LBD_FUZZ_SECONDS", "20"))
+SECONDS = int(os.environ.get("LBD_FUZZ_SECONDS", "0"))
+INPUTS = 15_000  # of an ordinary run, the corpus among them
 FOUND = target.BUILD / "found"
 QUICK = ["extension header beyond the packet"]  # the planted bugs looked for in every run; the others in longer ones
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 1200)]
@@ -32,6 +36,23 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+def seed_list(to: Path, *directories: Path) -> str:
+    """An option of libFuzzer's: with directories it would go by the order in which the file system lists them."""
+    files = sorted((p for d in directories for p in d.iterdir()), key=lambda p: p.name)
+    to.write_text(",".join(map(str, files)))
+    return f"-seed_inputs=@{to}"
+
+
+def found_in(output: str) -> str:
+    """What a log must keep of a fuzzer that ended: the line that it ended at, and the input."""
+    why = "\n".join(re.findall(r"^never: .*", output, re.M))
+    written = re.search(r"Test unit written to (\S+)", output)
+    if not written:
+        return f"{output[-6000:]}\n{why}"
+    again = base64.b64encode(zlib.compress(Path(written[1]).read_bytes(), 9)).decode()
+    return f"{output[-6000:]}\n{why}\nto see it again: .venv/bin/python -m tests.fuzz.target again {again}"
+
+
 def fuzz(program: Path, *arguments: str | Path, artifacts: Path = FOUND) -> subprocess.CompletedProcess[str]:
     artifacts.mkdir(parents=True, exist_ok=True)
     command = [str(program), f"-artifact_prefix={artifacts}/", "-timeout=25", "-rss_limit_mb=2048", *map(str, arguments)]
@@ -43,15 +64,19 @@ def test_the_corpus_is_small_and_clean(seeds: Path) -> None:
     kept = list(target.CORPUS.iterdir())
     assert len(kept) > 100 and sum(p.stat().st_size for p in kept) < 300_000
     done = fuzz(target.fuzzer(), "-runs=0", target.CORPUS, seeds)
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, found_in(done.stderr)
 
 
 def test_fuzz(seeds: Path, tmp_path: Path) -> None:
-    limits = f"-max_total_time={SECONDS}", "-max_len=8192", "-print_final_stats=1"
-    done = fuzz(target.fuzzer(), *limits, tmp_path, target.CORPUS, seeds)
-    assert done.returncode == 0, done.stderr[-6000:]
+    limits = ["-max_len=8192", "-print_final_stats=1"]
+    if SECONDS:
+        limits += [f"-max_total_time={SECONDS}", str(tmp_path), str(target.CORPUS), str(seeds)]
+    else:
+        limits += ["-seed=1", f"-runs={INPUTS}", seed_list(tmp_path / "list", target.CORPUS, seeds)]
+    done = fuzz(target.fuzzer(), *limits)
+    assert done.returncode == 0, found_in(done.stderr)
     runs = re.search(r"stat::number_of_executed_units:\s*(\d+)", done.stderr)
-    assert runs and int(runs[1]) > 50 * SECONDS
+    assert runs and int(runs[1]) >= (50 * SECONDS or INPUTS)
 
 
 @pytest.mark.parametrize("name", target.MUTANTS)
@@ -60,7 +85,8 @@ def test_planted_bugs_are_found(name: str, seeds: Path, tmp_path: Path) -> None:
     if name not in QUICK and SECONDS < 60:
         pytest.skip("looked for when LBD_FUZZ_SECONDS is at least 60")
     where = tmp_path / "found"
-    done = fuzz(target.mutated(name), "-max_total_time=60", "-max_len=8192", tmp_path, target.CORPUS, seeds, artifacts=where)
+    files = seed_list(tmp_path / "list", target.CORPUS, seeds)
+    done = fuzz(target.mutated(name), "-seed=1", "-max_total_time=60", "-max_len=8192", files, artifacts=where)
     assert done.returncode != 0, "not found in a minute"
     assert re.search(target.MUTANTS[name].death, done.stderr), done.stderr[-4000:]
 
@@ -72,7 +98,8 @@ def test_planted_bug_is_found_without_seeds_that_show_it(tmp_path: Path) -> None
     for name, seed in corpus.seeds():
         if name in ("6 syn", "6 udp", "6 hop by hop", "6 destination options"):
             (start / name.replace(" ", "_")).write_bytes(seed)
-    done = fuzz(target.mutated(QUICK[0]), "-max_total_time=60", start, artifacts=tmp_path / "found")
+    files = seed_list(tmp_path / "list", start)
+    done = fuzz(target.mutated(QUICK[0]), "-seed=1", "-max_total_time=120", files, artifacts=tmp_path / "found")
     assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr, done.stderr[-2000:]
     found = re.search(r"Test unit written to (\S+)", done.stderr)
     assert found and Path(found[1]).exists()

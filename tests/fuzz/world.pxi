@@ -33,9 +33,19 @@ cdef World world
 cdef bint built = False
 
 
-cdef inline void never(bint wrong) noexcept nogil:
-    if wrong:
-        abort()
+cdef extern from *:             # a macro: it names the line that it stands on
+    """
+    #include <stdio.h>
+    #include <stdlib.h>
+    #define never(wrong) never_at((wrong), __FILE__, __LINE__, __func__)
+    static inline void never_at(int wrong, const char *file, int line, const char *function) {
+        if (__builtin_expect(wrong, 0)) {
+            fprintf(stderr, "never: %s:%d in %s\\n", file, line, function);
+            abort();
+        }
+    }
+    """
+    void never(bint wrong) noexcept nogil
 
 
 cdef void build() noexcept nogil:
