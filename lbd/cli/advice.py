@@ -96,8 +96,7 @@ ADVICE = {
     ),
     "frag_table_full": "More datagrams in fragments at once than a worker follows, most of them never completed: an attack.",
     "frag_unsupported": (
-        "SCTP cuts data itself, to the path's MTU; its packets in fragments are rare. Modes dr and tunnel forward them. Pings by "
-        "an SNAT rule: smaller ones."
+        "SCTP cuts data itself, to the path's MTU; its packets in fragments are rare. Modes dr and tunnel forward them."
     ),
     "echo_id_zero": "Common pings have other identifiers. Whoever needs this one: mode fullnat, dr or tunnel.",
 }

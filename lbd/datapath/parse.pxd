@@ -14,7 +14,7 @@ from lbd.datapath.csum cimport csum_fold, csum_partial, csum_pseudo
 from lbd.datapath.chain cimport CHAIN_L4, least, pkt_head, pkt_sctp_checksum, pkt_sum
 from lbd.datapath.neigh cimport IFACE_PARTIAL, TPID_AD, TPID_OUTER_Q
 from lbd.datapath.conn cimport addr6_is
-from lbd.datapath.echo cimport echo_ports, has_echo_flows, is_icmp
+from lbd.datapath.echo cimport ECHO_BYTES, echo_ports, has_echo_flows, is_icmp
 from lbd.datapath.decap cimport decap, not_taken
 from lbd.datapath.inner cimport INNER_FOUND, INNER_OTHER, INNER_SHORT, inner_at, is_wrapped
 from lbd.datapath.lookup cimport lip_lookup, svc_of, vip_lookup
@@ -275,6 +275,8 @@ cdef inline bint first_sound(const uint8_t *l4, uint8_t proto, uint32_t l4_len) 
         return l4_sound(l4, proto, l4_len)
     if proto == PROTO_SCTP:
         return sctp_sound(l4, l4_len)
+    if is_icmp(proto):
+        return l4_len >= ECHO_BYTES
     return l4_len >= sizeof(UdpHdr) and lbd_bswap16((<const UdpHdr *> l4).len) >= sizeof(UdpHdr)
 
 
@@ -292,6 +294,31 @@ cdef inline bint leaves_masked(Engine *e, const Pkt *p, Tuple *t, int af) noexce
     return svc_of(e, t, p.ifin, af) != SVC_NONE
 
 
+cdef inline uint32_t fragment_left(Pkt *p, bint masked) noexcept nogil:
+    """Of no flow: the kernel's, but what an SNAT rule is for must not leave by it."""
+    if masked:
+        return settle(p, VERDICT_DROP, REASON_FRAG_UNSUPPORTED)
+    return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
+
+
+cdef inline bint fragment_of_flow(const Engine *e, const Pkt *p, int af) noexcept nogil:
+    """May it be one? IPv6: a chain of extension headers may go on in the fragment, or have gone on in the first one."""
+    if is_transport(p.proto):
+        return True
+    if p.proto == (PROTO_ICMP if af == 4 else PROTO_ICMPV6):
+        return has_echo_flows(e)
+    return af == 6 and p.frag == FRAG_LATER and is_extension(p.proto)
+
+
+cdef inline bint first_ports(const Pkt *p, Tuple *t, int af) noexcept nogil:
+    """Protocol and ports of a sound first fragment. False: of ICMP, and no echo."""
+    if is_icmp(p.proto):
+        return echo_ports(p.data + p.l4, t, False, af)
+    t.proto = p.proto
+    lbd_st32(&t.sport, lbd_ld32(p.data + p.l4))
+    return True
+
+
 cdef inline uint32_t parse_fragment(Engine *e, Pkt *p, Tuple *t, uint32_t start, bint more, int af) noexcept nogil:
     """p.frag, frag_id, frag_size, proto and l4 are set. The first one has the flow's tuple; a later one the datagram's key in its
     place (frag.pxd). Neither shows whether the datagram's checksum is right."""
@@ -300,11 +327,8 @@ cdef inline uint32_t parse_fragment(Engine *e, Pkt *p, Tuple *t, uint32_t start,
     cdef bint masked = leaves_masked(e, p, t, af)
     if not masked and e.nat_services == 0 and not is_ours(e, t.daddr, af):
         return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
-    # IPv6: a chain of extension headers may go on in the fragment, or have gone on in the first one
-    if not is_transport(proto) and not (af == 6 and p.frag == FRAG_LATER and is_extension(proto)):
-        if masked:
-            return settle(p, VERDICT_DROP, REASON_FRAG_UNSUPPORTED)
-        return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
+    if not fragment_of_flow(e, p, af):
+        return fragment_left(p, masked)
     if start + p.frag_size > 65535 or p.frag_size == 0 or (more and p.frag_size & 7):
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
     if p.frag == FRAG_FIRST:
@@ -314,14 +338,13 @@ cdef inline uint32_t parse_fragment(Engine *e, Pkt *p, Tuple *t, uint32_t start,
             p.tcp_flags = (<TcpHdr *> (p.data + p.l4)).flags
         elif proto == PROTO_SCTP:
             p.tcp_flags = (<SctpHdr *> (p.data + p.l4)).chunk
-        lbd_st32(&t.sport, lbd_ld32(p.data + p.l4))
+        if not first_ports(p, t, af):
+            return fragment_left(p, masked)
     else:
         if start == 8 and (proto == PROTO_TCP or proto == PROTO_SCTP):
             return settle(p, VERDICT_DROP, REASON_FRAG_TINY)
         lbd_st32(&t.sport, p.frag_id)
-        if af == 6:
-            proto = PROTO_FRAGMENT
-    t.proto = proto
+        t.proto = proto if af == 4 else PROTO_FRAGMENT
     t.spare = 0
     return KIND_FLOW
 

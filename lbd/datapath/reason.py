@@ -45,7 +45,7 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("frag_timeout", "a fragment that was held, and the first one of its datagram did not come in time"),
     ("frag_table_full", "a fragment that was held, and newer ones needed the room"),
     ("frag_unsupported", "a fragment of SCTP in fullnat or nat, whose checksum new ports change in a way that no fragment shows; "
-     "of ICMP in snat"),
+     "of ICMP but pings in snat"),
     ("echo_id_zero", "mode nat: an echo request with identifier 0, whose answer could not be told from a request"),
 )
 

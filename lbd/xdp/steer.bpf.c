@@ -8,9 +8,10 @@
  *     and BGP from or to the same address use other ports and stay the kernel's;
  *   - TCP, UDP and SCTP from address and port of a real server of mode nat;
  *   - ICMP echo requests to an address with a service of ICMP; to a local address echo answers whose identifier is within lbd's
- *     ports, if there is such a service of mode fullnat; echo answers from its real servers of mode nat. Not in fragments;
- *   - later fragments, which show no port, to an address that carries a service of that protocol, or a LIP, or from the
- *     address of a real server of mode nat; unless the first one of their datagram passed: that is remembered;
+ *     ports, if there is such a service of mode fullnat; echo answers from its real servers of mode nat;
+ *   - later fragments, which show no port, to an address that carries a service of that protocol, or a LIP (ICMP: one that sends
+ *     echo requests), or from the address of a real server of mode nat; unless the first one of their datagram passed: that is
+ *     remembered;
  *   - ICMP and ICMPv6 errors that quote a packet of one of these, told by its source, or one that lbd has wrapped (IPIP, GRE,
  *     GUE), told by the real server that it was for;
  *   - IPIP and GRE to an address where a tunnel ends that lbd is to unpack, if any of these is inside;
@@ -175,13 +176,15 @@ __noinline int parse_ip(struct xdp_md *ctx, struct flow *f, __u32 af)
 /* A fragment without ports: lbd's if it can belong to any service or connection of the addresses. `any`: its protocol is not told. */
 static __always_inline bool may_be_ours(struct flow *f, bool any)
 {
-	const __u32 all = STEER_BIT(IPPROTO_TCP) | STEER_BIT(IPPROTO_UDP) | STEER_BIT(IPPROTO_SCTP);
+	const __u8 echo = f->addr.af == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6;
+	const __u32 all = STEER_BIT(IPPROTO_TCP) | STEER_BIT(IPPROTO_UDP) | STEER_BIT(IPPROTO_SCTP) | STEER_BIT(echo);
 	struct steer_addr far = { .addr = { f->far[0], f->far[1], f->far[2], f->far[3] }, .af = f->addr.af };
+	struct steer_ports *lip;
 	__u32 protos, *served;
 
 	if (is_ext(f->proto) || any)
 		protos = all;
-	else if (has_ports(f->proto))
+	else if (has_ports(f->proto) || f->proto == echo)
 		protos = STEER_BIT(f->proto);
 	else
 		return false;
@@ -191,8 +194,8 @@ static __always_inline bool may_be_ours(struct flow *f, bool any)
 	served = settings.sources && !f->quoted ? bpf_map_lookup_elem(&source_addrs, &far) : NULL;
 	if (served && *served & protos)
 		return true;
-	return f->addr.af == 4 ? bpf_map_lookup_elem(&lips4, f->addr.addr) != NULL :
-				 bpf_map_lookup_elem(&lips6, f->addr.addr) != NULL;
+	lip = f->addr.af == 4 ? bpf_map_lookup_elem(&lips4, f->addr.addr) : bpf_map_lookup_elem(&lips6, f->addr.addr);
+	return lip && (protos != STEER_BIT(echo) || lip->echo);
 }
 
 /* ICMP echo that can be a flow of a service's or an SNAT rule's: sets f->echo. Of a later fragment nothing is known. */
@@ -231,7 +234,7 @@ static __always_inline bool is_lip_echo(struct flow *f)
 /* Of a service of ICMP: a request to it, an answer to what lbd sent on, an error that quotes either's opposite. */
 __noinline int is_service_echo(struct xdp_md *ctx, struct flow *f)
 {
-	if (!f || f->later || (f->fragment && !f->quoted) || !is_echo(ctx, f))
+	if (!f || f->later || !is_echo(ctx, f))
 		return false;
 	if (f->echo == (f->quoted ? ECHO_ANSWER : ECHO_REQUEST))
 		return f->addr.af == 4 ? is_ours4(f->addr.addr[0], 0, f->proto) : is_ours6(f->addr.addr, 0, f->proto);
@@ -302,7 +305,6 @@ __noinline int is_ours(struct xdp_md *ctx, struct flow *f)
 {
 	__be16 *ports;
 	__u16 port, far;
-	bool ours;
 
 	if (!f)
 		return false;
@@ -316,12 +318,8 @@ __noinline int is_ours(struct xdp_md *ctx, struct flow *f)
 	port = f->quoted ? ports[0] : ports[1];
 	far = f->quoted ? ports[1] : ports[0];
 	if (f->addr.af == 4)
-		ours = is_ours4(f->addr.addr[0], port, f->proto) || is_source4(f->far[0], far, f->proto);
-	else
-		ours = is_ours6(f->addr.addr, port, f->proto) || is_source6(f->far, far, f->proto);
-	if (!ours && f->fragment && !f->quoted)
-		remember_passed(f);
-	return ours;
+		return is_ours4(f->addr.addr[0], port, f->proto) || is_source4(f->far[0], far, f->proto);
+	return is_ours6(f->addr.addr, port, f->proto) || is_source6(f->far, far, f->proto);
 }
 
 /* If it is an ICMP error: on to the packet that it quotes, which both families put 8 bytes on. */
@@ -409,7 +407,11 @@ __noinline int unusual(struct xdp_md *ctx, __u32 at, __u32 af, __u32 iface)
 		if (is_wrapped(ctx, &f))
 			return true;
 	}
-	return is_ours(ctx, &f) || (settings.echo && is_service_echo(ctx, &f)) || (settings.snat && is_outbound(ctx, &f));
+	if (is_ours(ctx, &f) || (settings.echo && is_service_echo(ctx, &f)) || (settings.snat && is_outbound(ctx, &f)))
+		return true;
+	if (f.fragment && !f.later && !f.quoted)
+		remember_passed(&f);
+	return false;
 }
 
 /* What most packets begin with, behind their tags: header and ports, in one test of the frame's length. */

@@ -9,7 +9,7 @@ import pytest
 from lbd.testbed import Testbed
 from lbd.testbed.daemon import Daemon
 from lbd.testbed.netns import Namespace, wait_until
-from lbd.testbed.testbed import config_text
+from lbd.testbed.testbed import config_text, endpoint
 from lbd.testbed.topology import LB_CLIENT, LB_SERVER
 from tests.netns.test_mode import DECAP, stats
 from tests.program import compiled
@@ -17,6 +17,7 @@ from tests.program import compiled
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 families = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 GUE_PORT = 6080
+BARE = {4: "192.0.2.11", 6: "2001:db8:1::11"}  # VIPs without a service of ICMP
 TUNNELS = ("ipip", "gre", "gue")
 MODES = ("fullnat", "nat", "dr", *TUNNELS)
 RUNS, PINGS = 6, 4
@@ -71,6 +72,9 @@ def lab(make_shared: Callable[..., Testbed]) -> tuple[Testbed, Daemon]:
         wait_until("the tunnels' end is there", lambda said=said: said.read_text() == "ready\n", 10)  # type: ignore[misc]
     settings = testbed.settings(services=("web",))
     settings["service"] += [service(testbed, mode, family) for mode in MODES for family in (4, 6)]
+    for web in list(settings["service"][:2]):
+        family = 6 if web["address"].startswith("[") else 4
+        settings["service"].append(web | {"name": f"bare{family}", "address": endpoint(BARE[family], 80)})
     return testbed, testbed.lbd(config_text(settings))
 
 
@@ -109,19 +113,39 @@ def test_pings_of_the_host(lab: tuple[Testbed, Daemon], family: int) -> None:
     there = real.address4 if family == 4 else real.address6
     before = [stats(daemon, f"fullnat{family}")[key] for key in ("incoming_packets", "outgoing_packets")]
     for ident in ("7", "20000"):
-        ping(testbed.balancer, family, there, "-I", lip, "-e", ident)
+        for size in ("56", "3000"):
+            ping(testbed.balancer, family, there, "-I", lip, "-e", ident, "-s", size)
         ping(testbed.servers[0].ns, family, lip, "-e", ident)
         ping(testbed.client, family, LB_CLIENT[family == 6], "-e", ident)
     assert [stats(daemon, f"fullnat{family}")[key] for key in ("incoming_packets", "outgoing_packets")] == before
 
 
 @families
-def test_fragmented_ones_are_the_kernels(lab: tuple[Testbed, Daemon], family: int) -> None:
-    """The balancer's own, which has the VIP."""
+@pytest.mark.parametrize("mode", ("fullnat", "nat", "dr", "ipip"))
+def test_large_pings(lab: tuple[Testbed, Daemon], mode: str, family: int) -> None:
+    """In fragments, both ways, by two workers."""
     testbed, daemon = lab
-    before = stats(daemon, f"fullnat{family}")["incoming_packets"]
-    ping(testbed.client, family, vip("fullnat", family), "-s", "3000")
-    assert stats(daemon, f"fullnat{family}")["incoming_packets"] == before
+    if mode in TUNNELS:  # the first one is told how long fragments may be
+        testbed.client.run(["ping", f"-{family}", "-c", "1", "-W", "1", "-s", "3000", vip(mode, family)], check=False)
+    before = stats(daemon, f"{mode}{family}")
+    sent = sum(ping(testbed.client, family, vip(mode, family), "-e", str(3000 + n), "-s", "3000") for n in range(4))
+    row = stats(daemon, f"{mode}{family}")
+    assert row["connections"] - before["connections"] == 4
+    assert row["incoming_packets"] - before["incoming_packets"] >= 3 * 4 * PINGS
+    assert row["incoming_packets"] - before["incoming_packets"] <= 3 * sent + 4
+    back = row["outgoing_packets"] - before["outgoing_packets"]
+    assert 3 * 4 * PINGS <= back <= 3 * sent if mode in ("fullnat", "nat") else back == 0
+
+
+@families
+def test_large_ones_of_a_vip_without_such_a_service(lab: tuple[Testbed, Daemon], family: int) -> None:
+    """Are the kernel's, as small ones."""
+    testbed, daemon = lab
+    services = (f"bare{family}", f"fullnat{family}")
+    before = [stats(daemon, name)["incoming_packets"] for name in services]
+    for size in ("56", "3000"):
+        ping(testbed.client, family, BARE[family], "-s", size)
+    assert [stats(daemon, name)["incoming_packets"] for name in services] == before
 
 
 @families

@@ -81,12 +81,13 @@ def error(af: int, dst: str, quoted: Packet) -> Packet:
     return from_to(af, router, dst) / (ICMP(type=3, code=4) if af == 4 else ICMPv6PacketTooBig()) / quoted
 
 
-def part(af: int, src: str, dst: str, l4: Packet) -> list[Packet]:
+def part(af: int, src: str, dst: str, l4: Packet, ident: int) -> list[Packet]:
     """The first fragment of it, and a later one."""
+    more = Raw(b"x" * 64)
     if af == 4:
-        return [IP(src=src, dst=dst, flags="MF") / l4 / Raw(b"x" * 64), IP(src=src, dst=dst, proto=1, frag=9) / Raw(b"x" * 64)]
+        return [IP(src=src, dst=dst, flags="MF", id=ident) / l4 / more, IP(src=src, dst=dst, proto=1, frag=9, id=ident) / more]
     head = IPv6(src=src, dst=dst)
-    return [head / IPv6ExtHdrFragment(m=1) / l4 / Raw(b"x" * 64), head / IPv6ExtHdrFragment(nh=58, offset=9) / Raw(b"x" * 64)]
+    return [head / IPv6ExtHdrFragment(m=1, id=ident) / l4 / more, head / IPv6ExtHdrFragment(nh=58, offset=9, id=ident) / more]
 
 
 def table(af: int) -> Iterator[tuple[str, Packet, str]]:
@@ -117,10 +118,21 @@ def table(af: int) -> Iterator[tuple[str, Packet, str]]:
     yield "an error about an answer of the host's", error(af, lip, from_to(af, lip, server) / reply(af)), PASS
     yield "an error about a ping by nat", error(af, client, from_to(af, client, nat) / ask(af)), OURS
     yield "an error about a client's ping", error(af, client, from_to(af, client, server) / ask(af)), PASS
-    for n, packet in enumerate(part(af, client, vip, ask(af))):
-        yield f"a ping in fragments, {n}", packet, PASS
-    for n, packet in enumerate(part(af, server, lip, reply(af))):
-        yield f"an answer in fragments, {n}", packet, PASS
+    rows = (
+        ("a ping of the VIP", client, vip, ask(af), OURS), ("an answer to the local address", server, lip, reply(af), OURS),
+        ("an answer of a real server of nat", nat, client, reply(af, 5), OURS),
+        ("a ping of a VIP without such a service", client, bare, ask(af), PASS),
+        ("an answer to the VIP", client, vip, reply(af), PASS),
+        ("an answer to the host's own ping", server, lip, reply(af, LO - 1), PASS),
+        ("an answer to a local address that does not ask", server, other, reply(af), PASS),
+        ("a ping of a real server of nat", nat, client, ask(af, 5), PASS),
+    )  # fmt: skip
+    for ident, (what, src, dst, l4, decision) in enumerate(rows, 100):
+        for n, packet in enumerate(part(af, src, dst, l4, ident)):
+            yield f"in fragments: {what}, {n}", packet, decision
+    later = part(af, client, vip, ask(af), 200)[1]
+    yield "a later fragment to the VIP, of what nobody has seen the first one", later, OURS
+    yield "the same to a VIP without such a service", part(af, client, bare, ask(af), 201)[1], PASS
     other_kind = ICMP(type=13) if af == 4 else ICMPv6ND_NS(tgt=vip)
     yield "another question", from_to(af, client, vip) / other_kind, PASS
     yield "in a tunnel that ends here", IP(src=CLIENT, dst=END) / from_to(af, client, vip) / ask(af), OURS
