@@ -12,7 +12,7 @@ import selectors
 import socket
 import subprocess
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tests.vm.guest import endpoint, inside, note, sh
 
@@ -39,6 +39,7 @@ CASES = [(mode, family, protocol) for mode in MODES for family in (4, 6) for pro
          if not (mode == "nat64" and family == 4) and not (mode in ("snat", "nat64") and protocol == "sctp")]  # fmt: skip
 PINGED = [(mode, family, "icmp") for mode in ("fullnat", "nat", *FAR) for family in (4, 6)]  # services of ICMP, a VIP for each
 PINGS = 3
+Cases = Sequence[tuple[str, int, str]]  # mode, family, protocol
 
 
 def word(mode: str) -> str:
@@ -79,16 +80,17 @@ address = "{server}"
 """
 
 
-def configuration(front: str) -> str:
+def configuration(front: str, cases: Cases = CASES, pinged_ones: Cases = PINGED) -> str:
     """`front`: the interface that VIPs and SNAT's pool belong to."""
     text = ""
-    for mode, family, protocol in CASES:
+    for mode, family, protocol in cases:
         if mode != "snat":
             at, port = SERVER[real(mode, family)], PORTS[mode]
             text += service(mode, family, protocol, endpoint(vip(mode, family), port), endpoint(at, port), front)
-    for mode, family, protocol in PINGED:
+    for mode, family, protocol in pinged_ones:
         text += service(mode, family, protocol, pinged(mode, family), SERVER[family], front)
-    for family, network in ((4, "10.77.0.0/24"), (6, "fd77::/64")):
+    for family in outbound(cases):
+        network = "10.77.0.0/24" if family == 4 else "fd77::/64"
         text += f"""
 [[snat]]
 name = "out{family}"
@@ -99,6 +101,21 @@ address = "{POOL[family]}"
 interface = "{front}"
 """
     return text
+
+
+def outbound(cases: Cases) -> list[int]:
+    """Families of SNAT rules."""
+    return sorted({family for mode, family, _ in cases if mode == "snat"})
+
+
+def side(namespace: str, device: str, near: str) -> None:
+    """Addresses of "client" or "server" on its device, and of the balancer on the one at the other end, `near`; both come up."""
+    far_end, near_end = (CLIENT, LB_CLIENT) if namespace == "client" else (SERVER, LB_SERVER)
+    for family, plen in ((4, 24), (6, 64)):
+        nodad = "nodad" if family == 6 else ""
+        sh(f"ip -n {namespace} addr add {far_end[family]}/{plen} dev {device} {nodad}")
+        sh(f"ip addr add {near_end[family]}/{plen} dev {near} {nodad}")
+    sh(f"ip -n {namespace} link set {device} up; ip link set {near} up")
 
 
 def prepare(client: str, server: str) -> None:
@@ -211,26 +228,26 @@ def key(mode: str, family: int, protocol: str) -> str:
     return f"{mode} {family} {protocol}"
 
 
-def play() -> dict[str, list[str]]:
+def play(cases: Cases = CASES, pinged_ones: Cases = PINGED, sizes: Iterable[int] = ()) -> dict[str, list[str]]:
     """By mode, family and protocol: "right" and who the real server took for the client; of pings, how many were answered, and by a
-    service how many the real server got."""
-    there = [(SERVER[real(m, f)] if m not in FAR else FAR[m][f], PORTS[m], p) for m, f, p in CASES if m != "snat"]
-    remote = [(REMOTE[f], PORTS[m], p) for m, f, p in CASES if m == "snat"]
+    service how many the real server got. `sizes`: of messages."""
+    there = [(SERVER[real(m, f)] if m not in FAR else FAR[m][f], PORTS[m], p) for m, f, p in cases if m != "snat"]
+    remote = [(REMOTE[f], PORTS[m], p) for m, f, p in cases if m == "snat"]
     server, outside = Echo("server", there), Echo("client", remote)
     found = {}
-    for mode, family, protocol in CASES:
+    for mode, family, protocol in cases:
         if mode == "snat":
-            said = talk("server", SERVER[family], REMOTE[family], PORTS[mode], protocol)
+            said = talk("server", SERVER[family], REMOTE[family], PORTS[mode], protocol, sizes)
             peers = outside.peers[REMOTE[family], PORTS[mode], protocol]
         else:
-            said = talk("client", CLIENT[family], vip(mode, family), PORTS[mode], protocol)
+            said = talk("client", CLIENT[family], vip(mode, family), PORTS[mode], protocol, sizes)
             at = FAR[mode][family] if mode in FAR else SERVER[real(mode, family)]
             peers = server.peers[at, PORTS[mode], protocol]
         found[key(mode, family, protocol)] = [said, *sorted(peers)]
         note(mode, family, protocol, said, *peers)
-    for family in (4, 6):
+    for family in outbound(cases):
         found[key("snat", family, "icmp")] = ping("server", REMOTE[family])
-    for mode, family, protocol in PINGED:
+    for mode, family, protocol in pinged_ones:
         before = asked(family)
         said = ping("client", pinged(mode, family))
         found[key(mode, family, protocol)] = [*said, f"{asked(family) - before} came"]
@@ -250,8 +267,8 @@ def asked(family: int) -> int:
     return int(sh(f"ip netns exec server nstat -asz {counter}").split()[-2])
 
 
-def expected() -> dict[str, list[str]]:
+def expected(cases: Cases = CASES, pinged_ones: Cases = PINGED) -> dict[str, list[str]]:
     """What `play` finds when all is well."""
-    talks = {key(*case): ["right", seen_as(*case[:2])] for case in CASES}
-    pings = {key(*case): [f"{PINGS} received", f"{PINGS} came"] for case in PINGED}
-    return talks | pings | {key("snat", family, "icmp"): [f"{PINGS} received"] for family in (4, 6)}
+    talks = {key(*case): ["right", seen_as(*case[:2])] for case in cases}
+    pings = {key(*case): [f"{PINGS} received", f"{PINGS} came"] for case in pinged_ones}
+    return talks | pings | {key("snat", family, "icmp"): [f"{PINGS} received"] for family in outbound(cases)}
