@@ -118,10 +118,12 @@ def test_a_large_transfer(gateway: tuple[Testbed, Daemon], family: int) -> None:
 
 
 @families
+@pytest.mark.parametrize("size", ["56", "3000"], ids=["whole", "in fragments"])
 @pytest.mark.cell("snat", "{family}", "icmp", "veth")
-def test_ping(gateway: tuple[Testbed, Daemon], family: int) -> None:
+def test_ping(gateway: tuple[Testbed, Daemon], size: str, family: int) -> None:
     testbed, daemon = gateway
-    said = testbed.client.run(["ping", f"-{family}", "-c", "20", "-i", "0.02", "-W", "2", outside(testbed, family)])
+    words = ["-c", "20", "-i", "0.02", "-W", "2", "-s", size, outside(testbed, family)]
+    said = testbed.client.run(["ping", f"-{family}", *words])
     assert "20 received" in said, said
     conns = [c for c in daemon.get("/v1/conns?limit=100000")["conns"] if c["protocol"] == "icmp" and c["service"] == f"out{family}"]
     assert conns and conns[0]["mode"] == "snat" and conns[0]["state"] == "icmp"

@@ -112,6 +112,15 @@ TABLE: list[tuple[str, Packet, str]] = [
     ("first fragment", out(4, UDP() / Raw(b"x" * 40), flags="MF"), OURS),
     ("later fragment", out(4, Raw(b"x" * 40), proto=17, frag=99), OURS),
     ("later fragment, ipv6", IPv6(src=HOST6, dst=FAR6) / IPv6ExtHdrFragment(nh=17, offset=99) / Raw(b"x" * 40), OURS),
+    ("ping in fragments", out(4, echo(4) / Raw(b"x" * 64), flags="MF", id=1), OURS),
+    ("ping in fragments, later", out(4, Raw(b"x" * 40), proto=1, frag=9, id=1), OURS),
+    ("pool: echo answer in fragments", IP(src=FAR, dst=POOL, flags="MF", id=2) / echo(4, False) / Raw(b"x" * 64), OURS),
+    ("pool: echo answer in fragments, later", IP(src=FAR, dst=POOL, proto=1, frag=9, id=2) / Raw(b"x" * 40), OURS),
+    ("pool: echo answer in fragments, ipv6",
+     IPv6(src=FAR6, dst=POOL6) / IPv6ExtHdrFragment(m=1, id=3) / echo(6, False) / Raw(b"x" * 64), OURS),
+    ("pool: echo answer in fragments, ipv6, later",
+     IPv6(src=FAR6, dst=POOL6) / IPv6ExtHdrFragment(nh=58, offset=9, id=3) / Raw(b"x" * 40), OURS),
+    ("pool: ping in fragments", IP(src=FAR, dst=POOL, flags="MF", id=4) / echo(4) / Raw(b"x" * 64), PASS),
     ("with options", IP(src=HOST, dst=FAR, ihl=6, options=b"\x01\x01\x01\x00") / UDP(), OURS),
     ("pool: a port of lbd's", IP(src=FAR, dst=POOL) / TCP(sport=443, dport=20000), OURS),
     ("pool: another port", IP(src=FAR, dst=POOL) / TCP(sport=443, dport=22), PASS),
@@ -133,6 +142,12 @@ TABLE: list[tuple[str, Packet, str]] = [
 def test_decision(steer: Steer, packet: Packet, decision: str) -> None:
     follow(steer, *BOTH)
     assert decide(steer, packet) == decision
+
+
+def test_later_fragments_of_a_ping_of_the_pool_follow_the_first_one(steer: Steer) -> None:
+    follow(steer, *BOTH)
+    assert decide(steer, IP(src=FAR, dst=POOL, flags="MF", id=4) / echo(4) / Raw(b"x" * 64)) == PASS
+    assert decide(steer, IP(src=FAR, dst=POOL, proto=1, frag=9, id=4) / Raw(b"x" * 40)) == PASS
 
 
 def test_without_rules_nothing_is_taken(steer: Steer) -> None:

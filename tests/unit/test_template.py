@@ -2,16 +2,23 @@
 
 import dataclasses
 import logging
+import os
 import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lbd._fastpath import Worker, conn_bytes
 
-from lbd.master import template
+from lbd.master import takeover, template
 from lbd.master.desired import Service
 from lbd.master.reconcile import Placed
+from lbd.shm import _shm as shm
 
 ROWS = bytes(range(64)) + bytes(64) + b"\xff" * 64
 SERVICE = Service("web", bytes([192, 0, 2, 10]), 80, 6, "rr", (), persistence=360_000, persistence_prefix=24)
@@ -105,3 +112,71 @@ def test_numbers() -> None:
         vip + real + bytes(12) + b"\x1f\x90\x04\x18": (3, 7),
         vip + bytes(15) + b"\1" + b"\x00\x00\x06\x18": (3, 8),
     }
+
+
+# --- segments of workers --------------------------------------------------------------------------------------------
+
+SIZES = {
+    "workers": 1, "services": 8, "dests": 8, "lips": 8, "conns4": 64, "conns6": 64, "frames": 64, "arena": 64, "cmd_ring": 16,
+    "evt_ring": 16, "capture_ring": 16, "hand_ring": 64, "templates": 64, "frame_size": 2048, "chains": 0,
+}  # fmt: skip
+REAL = bytes([10, 0, 1, 1])
+PLACED = Placed(SERVICE, 3, {(SERVICE.key, REAL, 8080): 5}, {}, ("rr", 0, []), [], 0)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[tuple[shm.WorkerSegment, shm.HostSegment]]:
+    """A worker that has started, and knows the service by number 3, its real server by 5."""
+    with ExitStack() as stack:
+        segment = stack.enter_context(shm.WorkerSegment.create(SIZES, 0, None))
+        host = stack.enter_context(shm.HostSegment.create(SIZES))
+        area = stack.enter_context(shm.Area.create(SIZES, "off", [None]))
+        host.set_hash_key(bytes(range(32)))
+        segment.push(shm.dest_set(5, 1, af=4, addr=REAL, port=8080, svc=3))
+        segment.push(shm.svc_set(3, 1, af=4, addr=SERVICE.address, port=80, proto=6, sched=0, flags=shm.SVC_PERSIST,
+                                 persist=60_000, persist_plen=24))  # fmt: skip
+        wake = os.eventfd(0)
+        stack.callback(os.close, wake)
+        with open(tmp_path / "conn-0", "w+b") as conn:
+            os.ftruncate(conn.fileno(), conn_bytes(SIZES))
+            Worker(0, segment.fd, host.fd, area.fd, conn.fileno(), {}, [], {0: wake}).attach()
+        yield segment, host
+
+
+def rows_of(clients: int, ago: float = 0) -> bytes:
+    tick = int(time.monotonic() - ago) * 1_000_000_000 >> 26
+    name = template.named(SERVICE, REAL, 8080)
+    return b"".join(name + bytes([192, 0, n, 0]).ljust(16, b"\0") + struct.pack("=II", tick, tick) for n in range(clients))
+
+
+def halves(rows: bytes) -> set[bytes]:
+    return {rows[n : n + template.ROW] for n in range(0, len(rows), template.ROW)}
+
+
+def test_from_the_file_to_the_segments_and_back(made, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    segment, host = made
+    rows, foreign = rows_of(8, 30), rows_of(2).replace(REAL, bytes([10, 0, 1, 9]))
+    with caplog.at_level(logging.INFO):
+        template.give_back(host, rows + foreign, [PLACED])
+    assert "8 clients keep the real servers that they had; of 2 others these are not configured any more" in caplog.text
+    found = host.templates(100)
+    assert {(t["svc"], t["dest"]) for t in found} == {(3, 5)} and len(found) == 8
+    template.keep(tmp_path, segment.fd, host.fd)
+    assert halves(template.read(tmp_path)) == halves(rows)
+
+
+def test_what_is_over_is_not_written(made, tmp_path: Path) -> None:
+    segment, host = made
+    template.give_back(host, rows_of(8, 100), [PLACED])
+    template.keep(tmp_path, segment.fd, host.fd)
+    assert template.read(tmp_path) == b""
+
+
+def test_of_workers_that_a_new_master_ended(made, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    segment, host = made
+    template.give_back(host, rows_of(3), [PLACED])
+    takeover.keep_templates(tmp_path, SimpleNamespace(segment=segment.fd, host=host.fd))  # type: ignore[arg-type]
+    assert len(template.read(tmp_path)) == 3 * template.ROW and not caplog.records
+    takeover.keep_templates(tmp_path, SimpleNamespace(segment=segment.fd, host=segment.fd))  # type: ignore[arg-type]
+    assert "clients may get other real servers: host segment" in caplog.text
+    assert len(template.read(tmp_path)) == 3 * template.ROW, "what there was stays"
