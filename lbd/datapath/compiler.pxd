@@ -10,8 +10,10 @@ cdef extern from * nogil:
     #endif
     #define lbd_likely(x)   __builtin_expect(!!(x), 1)
     #define lbd_unlikely(x) __builtin_expect(!!(x), 0)
-    #define lbd_prefetch(p)   __builtin_prefetch((p), 0, 3)
-    #define lbd_prefetchw(p)  __builtin_prefetch((p), 1, 3)
+    /* The empty asm: what does nothing but prefetch is for gcc a function without effect, whose calls it drops unless it has inlined
+       them by then. */
+    static inline void lbd_prefetch(const void *p) { __builtin_prefetch(p, 0, 3); __asm__ volatile (""); }
+    static inline void lbd_prefetchw(const void *p) { __builtin_prefetch(p, 1, 3); __asm__ volatile (""); }
     /* Orders stores as another process sees them after this one was killed: on one machine only the compiler can disturb that. */
     #define lbd_compiler_barrier() __atomic_signal_fence(__ATOMIC_SEQ_CST)
     static inline uint16_t lbd_ld16(const void *p) { uint16_t v; memcpy(&v, p, 2); return v; }

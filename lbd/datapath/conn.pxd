@@ -8,7 +8,8 @@
 # (asserted).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.string cimport memcpy, memset
-from lbd.datapath.compiler cimport lbd_ld32, lbd_ld64, lbd_scale, lbd_ctz, lbd_compiler_barrier, lbd_unlikely
+from lbd.datapath.compiler cimport (lbd_copy16, lbd_ld32, lbd_ld64, lbd_st32, lbd_st64, lbd_scale, lbd_ctz, lbd_compiler_barrier,
+                                    lbd_unlikely)
 from lbd.datapath.flow cimport Tuple, tuple_hash
 
 cdef extern from * nogil:
@@ -161,6 +162,18 @@ cdef inline uint8_t *conn_side(ConnTable *t, uint32_t i, uint32_t direction, int
     if af == 4:
         return <uint8_t *> conn4(t, i) + 12 * direction
     return <uint8_t *> conn6(t, i) + 36 * direction
+
+
+cdef inline void end_put(uint8_t *end, const Tuple *t, int af) noexcept nogil:
+    """One end of a record (conn_side). In the words that the rewrite will read it by: a load of what several stores have put together
+    waits until they are in the cache, and with them all stores before."""
+    if af == 4:
+        lbd_st64(end, <uint64_t> lbd_ld32(t.saddr) | <uint64_t> lbd_ld32(t.daddr) << 32)
+        lbd_st32(end + 8, lbd_ld32(&t.sport))
+        return
+    lbd_copy16(end, t.saddr)
+    lbd_copy16(end + 16, t.daddr)
+    lbd_st32(end + 32, lbd_ld32(&t.sport))
 
 
 cdef inline uint32_t conn_mode(const ConnCommon *c) noexcept nogil:

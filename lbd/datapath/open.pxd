@@ -312,32 +312,11 @@ cdef inline bint met_before(uint8_t *seen, const uint64_t *hashes, uint32_t i) n
 cdef inline void conn_fill(Engine *e, uint32_t i, const Tuple *t, uint32_t svc, const Plan *plan, int af) noexcept nogil:
     """The record, but for `live`."""
     cdef ConnTable *tab = table_of(e, af)
-    cdef Conn4 *c
-    cdef Conn6 *d
     cdef ConnCommon *m
     cdef const Tuple *back = &plan.back
-    if af == 4:
-        c = conn4(tab, i)
-        memset(c, 0, sizeof(Conn4))
-        c.caddr = lbd_ld32(t.saddr)
-        c.vaddr = lbd_ld32(t.daddr)
-        c.laddr = lbd_ld32(back.daddr)
-        c.daddr = lbd_ld32(back.saddr)
-        c.cport = t.sport
-        c.vport = t.dport
-        c.lport = back.dport
-        c.dport = back.sport
-    else:
-        d = conn6(tab, i)
-        memset(d, 0, sizeof(Conn6))
-        memcpy(d.caddr, t.saddr, 16)
-        memcpy(d.vaddr, t.daddr, 16)
-        memcpy(d.laddr, back.daddr, 16)
-        memcpy(d.daddr, back.saddr, 16)
-        d.cport = t.sport
-        d.vport = t.dport
-        d.lport = back.dport
-        d.dport = back.sport
+    memset(conn_side(tab, i, 0, af), 0, sizeof(Conn4) if af == 4 else sizeof(Conn6))
+    end_put(conn_side(tab, i, 0, af), t, af)
+    end_put(conn_side(tab, i, 1, af), back, af)
     m = conn_common(tab, i, af)
     m.last_seen = e.now_ms
     m.fib_gen = e.fib_gen[0] - 1
