@@ -10,8 +10,8 @@ cdef extern from * nogil:
     #endif
     #define lbd_likely(x)   __builtin_expect(!!(x), 1)
     #define lbd_unlikely(x) __builtin_expect(!!(x), 0)
-    /* The empty asm: what does nothing but prefetch is for gcc a function without effect, whose calls it drops unless it has inlined
-       them by then. */
+    /* The empty asm: a function that does nothing but prefetch is without effect for gcc, which drops its calls unless it has
+       inlined them by then. */
     static inline void lbd_prefetch(const void *p) { __builtin_prefetch(p, 0, 3); __asm__ volatile (""); }
     static inline void lbd_prefetchw(const void *p) { __builtin_prefetch(p, 1, 3); __asm__ volatile (""); }
     /* Orders stores as another process sees them after this one was killed: on one machine only the compiler can disturb that. */
@@ -45,6 +45,7 @@ cdef extern from * nogil:
     static inline int lbd_ctz(uint32_t x) { return __builtin_ctz(x); }
     #define lbd_bswap16(x) __builtin_bswap16(x)
     #define lbd_bswap32(x) __builtin_bswap32(x)
+    #define lbd_bswap64(x) __builtin_bswap64(x)
     """
     bint lbd_likely(bint) noexcept
     bint lbd_unlikely(bint) noexcept
@@ -68,3 +69,4 @@ cdef extern from * nogil:
     int lbd_ctz(uint32_t) noexcept
     uint16_t lbd_bswap16(uint16_t) noexcept
     uint32_t lbd_bswap32(uint32_t) noexcept
+    uint64_t lbd_bswap64(uint64_t) noexcept

@@ -165,8 +165,8 @@ cdef inline uint8_t *conn_side(ConnTable *t, uint32_t i, uint32_t direction, int
 
 
 cdef inline void end_put(uint8_t *end, const Tuple *t, int af) noexcept nogil:
-    """One end of a record (conn_side). In the words that the rewrite will read it by: a load of what several stores have put together
-    waits until they are in the cache, and with them all stores before."""
+    """One end of a record (conn_side), in the words that the rewrite will read it by: a load of what several stores have put
+    together waits until they are in the cache, and with them all stores before."""
     if af == 4:
         lbd_st64(end, <uint64_t> lbd_ld32(t.saddr) | <uint64_t> lbd_ld32(t.daddr) << 32)
         lbd_st32(end + 8, lbd_ld32(&t.sport))

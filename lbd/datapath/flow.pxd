@@ -1,6 +1,6 @@
 # The tuple of a packet as it lies in a burst, and its keyed hash.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from lbd.datapath.compiler cimport lbd_ld32, lbd_ld64, lbd_mum
+from lbd.datapath.compiler cimport lbd_ld32, lbd_ld64, lbd_mum, lbd_st32
 
 cdef struct Tuple:              # 40 bytes; network order; IPv4 uses the first 4 bytes of each address
     uint8_t saddr[16]
@@ -10,6 +10,11 @@ cdef struct Tuple:              # 40 bytes; network order; IPv4 uses the first 4
     uint8_t proto
     uint8_t af
     uint16_t spare
+
+
+cdef inline void ports_put(Tuple *t, uint16_t sport, uint16_t dport) noexcept nogil:
+    """Both at once, as tuple_hash reads them: a load of what two stores have put together has to wait for the cache."""
+    lbd_st32(&t.sport, sport | <uint32_t> dport << 16)
 
 
 # 64-bit hash under the host's 4-word secret: low half picks the bucket, high half the tag and the owner.

@@ -14,7 +14,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.string cimport memcpy
 from lbd.datapath.compiler cimport lbd_bswap16, lbd_prefetch, lbd_scale
 from lbd.datapath.engine cimport Engine, Plan
-from lbd.datapath.flow cimport Tuple, tuple_hash
+from lbd.datapath.flow cimport Tuple, ports_put, tuple_hash
 from lbd.datapath.conn cimport (CONN_EXTENDED, CONN_IMPORTED, ConnCommon, conn_bucket, conn_common, conn_edges, conn_lookup,
                                 REF_NONE)
 from lbd.datapath.ext cimport conn_ext
@@ -110,7 +110,7 @@ cdef inline bint laddr_from(Engine *e, uint32_t n, Plan *plan, int af) noexcept 
         lip.cursor += 1
         if lip.cursor >= span:
             lip.cursor = 0
-        back.dport = lbd_bswap16(<uint16_t> (lip.port_lo + lip.cursor))
+        ports_put(back, back.sport, lbd_bswap16(<uint16_t> (lip.port_lo + lip.cursor)))
         h = tuple_hash(back, e.hash_key, af)
         if not port_is_ours(e, back, h, af):
             continue
@@ -158,7 +158,7 @@ cdef inline uint32_t laddr_guess(Engine *e, const Svc *s, const Tuple *t, Plan *
         lip.cursor += 1
         if lip.cursor > <uint32_t> lip.port_hi - lip.port_lo:
             lip.cursor = 0
-        plan.back.dport = lbd_bswap16(<uint16_t> (lip.port_lo + lip.cursor))
+        ports_put(&plan.back, plan.back.sport, lbd_bswap16(<uint16_t> (lip.port_lo + lip.cursor)))
         plan.hash = tuple_hash(&plan.back, e.hash_key, af)
         if port_is_ours(e, &plan.back, plan.hash, af):
             return n

@@ -2,7 +2,7 @@
 # tables comes from the master, not from the wire, but for learned adjacencies, which are bounded and replaced.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.string cimport memcmp, memcpy, memset
-from lbd.datapath.compiler cimport lbd_likely, lbd_unlikely, lbd_ld16, lbd_ld32, lbd_ld64, lbd_mum
+from lbd.datapath.compiler cimport lbd_bswap64, lbd_likely, lbd_unlikely, lbd_ld16, lbd_ld32, lbd_ld64, lbd_mum, lbd_st64
 from lbd.datapath.engine cimport DEST_HASH, Engine, VIP_HASH
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.echo cimport is_icmp
@@ -284,13 +284,15 @@ cdef inline uint32_t adj_learn(Engine *e, const uint8_t *mac, uint32_t iface, ui
 
 # --- routes ----------------------------------------------------------------------------------------------------------
 
+cdef inline uint64_t first_bits(uint32_t n) noexcept nogil:
+    """Mask of the first n bits of 8 bytes, at most all."""
+    return lbd_bswap64(~(<uint64_t> -1 >> n)) if n < 64 else <uint64_t> -1
+
+
 cdef inline void prefix_mask(uint8_t *out, const uint8_t *addr, uint32_t plen) noexcept nogil:
     """The first plen bits of an address, the rest 0 (16 bytes)."""
-    cdef uint32_t whole = plen >> 3
-    memset(out, 0, 16)
-    memcpy(out, addr, whole)
-    if plen & 7:
-        out[whole] = addr[whole] & <uint8_t> (0xff00 >> (plen & 7))
+    lbd_st64(out, lbd_ld64(addr) & first_bits(plen))
+    lbd_st64(out + 8, lbd_ld64(addr + 8) & first_bits(plen - 64 if plen > 64 else 0))
 
 
 cdef inline uint32_t route_bucket(const uint8_t *prefix, uint32_t plen, uint32_t af) noexcept nogil:

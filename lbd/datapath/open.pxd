@@ -4,7 +4,7 @@
 # its turn. (Packets with a connection were served before: one that an eviction here ends was still good for this burst's.)
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.string cimport memcpy, memset
-from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_compiler_barrier, lbd_ld32, lbd_prefetchw, lbd_unlikely
+from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_compiler_barrier, lbd_prefetchw, lbd_st32, lbd_unlikely
 from lbd.datapath.engine cimport ConnExt, Engine, Plan
 from lbd.datapath.ext cimport ext_give, ext_take
 from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_ICMP_ERROR, PKT_NEW
@@ -22,8 +22,7 @@ from lbd.datapath.lifetime cimport conn_end, conn_schedule, evict, stat_count, t
 from lbd.datapath.laddr cimport FIT_REUSED, laddr_guess, laddr_pick, port_fit, port_prefetch, server_edge
 from lbd.datapath.owner cimport flow_owner
 from lbd.datapath.sctp cimport CHUNK_ABORT, CHUNK_INIT
-from lbd.datapath.persist cimport HAND_ASK, PICK_ASKED, dest_for, persist_answer
-from lbd.datapath.sched cimport schedule_prefetch
+from lbd.datapath.persist cimport HAND_ASK, PICK_ASKED, dest_for, dest_prefetch, persist_answer
 from lbd.datapath.nat cimport delta_set
 from lbd.datapath.nat64 cimport addr_map, tuple_map
 from lbd.datapath.tunnel cimport tunnel_keep
@@ -41,6 +40,7 @@ cdef enum:
     HOPS_MAX = 3                # this epoch's owner, the previous epoch's, and back
     REUSE_GAP = 131072          # beyond the old connection's last number: further than segments of it still on their way
     SVC_UNASKED = 0xffffffff    # instead of a service's number: not looked for yet
+    ROOM_AHEAD = 8              # records fetched before the one that is taken: all of a burst's at once would be waited for
     SEEN = 128                  # slots of the set of tuples met in a burst (64 packets)
 
 
@@ -212,8 +212,8 @@ cdef inline bint may_open(Engine *e, Pkt *p, uint32_t i, uint32_t svc, int af) n
 
 
 cdef inline bint looks_new(Engine *e, Pkt *p, uint32_t i, uint32_t *svc, int af) noexcept nogil:
-    """Will it open a connection (of service p.svc) if it has none? Then the scheduler's slot is on its way. Sets svc, if it looks
-    for the service."""
+    """Will it open a connection (of service p.svc) if it has none? Then what its real server is chosen by is on its way. Sets svc,
+    if it looks for the service."""
     cdef const Tuple *t = &e.tuple[i]
     if p.flags & PKT_ICMP_ERROR or not opens(p):
         return False
@@ -221,7 +221,7 @@ cdef inline bint looks_new(Engine *e, Pkt *p, uint32_t i, uint32_t *svc, int af)
     p.svc = svc[0]
     if svc[0] == SVC_NONE:
         return False
-    schedule_prefetch(e, e.svc + p.svc, t)
+    dest_prefetch(e, svc[0], t)
     return True
 
 
@@ -238,8 +238,6 @@ cdef inline void reserve(Engine *e, uint32_t svc, uint32_t dest, int by) noexcep
 
 cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32_t nth, int af) noexcept nogil:
     """For a packet that looks new. nth: how many connections of this family were planned before in this burst."""
-    cdef ConnTable *tab = table_of(e, af)
-    cdef uint32_t record
     if lbd_unlikely(not alone(e, i)) and elsewhere(e, p, i, af):
         p.svc = SVC_NONE
         return STEP_DONE
@@ -253,12 +251,8 @@ cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32
         drop(p, REASON_NO_BACKEND)
         return STEP_DONE
     reserve(e, p.svc, plan.dest, 1)
-    if nth < tab.free_n:
-        record = tab.free[tab.free_n - 1 - nth]
-        lbd_prefetchw(conn_side(tab, record, 0, af))
-        if af == 6:
-            lbd_prefetchw(conn_common(tab, record, af))
-        lbd_prefetchw(tab.cold + record)
+    if nth < ROOM_AHEAD:
+        room_prefetch(e, nth, af)
     back_from(e, &plan.back, &e.tuple[i], p.svc, plan.dest, af)
     plan.lip = LIP_NONE
     plan.mode = mode_of(e, p.svc, plan.dest)
@@ -322,8 +316,7 @@ cdef inline void conn_fill(Engine *e, uint32_t i, const Tuple *t, uint32_t svc, 
     m.fib_gen = e.fib_gen[0] - 1
     m.adj_fwd = ADJ_NONE
     m.adj_rev = ADJ_NONE
-    m.svc = svc
-    m.dest = plan.dest
+    lbd_st32(&m.svc, svc | plan.dest << 16)     # and dest, which are read together
     m.lip = plan.lip
     m.proto = t.proto
     m.flags = plan.mode << CONN_MODE_SHIFT
@@ -351,8 +344,22 @@ cdef inline void ways_guess(Engine *e, ConnCommon *m) noexcept nogil:
         e.adj[e.client_adj].seen = e.now_ms
 
 
+cdef inline void room_prefetch(Engine *e, uint32_t nth, int af) noexcept nogil:
+    """The record that will be taken when nth others are."""
+    cdef ConnTable *tab = table_of(e, af)
+    cdef uint32_t i
+    if nth >= tab.free_n:
+        return
+    i = tab.free[tab.free_n - 1 - nth]
+    lbd_prefetchw(conn_side(tab, i, 0, af))
+    if af == 6:
+        lbd_prefetchw(conn_common(tab, i, af))
+    lbd_prefetchw(tab.cold + i)
+
+
 cdef inline uint32_t conn_room(Engine *e, int af) noexcept nogil:
     cdef uint32_t i = conn_alloc(table_of(e, af))
+    room_prefetch(e, ROOM_AHEAD - 1, af)
     if i == CONN_NIL and evict(e, af):
         i = conn_alloc(table_of(e, af))
     if i == CONN_NIL:

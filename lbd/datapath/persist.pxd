@@ -10,7 +10,7 @@
 # Full set: an expired template makes room, or else the one that was renewed longest ago (counted).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from lbd.datapath.compiler cimport lbd_ld64, lbd_likely, lbd_mum, lbd_scale
+from lbd.datapath.compiler cimport lbd_ld64, lbd_likely, lbd_mum, lbd_prefetchw, lbd_scale, lbd_unlikely
 from lbd.datapath.conn cimport ConnCommon, ConnTable, conn_side
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.flow cimport Tuple
@@ -19,7 +19,7 @@ from lbd.datapath.lookup cimport prefix_mask, svc_at
 from lbd.datapath.pkt cimport Pkt
 from lbd.datapath.quic cimport QUIC_NONE, quic_schedule
 from lbd.datapath.reason cimport REASON_NONE, VERDICT_HANDOVER
-from lbd.datapath.sched cimport pick_at_once, schedule
+from lbd.datapath.sched cimport pick_at_once, schedule, schedule_prefetch
 from lbd.datapath.svc cimport (DEST_NONE, DEST_SORRY, DEST_UP, DEST_USED, SVC_EXPIRE_QUIESCENT, SVC_HASH_QID, SVC_NONE, SVC_PERSIST,
                                SVC_USED, Svc)
 from lbd.datapath.template cimport *
@@ -66,17 +66,34 @@ cdef inline Template *template_set(const Engine *e, uint64_t h) noexcept nogil:
     return e.template + first + (<uint32_t> h & (e.max_template - 1) & ~<uint32_t> (WAYS - 1))
 
 
+cdef inline uint32_t template_way(uint64_t h, uint32_t k) noexcept nogil:
+    """Of a set's entries the one to be looked at k-th: first the two in the cache line that the hash says, which nearly all are in
+    while the table is not crowded."""
+    return ((<uint32_t> h & ~<uint32_t> 1) + k) & (WAYS - 1)
+
+
+cdef inline void template_prefetch(const Engine *e, uint32_t svc, const Tuple *t) noexcept nogil:
+    """The line that a client's template is in most probably."""
+    cdef uint8_t net[16]
+    cdef uint64_t h
+    prefix_mask(net, t.saddr, e.svc[svc].persist_plen)
+    h = template_hash(e, svc, net)
+    lbd_prefetchw(template_set(e, h) + template_way(h, 0))
+
+
 cdef inline bint template_is(const Template *m, uint32_t svc, const uint8_t *net) noexcept nogil:
     return m.svc == svc + 1 and lbd_ld64(m.net) == lbd_ld64(net) and lbd_ld64(m.net + 8) == lbd_ld64(net + 8)
 
 
 cdef inline Template *template_find(const Engine *e, uint32_t svc, const uint8_t *net, uint64_t h) noexcept nogil:
     """Or NULL. Another worker's may change at any time."""
-    cdef Template *m = template_set(e, h)
+    cdef Template *first = template_set(e, h)
+    cdef Template *m
     cdef uint32_t k
     for k in range(WAYS):
-        if template_is(m + k, svc, net):
-            return m + k
+        m = first + template_way(h, k)
+        if template_is(m, svc, net):
+            return m
     return NULL
 
 
@@ -152,15 +169,18 @@ cdef inline bint template_over(const Engine *e, const Template *m) noexcept nogi
     return not template_lasts(e, e.svc + svc, m.renewed, m.alive)
 
 
-cdef inline Template *template_room(Engine *e, Template *first) noexcept nogil:
-    """Of a set: a free entry, or one that is over, or the one renewed longest ago."""
+cdef inline Template *template_room(Engine *e, uint64_t h) noexcept nogil:
+    """Of the hash's set: a free entry, or one that is over, or the one renewed longest ago."""
+    cdef Template *first = template_set(e, h)
     cdef Template *oldest = first
+    cdef Template *m
     cdef uint32_t k
     for k in range(WAYS):
-        if first[k].svc == 0 or template_over(e, first + k):
-            return first + k
-        if first[k].renewed < oldest.renewed:
-            oldest = first + k
+        m = first + template_way(h, k)
+        if m.svc == 0 or template_over(e, m):
+            return m
+        if m.renewed < oldest.renewed:
+            oldest = m
     e.count.templates_evicted += 1
     return oldest
 
@@ -177,7 +197,7 @@ cdef inline uint32_t template_choose(Engine *e, uint32_t svc, const uint8_t *net
     dest = schedule(e, e.svc + svc, t)
     if dest == DEST_NONE or e.dest[dest].flags & DEST_SORRY:
         return dest
-    template_write(e, m if m != NULL else template_room(e, template_set(e, h)), svc, net, dest)
+    template_write(e, m if m != NULL else template_room(e, h), svc, net, dest)
     return dest
 
 
@@ -212,11 +232,13 @@ cdef inline void template_recover(Engine *e) noexcept nogil:
 cdef inline bint template_put(const Engine *e, const Template *m, uint64_t h) noexcept nogil:
     """Where its owner looks for it, while nobody runs. In a full set those renewed last stay. False: it is not among these."""
     cdef Template *first = template_set(e, h)
-    cdef Template *to = first
+    cdef Template *to = first + template_way(h, 0)
+    cdef Template *other
     cdef uint32_t k
     for k in range(1, WAYS):
-        if to.svc and (first[k].svc == 0 or first[k].renewed < to.renewed):
-            to = first + k
+        other = first + template_way(h, k)
+        if to.svc and (other.svc == 0 or other.renewed < to.renewed):
+            to = other
     if to.svc and to.renewed >= m.renewed:
         return False
     memcpy(to, m, sizeof(Template))
@@ -276,6 +298,14 @@ cdef inline uint32_t persist_pick(Engine *e, Pkt *p, uint32_t i, uint32_t svc, c
     e.count.templates_asked += 1
     ask(e, p, i, owner, HAND_ASK | e.worker << 16)
     return PICK_ASKED
+
+
+cdef inline void dest_prefetch(Engine *e, uint32_t svc, const Tuple *t) noexcept nogil:
+    """For dest_for."""
+    if lbd_unlikely(e.svc[svc].flags & SVC_PERSIST) and e.max_template:
+        template_prefetch(e, svc, t)
+    else:
+        schedule_prefetch(e, e.svc + svc, t)
 
 
 cdef inline uint32_t dest_for(Engine *e, Pkt *p, uint32_t i, uint32_t svc, const Tuple *t) noexcept nogil:
