@@ -165,6 +165,7 @@ cdef struct Engine:
     uint64_t far_hash[64]       # IPv4 packets that missed, while nat64: of the mapped tuple,
     uint32_t far_ref[64]        # and the candidate in the IPv6 table,
     uint32_t far_probed         # if stage_probe has looked
+    uint32_t ports_met          # so many connections more have their ports looked at in advance, since one was in use
     uint32_t due_n
     Due due[64]
     uint8_t later[64]           # packets without a connection, in order

@@ -15,8 +15,8 @@ from libc.string cimport memcpy
 from lbd.datapath.compiler cimport lbd_bswap16, lbd_prefetch, lbd_scale
 from lbd.datapath.engine cimport Engine, Plan
 from lbd.datapath.flow cimport Tuple, ports_put, tuple_hash
-from lbd.datapath.conn cimport (CONN_EXTENDED, CONN_IMPORTED, ConnCommon, conn_bucket, conn_common, conn_edges, conn_lookup,
-                                REF_NONE)
+from lbd.datapath.conn cimport (Bucket, CONN_EXTENDED, CONN_IMPORTED, ConnCommon, conn_bucket, conn_common, conn_edges, conn_lookup,
+                                conn_tag, lbd_tag_match, REF_NONE)
 from lbd.datapath.ext cimport conn_ext
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.nat64 cimport tuple_map
@@ -29,6 +29,7 @@ from lbd.datapath.tcp cimport STATE_TIME_WAIT
 cdef enum:
     PORT_TRIES = 128            # ports tried per LIP and connection, times the number of workers
     PORT_RUN = 16               # the first of them one after another, the others anywhere in the range
+    PORTS_MET = 1024            # connections whose ports are looked at in advance after one that was in use
     REUSE_TRIES = 8             # ports tried, after one that would do with other numbers, for one that does without
 
 cdef enum Fit:                  # of a port for a new connection, better ones greater
@@ -163,6 +164,24 @@ cdef inline uint32_t laddr_guess(Engine *e, const Svc *s, const Tuple *t, Plan *
         if port_is_ours(e, &plan.back, plan.hash, af):
             return n
     return LIP_NONE
+
+
+cdef inline bint port_seems_free(Engine *e, const Plan *plan, int af) noexcept nogil:
+    """Known by a look at the bucket; False: perhaps not."""
+    cdef const Bucket *b = conn_bucket(table_of(e, af), plan.hash)
+    return lbd_tag_match(b.tag, conn_tag(plan.hash)) == 0 and b.next == 0 and (af == 6 or e.nat64 == 0)
+
+
+cdef inline bint laddr_guess_again(Engine *e, const Svc *s, const Tuple *t, Plan *plan, int af) noexcept nogil:
+    """After laddr_guess and port_prefetch, some time later. True: that port does not fit, and another guess is on its way; or there
+    is none (plan.lip)."""
+    if plan.lip == LIP_NONE or port_seems_free(e, plan, af) or port_fit(e, plan, af) >= FIT_REUSED:
+        return False
+    e.ports_met = PORTS_MET
+    plan.lip = laddr_guess(e, s, t, plan, af)
+    if plan.lip != LIP_NONE:
+        port_prefetch(e, plan, af)
+    return True
 
 
 cdef inline uint32_t laddr_pick(Engine *e, const Svc *s, const Tuple *t, Plan *plan, int af) noexcept nogil:

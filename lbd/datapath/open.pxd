@@ -19,7 +19,8 @@ from lbd.datapath.echo cimport echo_asks, is_icmp
 from lbd.datapath.neigh cimport ADJ_LEARNED, ADJ_NONE
 from lbd.datapath.lookup cimport dest_bucket, lip_lookup, nat_dest, nat_end, svc_of
 from lbd.datapath.lifetime cimport conn_end, conn_schedule, evict, stat_count, table_of
-from lbd.datapath.laddr cimport FIT_REUSED, laddr_guess, laddr_pick, port_fit, port_prefetch, server_edge
+from lbd.datapath.laddr cimport (FIT_REUSED, PORTS_MET, laddr_guess, laddr_guess_again, laddr_pick, port_fit, port_prefetch,
+                                 server_edge)
 from lbd.datapath.owner cimport flow_owner
 from lbd.datapath.sctp cimport CHUNK_ABORT, CHUNK_INIT
 from lbd.datapath.persist cimport HAND_ASK, PICK_ASKED, dest_for, dest_prefetch, persist_answer
@@ -268,6 +269,13 @@ cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32
     return STEP_OPEN
 
 
+cdef inline bint guess_again(Engine *e, const Pkt *p, uint32_t i, Plan *plan, int af) noexcept nogil:
+    """Of a connection that is planned: did its local port turn out not to fit? Then it has another one."""
+    if af == 6 and plan.mode == MODE_NAT64:
+        return laddr_guess_again(e, e.svc + p.svc, &e.tuple[i], plan, 4)
+    return laddr_guess_again(e, e.svc + p.svc, &e.tuple[i], plan, af)
+
+
 cdef inline uint32_t conn_aside(Engine *e, const Tuple *t, uint64_t h, const Tuple *back, uint32_t mode, int af) noexcept nogil:
     """The record that a client's packets (t, its hash h) to one real server of a one-packet service share, or REF_NONE."""
     cdef uint8_t server[16]
@@ -406,6 +414,7 @@ cdef inline uint32_t local_end(Engine *e, const Tuple *t, uint32_t svc, Plan *pl
         e.lip_stat[plan.lip].conns += 1
         e.lip_stat[plan.lip].in_use += 1
         return REASON_NONE
+    e.ports_met = PORTS_MET
     plan.lip = laddr_pick(e, e.svc + svc, t, plan, af)
     return REASON_NONE if plan.lip != LIP_NONE else REASON_LOCAL_PORT_EXHAUSTED
 

@@ -19,13 +19,14 @@ from lbd.datapath.onepacket cimport one_packet_settle
 from lbd.datapath.orphan cimport orphan_settle, orphaned
 from lbd.datapath.relay cimport relay
 from lbd.datapath.frag_flow cimport frag_bind, frag_settle
-from lbd.datapath.open cimport (STEP_AGAIN, STEP_DONE, STEP_OPEN, looks_new, may_open, met_before, open_planned, plan_open,
-                                resets, start_anew, starts_anew, SVC_UNASKED)
+from lbd.datapath.open cimport (STEP_AGAIN, STEP_DONE, STEP_OPEN, guess_again, looks_new, may_open, met_before, open_planned,
+                                plan_open, resets, start_anew, starts_anew, SVC_UNASKED)
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE
 from lbd.datapath.tally cimport tally_enter
 
 cdef enum:
     AHEAD = 6                   # packets ahead of the parser whose headers are prefetched
+    GUESSES = 3                 # further local ports for a new connection, before it is looked for one after the other
 
 
 cdef inline void hashed(Engine *e, uint32_t i, uint64_t h, int af) noexcept nogil:
@@ -217,6 +218,27 @@ cdef inline uint32_t look_again(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint3
     return plan_open(e, p, i, plan, 0, 6) if may_open(e, p, i, svc, 6) else STEP_DONE
 
 
+cdef inline void stage_guess(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
+    """Where ports are in use, of those of the planned connections among n: what does not fit is guessed again, a few times, all
+    before the first is opened. To look for one when it is needed is to wait for line after line."""
+    cdef uint8_t left[64]
+    cdef uint32_t k, j, m, last = 0, _round
+    for k in range(n):
+        left[last] = k
+        last += e.step[k] == STEP_OPEN
+    e.ports_met -= last if last < e.ports_met else e.ports_met
+    for _round in range(GUESSES):
+        m = 0
+        for j in range(last):
+            k = left[j]
+            left[m] = k
+            if pkts[e.later[k]].af == 4:
+                m += guess_again(e, pkts + e.later[k], e.later[k], &e.plan[k], 4)
+            else:
+                m += guess_again(e, pkts + e.later[k], e.later[k], &e.plan[k], 6)
+        last = m
+
+
 cdef inline void stage_open(Engine *e, Pkt *pkts, uint32_t n, uint64_t made) noexcept nogil:
     """The n packets of e.later: look which are new, plan, open (see open.pxd). made: connections made before this burst."""
     cdef uint8_t seen[128]
@@ -244,6 +266,8 @@ cdef inline void stage_open(Engine *e, Pkt *pkts, uint32_t n, uint64_t made) noe
         else:
             e.step[k] = plan_open(e, pkts + i, i, &e.plan[k], n6, 6)
             n6 += e.step[k] == STEP_OPEN
+    if e.ports_met:
+        stage_guess(e, pkts, n)
     for k in range(n):
         i = e.later[k]
         if e.step[k] == STEP_AGAIN:

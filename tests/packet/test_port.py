@@ -122,6 +122,26 @@ def test_stretches_of_long_lived_connections_block_nobody() -> None:
     assert b.engine.lip_stats(0)["exhausted"] == 0
 
 
+@FAMILIES
+def test_a_burst_between_ports_in_use(af: int) -> None:
+    """Many connections at once where two ports of three are held: each gets one of the free ones, none is left over or missing."""
+    b = Balancer(servers=1, ports=(20000, 20095))
+    flows = [Tcp(b, af, 1000 + i).open() for i in range(96)]
+    for f in flows[::3]:
+        f.client("RA")
+    b.later(11)
+    free = {f.lport for f in flows[::3]}
+    held = {c["local"][1] for c in b.engine.conns()}
+    new = [bytes(from_client(af, TCP, 2000 + i, "S")) for i in range(40)]
+    # the first 20 meet ports in use, so that of the others they are looked at in advance
+    results = [r for at in (0, 20) for r in b.burst(new[at : at + 20])]
+    assert Counter(r.reason for r in results) == {"none": 32, "local_port_exhausted": 8}
+    assert {c["local"][1] for c in b.engine.conns()} - held == free
+    assert len(set(tuples(b))) == 96
+    assert b.engine.lip_stats(0 if af == 4 else 1)["in_use"] == 96
+    b.audit()
+
+
 class Ports(RuleBasedStateMachine):
     """Everything that takes and frees ports, in any order; six ports and two real servers, so that they run out and come again."""
 
