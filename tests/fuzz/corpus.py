@@ -21,7 +21,10 @@ from tests.packet.test_icmp import KINDS, Error
 from tests.unit import _engine
 
 PARTIAL, VERIFY, BY_ROUTE, TWO_WORKERS, RSS, SMALL_MTU, MANY_PORTS, PREVIOUS = (1 << k for k in range(8))
+FULLNAT, NAT, DR, IPIP, GRE, GUE, NAT64, ACROSS = range(8)
+BARE, PERSIST, SECOND_WORKER, GENERAL, ONE_PACKET = (8 << k for k in range(5))
 LPORT = 30000
+LARGEST = 3840  # bytes of a frame
 MS, SLOT, SECOND, KILOSECOND = range(4)
 
 
@@ -34,11 +37,44 @@ def wait(unit: int, count: int, back: bool = False) -> bytes:
     return bytes([(unit | back << 2) << 3 | 4, count])
 
 
-FLUSH = b"\x05"
+FLUSH, ENDING, ASIDE, TAKE_IN, TAKEN = (bytes([argument << 3 | 5]) for argument in (0, 3, 4, 5, 6))
+
+
+def table(off: int, slots: list[int]) -> bytes:
+    """Into the arena."""
+    return b"".join(
+        struct.pack(f"<BHB{len(part)}I", 0x0D, off + at, len(part), *part)
+        for at in range(0, len(slots), 255)
+        if (part := slots[at : at + 255])
+    )
+
+
+def owners(many: bool, many_before: bool) -> bytes:
+    return bytes([0x15, many, many_before])
+
+
+def frame(data: bytes, iface: int, handed: bool = False, hops: int = 0, flags: int = 0, hand: int = 0, cut: int = 0) -> bytes:
+    """As `packet`, of what Engine.process (lbd/_fastpath.pyx) is given."""
+    argument = iface & 1 | handed << 1 | (hops & 3) << 3
+    cut = cut or LARGEST
+    if len(data) > cut:
+        return in_frames(data[:200], len(data), cut, iface, handed, hops)
+    if hand:
+        return struct.pack("<BHI", argument << 3 | 3, len(data), hand) + data
+    return struct.pack("<BH", argument << 3 | bool(flags & 128), len(data)) + data
+
+
+def in_frames(
+    head: bytes, size: int, cut: int, iface: int = 0, handed: bool = False, hops: int = 0, partial: bool = False
+) -> bytes:
+    """A packet of so many bytes in AF_XDP frames of `cut`; its head is given, lengths and checksums are set."""
+    argument = iface & 1 | handed << 1 | 4 | (hops & 3) << 3
+    return struct.pack("<BHHH", argument << 3 | 2, len(head), size, (cut - 1408) | partial << 15) + head
 
 
 def command(record: bytes) -> bytes:
-    return b"\x06" + record
+    short = record.rstrip(b"\0")
+    return bytes([6, len(short)]) + short
 
 
 def recover(fresh: bool = False) -> bytes:
@@ -99,7 +135,7 @@ def partial(record: bytes, af: int, proto: int) -> bytes:
 
 def one_bucket(af: int) -> list[int]:
     """Client ports whose tuples fall into one bucket of the fuzz target's table (its key and its size)."""
-    key = bytes((17 * i + 3) % 256 for i in range(32))
+    key = b"lbd offline engine: a fixed key."
     buckets = 24 * 200 // 625 + 16
     ends = packed(CLIENT[af]), packed(VIP[af])
     ports = range(1024, 60000)
@@ -218,32 +254,40 @@ def seeds() -> Iterator[tuple[str, bytes]]:
         af = 6 if name[0] == "6" else 4
         iface = int("answer" in name)
         flows = handshake(af) + question(af) + answer(af) if name[0] in "46" else b""
-        yield name, bytes([0]) + flows + packet(frame, iface, mend=False)
+        yield name, bytes([0, 0]) + flows + packet(frame, iface, mend=False)
     for af in (4, 6):
         for name, story in stories(af):
             for k, setup in enumerate((0, MANY_PORTS)):
-                yield f"{af} {name} {k}", bytes([setup]) + story
+                yield f"{af} {name} {k}", bytes([setup, 0]) + story
         for name, story in crowds(af):
-            yield f"{af} {name}", bytes([MANY_PORTS]) + story
+            yield f"{af} {name}", bytes([MANY_PORTS, 0]) + story
         for proto, flow in ((TCP, handshake(af)), (UDP, question(af) + answer(af))):
             for k, error in enumerate(errors(af, proto)):
-                yield f"{af} error {proto} {k}", bytes([0]) + flow + error
+                yield f"{af} error {proto} {k}", bytes([0, 0]) + flow + error
         for setup in (0, PARTIAL, VERIFY, TWO_WORKERS):
-            yield f"{af} sctp {setup}", bytes([setup]) + association(af)
+            yield f"{af} sctp {setup}", bytes([setup, 0]) + association(af)
         large = client(af, "PA", 1001, 5001, b"x" * 1300) + real(af, "PA", 5001, 1001, b"x" * 1300)
-        yield f"{af} too big", bytes([SMALL_MTU]) + client(af, "S") + real(af, "SA") + large
-        yield f"{af} too big 2", bytes([0]) + handshake(af) + client(af, "A", 1001, 5001, b"x" * 1500)
+        yield f"{af} too big 1", bytes([SMALL_MTU, 0]) + client(af, "S") + real(af, "SA") + large
+        yield f"{af} too big 2", bytes([0, 0]) + handshake(af) + client(af, "A", 1001, 5001, b"x" * 1500)
         expired = packet(from_client(af, TCP, 7, "S", ttl=1))
-        yield f"{af} error rate", bytes([0]) + command(shm.setting(3, 5, 2)) + expired * 3 + wait(SECOND, 1) + expired * 3
+        yield f"{af} error rate", bytes([0, 0]) + command(shm.setting(3, 5, 2)) + expired * 3 + wait(SECOND, 1) + expired * 3
         halves = [partial(client(af, "S"), af, TCP), partial(question(af), af, UDP), partial(real(af, "SA"), af, TCP)]
-        yield f"{af} partial", bytes([PARTIAL]) + b"".join(halves) + partial(answer(af), af, UDP)
+        yield f"{af} partial", bytes([PARTIAL, 0]) + b"".join(halves) + partial(answer(af), af, UDP)
         for setup in (PARTIAL, VERIFY, BY_ROUTE, TWO_WORKERS, TWO_WORKERS | RSS, SMALL_MTU, TWO_WORKERS | PREVIOUS | MANY_PORTS):
-            yield f"{af} setup {setup}", bytes([setup]) + dict(stories(af))["talk"] + question(af) + answer(af)
+            yield f"{af} setup {setup}", bytes([setup, 0]) + dict(stories(af))["talk"] + question(af) + answer(af)
+        for how in range(NAT, ACROSS + 1):
+            flows = dict(stories(af))["talk"] + question(af) + answer(af) + association(af)
+            yield f"{af} mode {how}", bytes([0, how]) + flows
+            long = [in_frames(part[3:], 5000, 1408, part[0] >> 3 & 1) for part in (client(af, "A", 1001, 5001), question(af))]
+            yield f"{af} mode {how} in frames", bytes([0, how]) + flows + b"".join(long)
+        for flag in (PERSIST, PERSIST | SECOND_WORKER, GENERAL, ONE_PACKET):
+            flows = dict(stories(af))["talk"] + question(af) + answer(af) + question(af, 41000)
+            yield f"{af} setup2 {flag}", bytes([TWO_WORKERS, flag]) + flows
         error = list(errors(af, TCP))
         for k, record in enumerate(commands(af)):
             story = handshake(af) + command(record) + client(af, "PA", 1001, 5001, b"x") + question(af) + client(af, "S", sport=7)
             story += error[0] + error[len(error) // 2]
-            yield f"{af} command {k}", bytes([0]) + story + wait(SECOND, 5) + recover()
+            yield f"{af} command {k}", bytes([0, 0]) + story + wait(SECOND, 5) + recover()
 
 
 def write(directory: Path) -> int:

@@ -33,52 +33,91 @@ cdef uint32_t tunnel_head(const Pkt *p, const uint8_t *l3) noexcept nogil:
     return n + 12 if proto == 17 and p.l4 >= p.l3 + n + 12 + 20 else 0
 
 
-cdef const uint8_t *came_at(const Pkt *p, const uint8_t *before, uint64_t at) noexcept nogil:
+cdef const uint8_t *came_at(const Pkt *p, uint32_t i, const uint8_t *before, uint64_t at) noexcept nogil:
     """The IP header of the packet as it came. Link headers grow and shrink before it: where it lies in the block stays, except that
     NAT64 writes another one, before the transport header, which stays. NULL: that, and it came in a tunnel."""
-    cdef const uint8_t *frame = before + FRAME_SLACK
-    cdef uint32_t tag = 12
-    if not translated(p):
+    if not translated(p, i, before):
         return before + at
     if p.flags & PKT_TUNNEL:
         return NULL
-    while lbd_ld16(frame + tag) == 0x0081 or lbd_ld16(frame + tag) == 0xa888:
-        tag += 4
-    return frame + tag + 2
+    return before + FRAME_SLACK + ip_at(before + FRAME_SLACK, world.size[i])
 
 
-cdef bint translated(const Pkt *p) noexcept nogil:
-    """By NAT64: it leaves in another family than it came. (Not asked of packets in tunnels, whose p.af is the outer one.)"""
-    return (p.af == 4) != (world.e.tuple[p - world.pkt].af == 4)
+cdef bint translated(const Pkt *p, uint32_t i, const uint8_t *before) noexcept nogil:
+    """By NAT64: it leaves in another family than it came. (Not asked of what leaves in a tunnel, whose p.af is the outer one.)"""
+    if p.flags & PKT_TUNNEL:                    # never in the fast lane, which makes no tuple
+        return (p.af == 4) != (world.e.tuple[i].af == 4)
+    return p.af != before[FRAME_SLACK + ip_at(before + FRAME_SLACK, world.size[i])] >> 4
 
 
-cdef void judge_out(const Pkt *p, const uint8_t *block, const uint8_t *before, uint32_t size) noexcept nogil:
-    """A packet that leaves lies within its block, its lengths fit, and its checksums are no better than they came."""
+cdef const Iface *way_of(const Pkt *p) noexcept nogil:
+    """The link that the packet leaves by: an interface, or a VLAN device there with its tags."""
+    cdef uint32_t tag, outer = 0, tpid = 0, at = ip_at(p.data, p.len) - 2
+    if at == 12:
+        return world.e.iface + p.ifout
+    tag = lbd_bswap16(lbd_ld16(p.data + at - 2))
+    if lbd_ld16(p.data + at - 4) == 0xa888:
+        tpid = TPID_AD
+    if at == 20:
+        outer = lbd_bswap16(lbd_ld16(p.data + 14))
+        if lbd_ld16(p.data + 12) == 0x0081:
+            tpid |= TPID_OUTER_Q
+    return world.e.iface + link_of(&world.e, p.ifout, tag_word(tag, outer, tpid))
+
+
+cdef void judge_made(const Pkt *p, const uint8_t *block, uint32_t size) noexcept nogil:
+    """A packet of the engine's own, an ICMP error or a RST: whole, and right."""
+    cdef uint32_t at = ip_at(p.data, p.len)
+    cdef const uint8_t *l3 = p.data + at
+    cdef uint8_t proto
+    never(p.data < block or p.data + p.len > block + size or p.ifout >= IFACE_MAX)
+    never(at + 20 > p.len or at + ip_size(l3) > p.len)
+    if l3[0] >> 4 == 4:
+        proto = l3[9]
+        never(csum_fold(csum_partial(l3, (l3[0] & 15) * 4, 0)) != 0xffff)
+        l3 += (l3[0] & 15) * 4
+    else:
+        never(l3[0] >> 4 != 6)
+        proto = l3[6]
+        l3 += 40
+    if proto == 4 or proto == 41 or proto == 47 or proto == 17:     # a RST to a real server, in a tunnel
+        return
+    never(proto != 1 and proto != 58 and proto != PROTO_TCP)
+    never(not transport_right(proto, p.data + at, l3))
+
+
+cdef void judge_out(const Pkt *p, uint32_t i, const uint8_t *block, const uint8_t *before) noexcept nogil:
+    """A packet that leaves lies within its block, its lengths fit, and its checksums are no better than they came. block, before:
+    the packet in one piece, with the slack before it."""
     cdef const uint8_t *l3 = p.data + p.l3
     cdef const uint8_t *l4 = p.data + p.l4
     cdef const uint8_t *came
+    cdef const Iface *way
     cdef uint32_t n
     cdef uint8_t proto = p.proto
-    never(p.data < block or p.data + p.len > block + size)
+    never(p.data < block or p.data + p.len > block + FRAME_SLACK + world.size[i])
     never(p.ifout >= IFACE_MAX)
     if p.verdict == VERDICT_CONSUME:            # the offsets are those of the packet that it answers
-        never(p.ifout != p.ifin)
+        never(p.ifout != p.ifin and not p.flags & PKT_TUNNEL)
+        judge_made(p, block, FRAME_SLACK + world.size[i])
         return
-    never(not world.e.iface[p.ifout].flags & IFACE_UP)
+    way = way_of(p)
+    never(not way.flags & IFACE_UP)
     never(p.l3 + 20 > p.len or l3[0] >> 4 != p.af or (p.af == 6 and p.l3 + 40 > p.len))
     n = ip_size(l3)
-    if world.e.kind[p - world.pkt] == KIND_OUTER:       # an error about a tunnel's packet, made one for the client (relay.pxd)
-        never(p.l3 + n > p.len or n > world.e.iface[p.ifout].mtu)
+    if world.e.kind[i] == KIND_OUTER:           # an error about a tunnel's packet, made one for the client (relay.pxd)
+        never(p.l3 + n > p.len or n > way.mtu)
         never(not transport_right(1 if p.af == 4 else 58, l3, l3 + (20 if p.af == 4 else 40)))
         return
     never(p.l3 + n > p.len or p.l4 < p.l3 + 20 or p.l4 >= p.l3 + n)
-    never(n > world.e.iface[p.ifout].mtu)
+    never(n > way.mtu)
     n = tunnel_head(p, l3)
     if p.af == 4:
         never(csum_fold(csum_partial(l3, (l3[0] & 15) * 4, 0)) != 0xffff)
         never(n == 0 and p.l4 != p.l3 + (l3[0] & 15) * 4)
     if n:                                       # what is in the tunnel, which ends where the tunnel's packet does
         never(n + ip_size(l3 + n) != ip_size(l3))
+        judge_tunnel(l3, n)
         l3 += n
         never(l4 < l3 + 20 or l4 >= l3 + ip_size(l3))
         if l3[0] >> 4 == 4:
@@ -89,7 +128,7 @@ cdef void judge_out(const Pkt *p, const uint8_t *block, const uint8_t *before, u
     if p.flags & PKT_ICMP_ERROR:
         proto = 1 if l3[0] >> 4 == 4 else 58
         never(not transport_right(proto, l3, l4))
-        if n == 0 and translated(p):            # into an error of the other family
+        if n == 0 and translated(p, i, before):         # into an error of the other family
             return
     if p.flags & PKT_PARTIAL:
         never(not transport_right(proto, l3, l4))
@@ -97,25 +136,58 @@ cdef void judge_out(const Pkt *p, const uint8_t *block, const uint8_t *before, u
     if n:                                       # (its family is the outer header's)
         came = before + (l3 - block)
     else:
-        came = came_at(p, before, l3 - block)
+        came = came_at(p, i, before, l3 - block)
     if came == NULL:
         return
     never(transport_right(proto, l3, l4) != transport_right(proto, came, before + (l4 - block))
           and not (proto == 17 and lbd_ld16(before + (l4 - block) + 6) == 0))
 
 
-cdef void judge(const Pkt *p, const uint8_t *block, const uint8_t *before, uint32_t size) noexcept nogil:
+cdef void judge_tunnel(const uint8_t *l3, uint32_t n) noexcept nogil:
+    """The shim's checksum, where there is one; n: bytes before the inner header."""
+    cdef uint32_t hlen = 20 if l3[0] >> 4 == 4 else 40, alen = 4 if hlen == 20 else 16
+    cdef uint8_t proto = l3[9] if hlen == 20 else l3[6]
+    cdef const uint8_t *addrs = l3 + (12 if hlen == 20 else 8)
+    cdef uint32_t size = ip_size(l3) - hlen
+    if proto == 47 and l3[hlen] & 0x80:
+        never(csum_fold(csum_partial(l3 + hlen, size, 0)) != 0xffff)
+    if proto == 17:
+        never(lbd_bswap16(lbd_ld16(l3 + hlen + 4)) != size)
+        never(lbd_ld16(l3 + hlen + 6) != 0
+              and csum_fold(csum_partial(l3 + hlen, size, csum_pseudo(addrs, addrs + alen, alen, 17, size))) != 0xffff)
+
+
+cdef uint8_t *piece(uint32_t i) noexcept nogil:
+    """Packet i as it is now, in one piece, with the slack before it."""
+    cdef const Chain *c = world.e.chain + i
+    cdef uint32_t k, at = FRAME_SLACK + world.head[i]
+    cdef uint8_t *whole = <uint8_t *> malloc(FRAME_SLACK + world.size[i])
+    memcpy(whole, world.block[i], at)
+    for k in range(c.n):
+        memcpy(whole + at, c.data[k], c.len[k])
+        at += c.len[k]
+    return whole
+
+
+cdef void judge(uint32_t i) noexcept nogil:
+    """Packet i of the burst."""
+    cdef Pkt p = world.pkt[i]
+    cdef uint8_t *whole = piece(i)
     never(p.verdict > VERDICT_HOLD or p.reason >= REASON_COUNT)
+    never(p.data < world.block[i] or p.data > world.block[i] + FRAME_SLACK + world.head[i])
+    p.data = whole + (p.data - world.block[i])
     if p.verdict == VERDICT_FORWARD or p.verdict == VERDICT_CONSUME:
-        judge_out(p, block, before, size)
+        judge_out(&p, i, whole, world.before[i])
     elif p.verdict == VERDICT_HANDOVER:
-        never(p.owner == world.e.worker or p.owner >= world.e.workers or p.hops >= 3)
+        never(p.owner == world.e.worker or p.owner >= world.e.workers or (p.hops >= 3 and not world.e.hand[i]))
     elif p.verdict == VERDICT_HOLD:
         never(p.frag == FRAG_NONE)
     else:
         never(p.reason == REASON_NONE)
     if p.verdict != VERDICT_FORWARD and p.verdict != VERDICT_CONSUME:
-        never(memcmp(block, before, size) != 0)     # the kernel, or another worker, gets it as it came
+        # the kernel, or another worker, gets it as it came
+        never(memcmp(whole, world.before[i], FRAME_SLACK + world.size[i]) != 0)
+    free(whole)
 
 
 cdef uint32_t chain(const ConnTable *t, uint32_t head) noexcept nogil:
@@ -151,7 +223,7 @@ cdef void audit(int af) noexcept nogil:
     cdef ConnTable *t = table_of(e, af)
     cdef ConnCommon *c
     cdef Tuple k
-    cdef uint32_t i, listed = 0, live = 0, lips = 0, indexed = 0
+    cdef uint32_t i, found, listed = 0, live = 0, indexed = 0
     for i in range(LIST_COUNT):
         listed += chain(t, timer_of(e, af).head[i])
     never(listed != t.used or t.free_n != t.capacity - t.used)
@@ -160,19 +232,60 @@ cdef void audit(int af) noexcept nogil:
         if c.live == CONN_FREE:
             continue
         live += 1
-        lips += c.lip != LIP_NONE
-        never(c.state == 0 or c.state >= STATE_COUNT)
         indexed += 1
+        never(c.state == 0 or c.state >= STATE_COUNT)
+        never(c.flags & CONN_EXTENDED and not ext_is(e, t, i, af))
         if not c.flags & CONN_ONE_WAY:          # what a real server answers is not seen
             indexed += 1
             conn_tuple(t, i, 1, &k, af)
-            never(conn_lookup(t, &k, tuple_hash(&k, e.hash_key, af), af) != (i << 1 | 1))
+            found = conn_lookup(t, &k, tuple_hash(&k, e.hash_key, af), af)
+            never(found == REF_NONE or (found != (i << 1 | 1) and not world.merged))
         if c.live == CONN_LIVE:
             conn_tuple(t, i, 0, &k, af)
             never(conn_lookup(t, &k, tuple_hash(&k, e.hash_key, af), af) != i << 1)
     never(live != t.used or entries(t) != indexed)
-    if not world.commanded:
-        never(e.lip_stat[0 if af == 4 else 1].in_use != lips)
+
+
+cdef uint32_t ports_held(const ConnTable *t, uint32_t lip, int af) noexcept nogil:
+    cdef uint32_t i, n = 0
+    for i in range(t.capacity):
+        n += conn_common(<ConnTable *> t, i, af).live != CONN_FREE and conn_common(<ConnTable *> t, i, af).lip == lip
+    return n
+
+
+cdef void audit_lips() noexcept nogil:
+    cdef uint32_t i
+    if world.commanded:
+        return
+    for i in range(LIPS):
+        never(world.e.lip_stat[i].in_use != ports_held(&world.e.t4, i, 4) + ports_held(&world.e.t6, i, 6))
+
+
+cdef void audit_ext() noexcept nogil:
+    """Each extension that is not free is some connection's, and the free ones are on their list."""
+    cdef Engine *e = &world.e
+    cdef uint32_t i, taken = 0, listed = 0, extended = 0
+    for i in range(1, e.ext_n):
+        taken += e.ext[i].ref != EXT_FREE
+    i = e.ext_free
+    while i:
+        never(i >= e.ext_n or e.ext[i].ref != EXT_FREE or listed > e.ext_n)
+        listed += 1
+        i = e.ext[i].next
+    for i in range(CONNS):
+        extended += conn_common(&e.t4, i, 4).live != CONN_FREE and conn_common(&e.t4, i, 4).flags & CONN_EXTENDED != 0
+        extended += conn_common(&e.t6, i, 6).live != CONN_FREE and conn_common(&e.t6, i, 6).flags & CONN_EXTENDED != 0
+    never(taken != extended or taken + listed + 1 != e.ext_n)
+
+
+cdef void audit_templates() noexcept nogil:
+    """This worker's own are counted, and none is being written. (Who is asked for one that is another's writes it there.)"""
+    cdef const Template *m = world.e.template + world.e.worker * TEMPLATES
+    cdef uint32_t i, n = 0
+    for i in range(TEMPLATES):
+        never(m[i].seq & 1)
+        n += m[i].svc != 0
+    never(n != world.e.count.templates and not world.asked)
 
 
 cdef uint32_t fragments_held(const FragTable *t) noexcept nogil:

@@ -7,6 +7,7 @@ never called, so its references to Python's library stay unresolved (-no-pie let
     python -m tests.fuzz.target            builds the fuzzer, says where
     python -m tests.fuzz.target coverage   runs the corpus under gcov, prints what of each .pxd was reached
     python -m tests.fuzz.target again ...  runs the input that a failed test told
+    python -m tests.fuzz.target page       the same, into docs/fuzzing.md, and the counts of seeds and files with it
 """
 
 import base64
@@ -25,6 +26,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build/fuzz"
 CORPUS = ROOT / "tests/fuzz/corpus"
+PAGE = ROOT / "docs/fuzzing.md"
+COUNTS = "<!-- counts -->\n", "\n<!-- counts end -->"
+TABLE = "<!-- coverage -->\n", "\n<!-- coverage end -->"
 CLANG = shutil.which("clang") or "clang"
 DIRECTIVES = "boundscheck=False,wraparound=False,initializedcheck=False,cdivision=True"  # setup.py's, as far as they change code
 COMMON = ["-g", "-fno-omit-frame-pointer", "-fno-strict-aliasing", "-w", "-no-pie", "-Wl,--unresolved-symbols=ignore-all"]
@@ -58,6 +62,10 @@ MUTANTS = {
         "fast.pxd", "        check_update(l4, proto, c.l4_delta ^ <uint16_t> (0 - direction))\n", "        pass\n", "judge"
     ),
     "index entry left behind": Mutant("lifetime.pxd", "    conn_unindex(t, i, af)\n", "", "audit|overflow"),
+    "length without the shim": Mutant(
+        "encap.pxd", "p.l3_len + shim + sizeof(IpHdr), tos", "p.l3_len + sizeof(IpHdr), tos", "judge|overflow"
+    ),
+    "template not counted off": Mutant("persist.pxd", "    template_count(e, m, -1)\n", "    pass\n", "deadly signal"),
     "record on two lists": Mutant("timer.pxd", "        t.cold[c.next].prev = c.prev\n", "        pass\n", "chain|audit|timeout"),
 }  # fmt: skip
 
@@ -163,11 +171,36 @@ def again(told: str) -> int:
     return subprocess.run([str(fuzzer()), str(place)]).returncode
 
 
+def page_counts(seeds: int) -> str:
+    """The sentence of docs/fuzzing.md about the corpus; tests/fuzz/test_fuzz.py compares."""
+    kept = [p.stat().st_size for p in CORPUS.iterdir()]
+    return f"{seeds} seeds of `corpus.py`; the corpus has {len(kept)} files, {round(sum(kept), -3) // 1000} kB."
+
+
+def page_table(found: dict[str, tuple[int, int]]) -> str:
+    rows = [f"| {name.removesuffix('.pxd')} | {n} | {100 * reached / n:.1f} % |" for name, (reached, n) in sorted(found.items())]
+    reached, lines = (sum(column) for column in zip(*found.values(), strict=True))
+    rows.append(f"| **all** | **{lines}** | **{100 * reached / lines:.1f} %** |")
+    return "\n".join(["| file | lines | reached |", "|---|---|---|", *rows])
+
+
+def page_write() -> None:
+    from tests.fuzz import corpus  # which needs the extensions
+
+    text = PAGE.read_text()
+    for begin, end, new in ((*COUNTS, page_counts(len(list(corpus.seeds())))), (*TABLE, page_table(coverage(CORPUS)))):
+        text = text[: text.index(begin) + len(begin)] + new + text[text.index(end) :]
+    PAGE.write_text(text)
+
+
 def main() -> None:
     if reason := lacking():
         raise SystemExit(reason)
     if sys.argv[1:2] == ["again"]:
         raise SystemExit(again(sys.argv[2]))
+    if sys.argv[1:] == ["page"]:
+        page_write()
+        return
     if sys.argv[1:] != ["coverage"]:
         print(fuzzer())
         return

@@ -32,7 +32,7 @@ def runtime() -> None:
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("seeds")
-    assert corpus.write(made) > 300
+    assert corpus.write(made) > 400
     return made
 
 
@@ -62,9 +62,25 @@ def fuzz(program: Path, *arguments: str | Path, artifacts: Path = FOUND) -> subp
 def test_the_corpus_is_small_and_clean(seeds: Path) -> None:
     """What was committed, and what the script makes of the templates today."""
     kept = list(target.CORPUS.iterdir())
-    assert len(kept) > 100 and sum(p.stat().st_size for p in kept) < 300_000
+    assert len(kept) > 100 and sum(p.stat().st_size for p in kept) < 1_300_000
     done = fuzz(target.fuzzer(), "-runs=0", target.CORPUS, seeds)
     assert done.returncode == 0, found_in(done.stderr)
+
+
+def test_the_page_counts_right(seeds: Path) -> None:
+    text, counts = target.PAGE.read_text(), target.page_counts(len(list(seeds.iterdir())))
+    assert counts in text, "python -m tests.fuzz.target page writes it"
+    assert f"{len(target.MUTANTS)} changes of one line" in text
+
+
+@pytest.mark.skipif(SECONDS < 60, reason="looked at when LBD_FUZZ_SECONDS is at least 60")
+def test_the_page_tells_what_the_corpus_reaches() -> None:
+    """Each file within two points: a line more or less needs no new page."""
+    told = dict(re.findall(r"^\| (\w+) \| \d+ \| ([\d.]+) % \|$", target.PAGE.read_text(), re.M))
+    found = target.coverage(target.CORPUS)
+    assert sorted(told) == sorted(name.removesuffix(".pxd") for name in found)
+    far = {name: 100 * a / b for name, (a, b) in found.items() if abs(100 * a / b - float(told[name.removesuffix(".pxd")])) > 2}
+    assert not far, "python -m tests.fuzz.target page writes it"
 
 
 def test_fuzz(seeds: Path, tmp_path: Path) -> None:
