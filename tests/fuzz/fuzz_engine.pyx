@@ -31,8 +31,8 @@ from libc.string cimport memcmp, memcpy, memset
 
 from lbd.datapath.chain cimport CHAIN_HEAD
 from lbd.datapath.command cimport (
-    CMD_DEST_SET, CMD_FRESH, CMD_LIP_SET, CMD_NEIGH_SET, CMD_ROUTE_SET, CMD_SVC_SET, CMD_TUNNEL_SET, Cmd, CmdDest, CmdLip, CmdNeigh,
-    CmdRoute, CmdSvc, CmdTunnel,
+    CMD_DEST_SET, CMD_FRESH, CMD_IFACE_SET, CMD_LIP_SET, CMD_NEIGH_SET, CMD_ROUTE_SET, CMD_SVC_SET, CMD_TUNNEL_SET, Cmd, CmdDest,
+    CmdIface, CmdLip, CmdNeigh, CmdRoute, CmdSvc, CmdTunnel,
 )
 from lbd.datapath.command_apply cimport command_apply, fast_refresh, route_del
 from lbd.datapath.compiler cimport lbd_bswap16, lbd_ld16, lbd_ld32
@@ -334,6 +334,8 @@ cdef uint32_t order(const uint8_t *data, uint32_t left) noexcept nogil:
         return left
     memset(&c, 0, sizeof(Cmd))
     memcpy(&c, data + 2, data[1] if data[1] < sizeof(Cmd) else sizeof(Cmd))
+    if c.op == CMD_IFACE_SET and (<CmdIface *> c.body).mtu < 68:        # lbd/shm/command.pxi sees to that
+        (<CmdIface *> c.body).mtu = 68
     if world.e.t4.used + world.e.t6.used or c.op == CMD_DEST_SET:
         world.commanded = True
     command_apply(&world.e, &c)

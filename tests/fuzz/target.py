@@ -31,10 +31,12 @@ COUNTS = "<!-- counts -->\n", "\n<!-- counts end -->"
 TABLE = "<!-- coverage -->\n", "\n<!-- coverage end -->"
 CLANG = shutil.which("clang") or "clang"
 DIRECTIVES = "boundscheck=False,wraparound=False,initializedcheck=False,cdivision=True"  # setup.py's, as far as they change code
-COMMON = ["-g", "-fno-omit-frame-pointer", "-fno-strict-aliasing", "-w", "-no-pie", "-Wl,--unresolved-symbols=ignore-all"]
+COMMON = ["-g1", "-fno-omit-frame-pointer", "-fno-strict-aliasing", "-w", "-no-pie", "-Wl,--unresolved-symbols=ignore-all"]
 # -fno-wrapv is clang's default and said for the reader: Python's own flags would make overflow defined.
 # Comparisons are not traced: five times as many inputs per second, and the seeds bring the constants.
-FUZZ = ["-O2", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-coverage=trace-cmp", "-fno-sanitize-recover=all", "-fno-wrapv"]
+SANE = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-coverage=trace-cmp", "-fno-sanitize-recover=all", "-fno-wrapv"]
+FUZZ = ["-O2", *SANE]
+SOON = ["-O0", *SANE]  # built in a fifth of the time, runs a third as fast
 COVER = ["-O0", "-fsanitize=fuzzer", "--coverage"]
 
 
@@ -137,7 +139,7 @@ def fuzzer() -> Path:
 
 
 def mutated(name: str) -> Path:
-    return build("mutant-" + re.sub(r"\W+", "-", name), FUZZ, MUTANTS[name])
+    return build("mutant-" + re.sub(r"\W+", "-", name), SOON, MUTANTS[name])
 
 
 def coverage(*inputs: Path) -> dict[str, tuple[int, int]]:
