@@ -339,13 +339,16 @@ cdef void carry_all(uint8_t *into, const uint8_t *gone):
     free(e)
 
 
-def templates_kept(segment: int, host: int) -> bytes:
+def templates_kept(segment: int, host: int) -> bytes | None:
     """All persistence templates of a host segment that last still, 64 bytes each (kept.pxd), by the tables of a worker's segment
-    (both by descriptor), while workers go on or when they have ended. Raises OSError if one can't be mapped."""
+    (both by descriptor), while workers go on or when they have ended. None: that worker is in the midst of a batch of commands, or
+    had none yet, so that its tables don't say what is configured. Raises OSError if one can't be mapped."""
     cdef Mapped tables = Mapped(segment, "worker segment", sizeof(Ctl)), shared = Mapped(host, "host segment", sizeof(HostCtl))
     cdef Ctl *c = <Ctl *> tables.base
     cdef CEngine *e = <CEngine *> calloc(1, sizeof(CEngine))
     try:
+        if not c.gen_applied & 1:               # odd: a batch's end (reconcile.py)
+            return None
         template_tables(e, shared.base)
         e.svc = <Svc *> (tables.base + c.off_svc)
         e.dest = <Dest *> (tables.base + c.off_dest)

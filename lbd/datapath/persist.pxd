@@ -162,10 +162,13 @@ cdef inline void template_write(Engine *e, Template *m, uint32_t svc, const uint
 
 
 cdef inline bint template_over(const Engine *e, const Template *m) noexcept nogil:
-    """Of one that is there."""
+    """Of one that is there. One of an earlier lbd may be there before its service: that comes when the command ring, which has not
+    room for all of a start, has had it."""
     cdef uint32_t svc = <uint32_t> m.svc - 1
-    if svc >= e.max_svc or not e.svc[svc].flags & SVC_USED:
+    if svc >= e.max_svc:
         return True
+    if not e.svc[svc].flags & SVC_USED:
+        return e.svc[svc].gen != 0          # 0: no service ever had the number
     return not template_lasts(e, e.svc + svc, m.renewed, m.alive)
 
 

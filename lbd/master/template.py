@@ -73,10 +73,14 @@ def write(run_dir: Path, rows: bytes) -> None:
     head = HEAD.pack(MAGIC, VERSION, ROW, boot(), len(rows) // ROW)
     fresh = path.with_suffix(".new")
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        os.fchmod(fd, 0o600)
-        file.writelines((head, digest(head, rows), rows))
-    fresh.replace(path)
+    try:
+        with open(fd, "wb") as file:
+            os.fchmod(fd, 0o600)
+            file.writelines((head, digest(head, rows), rows))
+        fresh.replace(path)
+    except OSError:  # half of it would keep full what is
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def read(run_dir: Path) -> bytes:
@@ -140,9 +144,12 @@ def give_back(host: HostSegment, rows: bytes, placed: Iterable[Placed]) -> None:
 
 
 def keep(run_dir: Path, segment: int, host: int) -> float:
-    """By descriptor: a worker's segment, the host segment. Seconds of a core that it took. OSError."""
+    """By descriptor: a worker's segment, the host segment. Seconds of a core that it took. What is there stays if that worker
+    doesn't know all that is configured. OSError."""
     began = time.thread_time()
-    write(run_dir, templates_kept(segment, host))
+    rows = templates_kept(segment, host)
+    if rows is not None:
+        write(run_dir, rows)
     return time.thread_time() - began
 
 

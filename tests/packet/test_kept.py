@@ -94,6 +94,29 @@ def test_by_address_not_by_number() -> None:
             assert server_of(syn(new, 2000, client=client(4, n))) == s
 
 
+def test_services_that_are_told_later() -> None:
+    """What the command ring has no room for comes when the worker runs already."""
+    old, had = used(1, clients=8)
+    new = Cluster(1, join=True, servers=4, sizes={"templates": 512})
+    new.do(shm.svc_del(0, 2))
+    assert new.members[0].engine.templates_return(kept(old), {name(4, n): (9, n - 1) for n in range(1, 5)}, old.now) == 8
+    new.now = old.now + SECOND
+    new.members[0].engine.recover(new.now)
+    for _ in range(8):
+        new.expire(new.now)
+    assert new.totals("templates") == 8
+    for n in range(1, 5):
+        set_server(new, n, servers=4, svc=9)
+    new.do(shm.svc_set(9, 3, af=4, addr=packed(VIP[4]), port=80, proto=6, sched=new.sched, mode=new.mode, table_off=0,
+                       table_len=4, **persist(360)))  # fmt: skip
+    assert {n: server_of(syn(new, 2000, af=4, client=client(4, n))) for n in had} == had
+    new.audit_templates(16)
+    new.do(shm.svc_del(9, 5))
+    for _ in range(8):
+        new.expire(new.now)
+    assert new.totals("templates") == 0
+
+
 def test_time_goes_on_meanwhile() -> None:
     """What is left is what was left less the time between; and what is over stays away."""
     old, had = used(1, clients=8)

@@ -3,6 +3,8 @@
 import dataclasses
 import logging
 import os
+import resource
+import signal
 import struct
 import time
 from collections.abc import Iterator
@@ -43,6 +45,21 @@ def test_what_was_there_is_replaced_whole(tmp_path: Path) -> None:
     (tmp_path / "templates.new").chmod(0o644)
     template.write(tmp_path, ROWS)
     assert template.read(tmp_path) == ROWS and (tmp_path / template.NAME).stat().st_mode & 0o777 == 0o600
+
+
+def test_no_room(tmp_path: Path) -> None:
+    """What could not be written whole takes no room either, and what was there stays."""
+    template.write(tmp_path, ROWS)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="large"):
+            template.write(tmp_path, ROWS * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [p.name for p in tmp_path.iterdir()] == [template.NAME] and template.read(tmp_path) == ROWS
 
 
 def test_another_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -170,6 +187,16 @@ def test_what_is_over_is_not_written(made, tmp_path: Path) -> None:
     template.give_back(host, rows_of(8, 100), [PLACED])
     template.keep(tmp_path, segment.fd, host.fd)
     assert template.read(tmp_path) == b""
+
+
+def test_a_worker_that_does_not_know_all(made, tmp_path: Path) -> None:
+    """In the midst of a batch, or before its first one: whose tables say that nothing is configured."""
+    segment, host = made
+    template.give_back(host, rows_of(3), [PLACED])
+    template.keep(tmp_path, segment.fd, host.fd)
+    with shm.WorkerSegment.create(SIZES, 0, None) as fresh:
+        template.keep(tmp_path, fresh.fd, host.fd)
+    assert len(template.read(tmp_path)) == 3 * template.ROW
 
 
 def test_of_workers_that_a_new_master_ended(made, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
