@@ -291,6 +291,17 @@ __noinline int remember_passed(struct flow *f)
 	return !bpf_map_update_elem(&passed, &d, &one, BPF_ANY);
 }
 
+/* A first fragment that is lbd's: the kernel's datagram that had its identification before (65,536 ago) is over. */
+__noinline int forget_passed(struct flow *f)
+{
+	struct steer_datagram d;
+
+	if (!f)
+		return false;
+	datagram_of(f, &d);
+	return !bpf_map_delete_elem(&passed, &d);
+}
+
 __noinline int is_later_ours(struct flow *f)
 {
 	struct steer_datagram d;
@@ -391,6 +402,7 @@ __noinline int unpack(struct xdp_md *ctx, struct flow *f)
 __noinline int unusual(struct xdp_md *ctx, __u32 at, __u32 af, __u32 iface)
 {
 	struct flow f = { .at = at, .iface = iface };
+	bool ours;
 
 	if (!parse_ip(ctx, &f, af))
 		return false;
@@ -407,11 +419,14 @@ __noinline int unusual(struct xdp_md *ctx, __u32 at, __u32 af, __u32 iface)
 		if (is_wrapped(ctx, &f))
 			return true;
 	}
-	if (is_ours(ctx, &f) || (settings.echo && is_service_echo(ctx, &f)) || (settings.snat && is_outbound(ctx, &f)))
-		return true;
-	if (f.fragment && !f.later && !f.quoted)
-		remember_passed(&f);
-	return false;
+	ours = is_ours(ctx, &f) || (settings.echo && is_service_echo(ctx, &f)) || (settings.snat && is_outbound(ctx, &f));
+	if (f.fragment && !f.later && !f.quoted) {
+		if (ours)
+			forget_passed(&f);
+		else
+			remember_passed(&f);
+	}
+	return ours;
 }
 
 /* What most packets begin with, behind their tags: header and ports, in one test of the frame's length. */

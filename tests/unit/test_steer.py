@@ -413,6 +413,14 @@ def test_later_fragments_go_where_the_first_one_went(steer: Steer, parts: Callab
         assert steer.decide(bytes(ether() / parts(ident=ident + 100, **fields)[1])) == OURS, "nothing is known of that one"
 
 
+@pytest.mark.parametrize("parts", [parts4, parts6], ids=["IPv4", "IPv6"])
+def test_an_identification_comes_again(steer: Steer, parts: Callable[..., list[Packet]]) -> None:
+    """IPv4 has 65,536 of them: what the last datagram that had it was is not what this one is."""
+    ours = {"dport": 80, "proto": 6} if parts is parts6 else {"dport": 53}
+    for decision, fields in ((PASS, {**ours, "dport": 5353}), (OURS, ours), (PASS, {**ours, "dport": 5353}), (OURS, ours)):
+        assert [steer.decide(bytes(ether() / p)) for p in parts(ident=77, **fields)] == [decision] * 2
+
+
 def test_as_many_datagrams_are_remembered_as_there_is_room(steer: Steer) -> None:
     for ident in range(20000):
         assert steer.decide(flood(ident, 0x2000)) == PASS
