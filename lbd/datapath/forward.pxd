@@ -21,7 +21,7 @@ from lbd.datapath.lookup cimport nexthop, adj_learn, conn_lip, dest_of, neigh_wa
 from lbd.datapath.lifetime cimport table_of, timer_of, conn_enter, conn_end, conn_schedule, stat_count, evict, udp_step
 from lbd.datapath.nat cimport TTL_DELTA, hop, link_write, rewrite
 from lbd.datapath.seq cimport seq_translate
-from lbd.datapath.encap cimport encap
+from lbd.datapath.encap cimport encap, outer_source
 from lbd.datapath.decap cimport ecn_carry
 from lbd.datapath.tally cimport stat_packet
 from lbd.datapath.tunnel cimport server_af, tunnel_room
@@ -214,6 +214,12 @@ cdef inline void answer_sender(Engine *e, Pkt *p, const ConnCommon *c, uint32_t 
         p.ifout = e.adj[n].iface
 
 
+cdef inline bint has_source(Engine *e, Pkt *p, const ConnCommon *c, const Adj *a, int af) noexcept nogil:
+    """Has lbd an address for the outer header of the tunnel that the packet goes by? False: dropped."""
+    cdef uint8_t src[16]
+    return outer_source(e, p.svc, a, src, server_af(c, af)) or drop(p, REASON_NO_ROUTE)
+
+
 cdef inline bint way_out(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t direction, int af) noexcept nogil:
     """Settles p.ifout; checks link, neighbour, MTU and TTL. False: dropped or answered, the packet is as it came."""
     cdef uint32_t n, mtu
@@ -241,6 +247,8 @@ cdef inline bint way_out(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t 
     mtu = room(e, p, i, c, e.iface[a.link].mtu, af)
     if lbd_unlikely(p.l3_len > mtu):
         answer_sender(e, p, c, direction, REASON_MTU_EXCEEDED, mtu)
+        return False
+    if lbd_unlikely(tunnels(c)) and not has_source(e, p, c, a, af):
         return False
     p.ifout = a.iface
     return True
@@ -430,6 +438,8 @@ cdef inline void forward_icmp(Engine *e, Pkt *p, uint32_t ref, uint8_t proto, in
     a = e.adj + n
     if hops_left(p, af) <= 1:                           # an error about an error is never sent
         drop(p, REASON_TTL_EXPIRED)
+        return
+    if tunnels(c) and not has_source(e, p, c, a, af):
         return
     if not icmp_rewrite(e, p, i, c, direction, proto, room(e, p, i, c, e.iface[a.link].mtu, af), af):
         return

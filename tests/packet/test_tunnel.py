@@ -233,6 +233,17 @@ def test_outer_source(oaf: int) -> None:
     assert out[14:] == wrapped(KINDS[0], 4, oaf, client_flow("tcp")[0], 0, source=mine[oaf])
 
 
+@OUTER
+@FAMILIES
+def test_no_source(oaf: int, af: int) -> None:
+    """Neither configured, nor a local address, nor one of the interface."""
+    b = balancer(KINDS[0], af, oaf)
+    b.do(shm.lip_del(0 if oaf == 4 else 1, 2))
+    b.do(shm.iface_set(1, 2, mac=mac(MAC_LB1), mtu=1500, ifindex=3))
+    r = b.send(from_client(af, client_flow("tcp")[0]))
+    assert (r.verdict, r.reason) == ("drop", "no_route")
+
+
 @KIND
 @OUTER
 @FAMILIES
