@@ -67,7 +67,7 @@ from lbd.datapath.reason cimport (
     REASON_COUNT, REASON_NONE, VERDICT_CONSUME, VERDICT_FORWARD, VERDICT_HANDOVER, VERDICT_HOLD,
 )
 from lbd.datapath.svc cimport (
-    DEST_UP, Dest, Lip, LipStat, MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_TUNNEL, SVC_ONE_PACKET, SVC_PERSIST, Svc, SvcStat,
+    DEST_UP, Dest, Lip, LipStat, MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_TUNNEL, SVC_ALIAS, SVC_ONE_PACKET, SVC_PERSIST, Svc, SvcStat,
     TUNNEL_CSUM, TUNNEL_GRE, TUNNEL_GUE, TUNNEL_IPIP,
 )
 from lbd.datapath.taken cimport TAKEN_BITS, taken_mark
@@ -327,6 +327,18 @@ cdef uint32_t step(uint32_t arg, const uint8_t *data, uint32_t left) noexcept no
     return 1
 
 
+cdef void as_sent(Cmd *c) noexcept nogil:
+    """Without what lbd/shm/command.pxi refuses and the engine does not look for."""
+    cdef CmdIface *f = <CmdIface *> c.body
+    cdef CmdSvc *s = <CmdSvc *> c.body
+    if c.op == CMD_IFACE_SET and f.mtu < 68:
+        f.mtu = 68
+    if c.op == CMD_SVC_SET and s.mode != MODE_NAT and s.mode != MODE_DR and s.mode != MODE_TUNNEL:
+        s.mode = MODE_FULLNAT
+    if c.op == CMD_SVC_SET and s.flags & SVC_ALIAS and (s.target >= SERVICES or world.e.svc[s.target].af != s.af):
+        s.flags &= ~SVC_ALIAS           # an address of a service is of its family
+
+
 cdef uint32_t order(const uint8_t *data, uint32_t left) noexcept nogil:
     """A command; returns the record's length."""
     cdef Cmd c
@@ -334,8 +346,7 @@ cdef uint32_t order(const uint8_t *data, uint32_t left) noexcept nogil:
         return left
     memset(&c, 0, sizeof(Cmd))
     memcpy(&c, data + 2, data[1] if data[1] < sizeof(Cmd) else sizeof(Cmd))
-    if c.op == CMD_IFACE_SET and (<CmdIface *> c.body).mtu < 68:        # lbd/shm/command.pxi sees to that
-        (<CmdIface *> c.body).mtu = 68
+    as_sent(&c)
     if world.e.t4.used + world.e.t6.used or c.op == CMD_DEST_SET:
         world.commanded = True
     command_apply(&world.e, &c)

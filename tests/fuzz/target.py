@@ -61,7 +61,7 @@ MUTANTS = {
     ),
     "checksum not updated": Mutant("nat.pxd", "    if not p.flags & PKT_PARTIAL:\n", "    if False:\n", "judge"),
     "checksum not updated in the fast lane": Mutant(
-        "fast.pxd", "        check_update(l4, proto, c.l4_delta ^ <uint16_t> (0 - direction))\n", "        pass\n", "judge"
+        "fast.pxd", "        check_update(l4, p.proto, c.l4_delta ^ <uint16_t> (0 - direction))\n", "        pass\n", "judge"
     ),
     "index entry left behind": Mutant("lifetime.pxd", "    conn_unindex(t, i, af)\n", "", "audit|overflow"),
     "length without the shim": Mutant(
