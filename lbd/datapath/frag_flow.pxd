@@ -18,8 +18,8 @@ from lbd.datapath.hdr cimport IP_MF, IP_OFFMASK, IpHdr, PROTO_FRAGMENT
 from lbd.datapath.csum cimport csum_add, csum_diff, csum_fold
 from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport CONN_ONE_WAY, REF_NONE, conn_common, conn_is, conn_lookup
-from lbd.datapath.frag cimport (FRAG_AWAY, FRAG_BOUND, FRAG_CHOSEN, FRAG_KERNEL, FRAG_NIL, FRAG_REFUSED, FRAG_WAITING, Frag,
-                                frag_known, frag_make, frag_passed)
+from lbd.datapath.frag cimport (FRAG_AWAITED, FRAG_AWAY, FRAG_BOUND, FRAG_CHOSEN, FRAG_KERNEL, FRAG_NIL, FRAG_REFUSED,
+                                FRAG_WAITING, Frag, frag_known, frag_make, frag_move, frag_passed)
 from lbd.datapath.frag_held cimport frag_decide, frag_hold
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.nat64 cimport tuple_map
@@ -143,6 +143,9 @@ cdef inline bint frag_first(Engine *e, Pkt *p, const Tuple *t, int af) noexcept 
     f.sport = t.sport
     f.dport = t.dport
     f.proto = t.proto
+    if f.state == FRAG_AWAY:                # it came back, the later ones behind it: where it goes from here is not known yet
+        f.state = FRAG_WAITING
+        frag_move(e.frags, n, FRAG_AWAITED, e.now_ms)
     return f.state == FRAG_CHOSEN and as_chosen(e, p, t, f, af)
 
 

@@ -1,6 +1,7 @@
 """Fragments with several workers: whoever receives which of them, they find their first one's connection."""
 
 import pytest
+from lbd._fastpath import Result
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6ExtHdrFragment
 from scapy.packet import Packet
@@ -124,6 +125,38 @@ def test_never_completed(af: int) -> None:
     c.expire(c.now + 31 * 10**9)
     assert [m.engine.used()["held"] for m in c.members] == [0, 0, 0]
     c.audit()
+
+
+def in_bursts(c: Cluster, frames: list[bytes], iface: int) -> list[Result]:
+    """All of them in one burst, at each worker that they come to; what becomes of them in the end."""
+    done, todo = [], [(0, frames, {})]
+    while todo:
+        worker, batch, more = todo.pop(0)
+        engine, onward = c.members[worker].engine, {}
+        results = list(zip(batch, engine.process([(f, iface) for f in batch], c.now, **more), strict=True))
+        while released := engine.released(c.now):
+            results += [(frame, r) for _, frame, _, r in released]
+        for frame, r in results:
+            if r.verdict == "handover":
+                onward.setdefault((r.owner, r.hops, r.flags), []).append(frame)
+            elif r.verdict != "hold":
+                done.append(r)
+        todo += [(w, some, {"handed": True, "hops": hops + 1, "flags": flags}) for (w, hops, flags), some in onward.items()]
+    return done
+
+
+@FAMILIES
+def test_a_first_one_that_comes_back_with_the_others_behind_it(af: int) -> None:
+    """What a real server of mode nat sends past lbd: two workers are asked for its connection, and the one that had it at first
+    gives it to the kernel, all of it."""
+    c = cluster(2, "nat")
+    old = spread(2)
+    c.set_owner([1 - w for w in old], old)
+    for n in range(40):
+        cut = from_server(af, segment("udp", 8080, 40000 + n, payload(SIZE, n)), CLIENT[af], ident=n)
+        results = in_bursts(c, [bytes(p) for p in cut], 1)
+        assert [(r.verdict, r.reason) for r in results] == [("kernel", "not_for_us")] * len(cut), n
+        assert [m.engine.used()["held"] for m in c.members] == [0, 0]
 
 
 @FAMILIES
