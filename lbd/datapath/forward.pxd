@@ -369,9 +369,8 @@ cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept
 
 
 cdef inline bint quote_fits(Engine *e, const Pkt *p, uint32_t i, const ConnCommon *c, uint32_t sender, int af) noexcept nogil:
-    """A blind sender lacks the sequence numbers (RFC 5927) or verification tag of what `sender` (a direction) sent. Where lbd
-    moves sequence numbers, the quoted one is moved back."""
-    cdef uint8_t *l4 = p.data + quoted_l4(p)
+    """A blind sender lacks the sequence numbers (RFC 5927) or verification tag of what `sender` (a direction) sent."""
+    cdef const uint8_t *l4 = p.data + quoted_l4(p)
     cdef uint32_t seq
     if c.proto == PROTO_SCTP:
         return sctp_quote_is_right(l4, <uint32_t> (p.data + p.l3 + p.l3_len - l4), c, seq_edge(e, i, 0, af), sender)
@@ -380,10 +379,16 @@ cdef inline bint quote_fits(Engine *e, const Pkt *p, uint32_t i, const ConnCommo
     seq = lbd_bswap32(lbd_ld32(l4 + 4))
     if c.flags & CONN_EXTENDED:
         seq -= conn_ext(e, table_of(e, af), i, af).delta[sender]
-    if not tcp_in_window(seq, seq_edge(e, i, sender, af)[0]):
-        return False
-    lbd_st32(l4 + 4, lbd_bswap32(seq))
-    return True
+    return tcp_in_window(seq, seq_edge(e, i, sender, af)[0])
+
+
+cdef inline void quote_move(Engine *e, Pkt *p, uint32_t i, const ConnCommon *c, uint32_t sender, bint back, int af) noexcept nogil:
+    """Where lbd moves sequence numbers, the quoted one is moved back; or as it came."""
+    cdef uint8_t *l4 = p.data + quoted_l4(p)
+    cdef uint32_t delta
+    if c.flags & CONN_EXTENDED and c.proto == PROTO_TCP:
+        delta = conn_ext(e, table_of(e, af), i, af).delta[sender]
+        lbd_st32(l4 + 4, lbd_bswap32(lbd_bswap32(lbd_ld32(l4 + 4)) + (0 - delta if back else delta)))
 
 
 cdef inline bint icmp_rewrite(Engine *e, Pkt *p, uint32_t i, const ConnCommon *c, uint32_t direction, uint8_t proto,
@@ -392,11 +397,14 @@ cdef inline bint icmp_rewrite(Engine *e, Pkt *p, uint32_t i, const ConnCommon *c
     if af == 6 and is_nat64(c):
         if (p.af == 4) != (direction == 1):
             return drop(p, REASON_MARTIAN)
+        quote_move(e, p, i, c, 1 - direction, True, af)
         if not nat64_error(e, p, conn6(&e.t6, i), proto, adj_mtu(e, c.adj_fwd), adj_mtu(e, c.adj_rev)):
+            quote_move(e, p, i, c, 1 - direction, False, af)
             return drop(p, REASON_UNTRANSLATABLE)
         return True
     if p.l3_len > mtu:
         return drop(p, REASON_MTU_EXCEEDED)
+    quote_move(e, p, i, c, 1 - direction, True, af)
     if c.flags & CONN_ONE_WAY:
         hop(p.data + p.l3, TTL_DELTA, af)
     elif af == 4:
