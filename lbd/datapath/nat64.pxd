@@ -10,7 +10,7 @@ from lbd.datapath.compiler cimport (lbd_bswap16, lbd_bswap32, lbd_copy16, lbd_ld
                                     lbd_st64, lbd_swap16s, lbd_unlikely)
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport FRAG_LATER, FRAG_NONE, Pkt, PKT_PARTIAL
-from lbd.datapath.flow cimport Tuple, tuple_hash
+from lbd.datapath.flow cimport Tuple, ports_put, tuple_hash
 from lbd.datapath.hdr cimport *
 from lbd.datapath.reason cimport *
 from lbd.datapath.csum cimport csum_fold, csum_partial, csum_reverse
@@ -26,19 +26,17 @@ cdef enum:
 # --- mapped form -----------------------------------------------------------------------------------------------------
 
 cdef inline void addr_map(uint8_t *out, const uint8_t *addr) noexcept nogil:
-    """::ffff:a.b.c.d, 16 bytes."""
-    cdef uint32_t a = lbd_ld32(addr)
+    """::ffff:a.b.c.d, 16 bytes. In the words that they are hashed and compared by."""
+    cdef uint64_t half = <uint64_t> 0xffff0000 | <uint64_t> lbd_ld32(addr) << 32      # little-endian: 00 00 ff ff, the address
     lbd_st64(out, 0)
-    lbd_st32(out + 8, 0xffff0000)               # little-endian: 00 00 ff ff
-    lbd_st32(out + 12, a)
+    lbd_st64(out + 8, half)
 
 
 cdef inline void tuple_map(Tuple *out, const Tuple *t) noexcept nogil:
     """An IPv4 tuple in mapped form; out may be t."""
     addr_map(out.saddr, t.saddr)
     addr_map(out.daddr, t.daddr)
-    out.sport = t.sport
-    out.dport = t.dport
+    ports_put(out, t.sport, t.dport)
     out.proto = t.proto
     out.af = 6
     out.spare = 0
