@@ -48,38 +48,27 @@ class Case:
 # --- the cases, in the process that callgrind watches -------------------------------------------------------------------------
 
 
-def known(af: int, proto: int, direction: int) -> Any:
+def known(direction: int, af: int = 4, proto: int = 6, step_ns: int = STEP_NS, **more: Any) -> Any:
+    """A packet of each flow that is open. more: as Scene takes it."""
     from bench.scene import Scene
 
-    scene = Scene(af, proto, flows=PACKETS, step_ns=STEP_NS).open()
+    scene = Scene(af, proto, flows=PACKETS, step_ns=step_ns, **more).open()
     scene.bench.plan_known(PACKETS, PACKETS, direction)
     return scene
 
 
 def known_mode(mode: str, direction: int) -> Any:
-    from bench.scene import Scene
-
-    scene = Scene(6 if mode == "nat64" else 4, flows=PACKETS, mode=mode, step_ns=STEP_NS).open()
-    scene.bench.plan_known(PACKETS, PACKETS, direction)
-    return scene
+    return known(direction, 6 if mode == "nat64" else 4, mode=mode)
 
 
 def unanswered() -> Any:
     """UDP whose answers do not come this way, each flow once in 160 ms: it goes back to its queue's end with each packet."""
-    from bench.scene import Scene
-
-    scene = Scene(4, 17, PACKETS, mode="dr", step_ns=1_250_000).open()
-    scene.bench.plan_known(PACKETS, PACKETS, 0)
-    return scene
+    return known(0, proto=17, mode="dr", step_ns=1_250_000)
 
 
 def one_packet() -> Any:
     """Datagrams that are scheduled one by one, and make no connection."""
-    from bench.scene import Scene
-
-    scene = Scene(4, 17, PACKETS, scheduler="mh", mode="dr", one_packet=True, step_ns=STEP_NS).open()
-    scene.bench.plan_known(PACKETS, PACKETS, 0)
-    return scene
+    return known(0, proto=17, scheduler="mh", mode="dr", one_packet=True)
 
 
 def fresh(af: int, proto: int, scheduler: str, clients: int = 0) -> Any:
@@ -123,19 +112,19 @@ def cases() -> list[Case]:
     for af in (4, 6):
         for proto, name in ((6, "tcp"), (17, "udp")):
             for direction, way in enumerate(WAYS):
-                out.append(Case(f"{name} ipv{af} established, {way}", partial(known, af, proto, direction)))
+                out.append(Case(f"{name} ipv{af} established, {way}", partial(known, direction, af, proto)))
         out.append(Case(f"tcp ipv{af} new (SYN)", partial(fresh, af, 6, "rr")))
         out.append(Case(f"tcp ipv{af} of no connection, dropped", partial(unknown, af), "drop"))
     for mode, directions in MODES:
         for direction in directions:
             out.append(Case(f"tcp {mode} established, {WAYS[direction]}", partial(known_mode, mode, direction)))
-    out.append(Case(f"sctp ipv4 established, {WAYS[0]}", partial(known, 4, 132, 0)))
+    out.append(Case(f"sctp ipv4 established, {WAYS[0]}", partial(known, 0, proto=132)))
     out.append(Case("udp dr unanswered, once in 160 ms", unanswered))
     out.append(Case("udp ipv4 one packet, mh, dr", one_packet))
     out.append(Case("udp ipv4 new, mh", partial(fresh, 4, 17, "mh")))
     out.append(Case("tcp ipv4 new (SYN), persistent", partial(fresh, 4, 6, "rr", 1024)))
     out.append(Case("tcp ipv4 not for us, to the kernel", for_the_kernel, "kernel"))
-    out.append(Case("tcp ipv4 established, both ways, whole turn", partial(known, 4, 6, 2), whole=True))
+    out.append(Case("tcp ipv4 established, both ways, whole turn", partial(known, 2), whole=True))
     return out
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,12 +22,12 @@ from typing import Any
 
 from lbd._fastpath import conn_mark, conn_merge
 from lbd.master.rss import Ownership, same
+from lbd.master.runfile import boot, write_whole
 from lbd.shm import _shm as shm
 
 log = logging.getLogger(__name__)
 
 OWNERS = "owners"
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def keep(run_dir: Path, *rules: Ownership) -> None:
@@ -36,12 +35,8 @@ def keep(run_dir: Path, *rules: Ownership) -> None:
     that runs now depends on it."""
     path = run_dir / OWNERS
     rows = [asdict(rule) | {"key": rule.key.hex()} for rule in rules]
-    fresh = path.with_suffix(".new")
     try:
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "w") as file:
-            json.dump({"boot": BOOT_ID.read_text().strip(), "rules": rows}, file)
-        fresh.replace(path)
+        write_whole(path, json.dumps({"boot": boot(), "rules": rows}).encode())
     except OSError as error:
         log.warning("%s can't be written: %s", path, error.strerror or error)
 
@@ -50,7 +45,7 @@ def kept(run_dir: Path) -> list[Ownership]:
     """None of them: of another boot, or nothing that can be read."""
     try:
         found = json.loads((run_dir / OWNERS).read_text())
-        return [rule(row) for row in found["rules"]] if found["boot"] == BOOT_ID.read_text().strip() else []
+        return [rule(row) for row in found["rules"]] if found["boot"] == boot() else []
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -19,6 +19,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from lbd.master.runfile import boot, write_whole
+
 log = logging.getLogger(__name__)
 
 Entry = tuple[str, str]  # interface, address: "eth0", "192.0.2.10/32" (neighbours without the length)
@@ -30,8 +32,7 @@ _VERSION = 1
 
 def current_scope() -> str:
     """This boot, this network namespace (of the calling thread)."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}:{os.stat('/proc/thread-self/ns/net').st_ino}"
+    return f"{boot()}:{os.stat('/proc/thread-self/ns/net').st_ino}"
 
 
 class Managed:
@@ -71,12 +72,4 @@ class Managed:
         return json.dumps(content, indent=1) + "\n"
 
     def write(self, text: str) -> None:
-        """Replace the file as a whole: a reader sees the old or the new one, whenever a process dies.
-
-        No fsync: a power cut takes what is recorded along with the record.
-        """
-        fresh = self.path.with_suffix(".new")
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.write(text)
-        os.replace(fresh, self.path)
+        write_whole(self.path, text.encode())

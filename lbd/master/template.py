@@ -23,11 +23,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from lbd._fastpath import templates_kept, templates_return
 from lbd.master.desired import Service
-from lbd.master.heritage import BOOT_ID
 from lbd.master.reconcile import Placed
+from lbd.master.runfile import boot, write_whole
 from lbd.shm._shm import HostSegment
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ class Damaged(Exception):
 # -- the file ------------------------------------------------------------------------------------------------
 
 
-def boot() -> bytes:
-    return bytes.fromhex(BOOT_ID.read_text().strip().replace("-", ""))
+def booted() -> bytes:
+    return UUID(boot()).bytes
 
 
 def digest(*parts: bytes) -> bytes:
@@ -70,17 +71,8 @@ def write(run_dir: Path, rows: bytes) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
-    head = HEAD.pack(MAGIC, VERSION, ROW, boot(), len(rows) // ROW)
-    fresh = path.with_suffix(".new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "wb") as file:
-            os.fchmod(fd, 0o600)
-            file.writelines((head, digest(head, rows), rows))
-        fresh.replace(path)
-    except OSError:  # half of it would keep full what is
-        fresh.unlink(missing_ok=True)
-        raise
+    head = HEAD.pack(MAGIC, VERSION, ROW, booted(), len(rows) // ROW)
+    write_whole(path, head, digest(head, rows), rows)
 
 
 def read(run_dir: Path) -> bytes:
@@ -91,7 +83,7 @@ def read(run_dir: Path) -> bytes:
             head = file.read(HEAD.size)
             if len(head) < HEAD.size or not head.startswith(MAGIC):
                 raise Damaged("it is no file of this kind")
-            _, version, row, booted, count = HEAD.unpack(head)
+            _, version, row, then, count = HEAD.unpack(head)
             if (version, row) != (VERSION, ROW):
                 raise Damaged(f"it is of version {version} with rows of {row} bytes, and not {VERSION} with {ROW}")
             if size != HEAD.size + DIGEST + count * ROW:
@@ -101,7 +93,7 @@ def read(run_dir: Path) -> bytes:
         return b""
     if digest(head, rows) != told:
         raise Damaged("its checksum is wrong")
-    return rows if booted == boot() else b""
+    return rows if then == booted() else b""
 
 
 def read_or_tell(run_dir: Path) -> bytes:

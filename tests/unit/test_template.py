@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lbd._fastpath import Worker, conn_bytes
 
-from lbd.master import takeover, template
+from lbd.master import runfile, takeover, template
 from lbd.master.desired import Service
 from lbd.master.reconcile import Placed
 from lbd.shm import _shm as shm
@@ -66,7 +66,7 @@ def test_another_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: p
     template.write(tmp_path, ROWS)
     boot_id = tmp_path / "boot_id"
     boot_id.write_text("00112233-4455-6677-8899-aabbccddeeff\n")
-    monkeypatch.setattr(template, "BOOT_ID", boot_id)
+    monkeypatch.setattr(runfile, "BOOT_ID", boot_id)
     assert template.read_or_tell(tmp_path) == b"" and not caplog.records
 
 
