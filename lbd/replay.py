@@ -13,7 +13,7 @@ output. The engine is the one that the daemon's workers run, over private memory
   A gap longer than any timeout (8 days) counts as 8 days, or the engine's 32-bit clock would wrap.
 - Everything is held in memory, since files need not be in order.
 - What `lbd capture` took at its points tx and drop is no input and is passed over; what it says of its
-  interfaces (MAC, MTU, addresses, partial checksums) is believed, so that replaying what a daemon received
+  interfaces (MAC, MTU, addresses, checksums left to others) is believed, so that replaying what a daemon received
   (with one worker, from its start) gives the bytes that it sent.
 - To be timed, packets come as under load: in full bursts, whatever millisecond each is of, but never more than a
   second together. Only `engine_burst` is in the time: no sockets, no driver, no Python; neither writing the frames
@@ -44,6 +44,7 @@ SECOND = 1_000_000_000
 BATCH = 128  # bursts of a timed batch, whose frames are written at once: 16 MiB, more than an L2 cache, less than an L3
 GAP_MAX = 8 * 86400 * 1_000_000_000
 START = 1_000_000_000  # the engine's time of the first packet: not 0, which might mean "never"
+CHECKSUMS = {"partial_checksums": shm.IFACE_PARTIAL, "kernel_checksums": shm.IFACE_COMPLETES}
 OUTPUT_POINTS = ("lbd tx", "lbd drop")
 
 
@@ -202,7 +203,7 @@ class Replay:
             mac=said.mac if len(said.mac) == 6 else offline_mac(number),
             mtu=min(max(int(mtu), 68), 65535) if mtu.isascii() and mtu.isdigit() and len(mtu) < 8 else MTU,
             ifindex=number + 1,
-            flags=shm.IFACE_UP | (shm.IFACE_PARTIAL if "partial_checksums" in words else 0),
+            flags=shm.IFACE_UP | sum(flag for word, flag in CHECKSUMS.items() if word in words),
             addr4=own.get(4, bytes(4)),
             addr6=own.get(16, bytes(16)),
         )

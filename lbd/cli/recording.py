@@ -136,12 +136,12 @@ class File:
     def _describe(self, number: int, point: str) -> Interface:
         i = self._known.get(number, {"name": f"interface {number}"})
         addresses = [ip_interface(a).ip.packed for a in i.get("addresses", ())]
-        partial = " partial_checksums" if i.get("partial_checksums") else ""
+        checksums = "".join(f" {word}" for word in ("partial_checksums", "kernel_checksums") if i.get(word))
         return Interface(
             i["name"],
             f"lbd {point}",
             snaplen=self._snaplen,
-            hardware=f"mtu={i['mtu']}{partial}" if "mtu" in i else "",
+            hardware=f"mtu={i['mtu']}{checksums}" if "mtu" in i else "",
             mac=bytes.fromhex(i.get("mac", "").replace(":", "")),
             addresses=tuple(sorted(addresses, key=len)),
         )

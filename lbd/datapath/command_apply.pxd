@@ -14,7 +14,7 @@ from lbd.datapath.tunnel_end cimport TUNNEL_MAX, TunnelEnd
 from lbd.datapath.link cimport adj_tags, link_of, tag_word
 from lbd.datapath.neigh cimport (Iface, adj_refresh, Adj, ADJ_NONE, ADJ_MAX, ADJ_USED, ADJ_VALID, ADJ_LEARNED, BOND_L34,
                                  IFACE_PARTIAL, IFACE_USED, LINK_MAX, MEMBER_MAX)
-from lbd.datapath.fast cimport LANE_CLOSED, LANE_OPEN, LANE_WHOLE
+from lbd.datapath.fast cimport LANE_CLOSED, LANE_OPEN
 from lbd.datapath.quic cimport QUIC_FORMS, quic_hash_in, quic_unhash
 from lbd.datapath.timer cimport TIMEOUT_MAX
 from lbd.datapath.fib cimport Route, FIB_MAX, ROUTE_USED
@@ -383,13 +383,13 @@ cdef inline bint lip_set(Engine *e, const Cmd *c, const CmdLip *b) noexcept nogi
 
 
 cdef inline void fast_refresh(Engine *e) noexcept nogil:
-    """Transport checksums are verified and completed by the general way alone."""
+    """Transport checksums are verified by the general way alone."""
     cdef uint32_t i
+    e.partial = 0
     for i in range(IFACE_MAX):
-        if e.fast_off or e.verify_csum:
-            e.fast[i] = LANE_CLOSED
-        else:
-            e.fast[i] = LANE_WHOLE if e.iface[i].flags & IFACE_PARTIAL else LANE_OPEN
+        e.fast[i] = LANE_CLOSED if e.fast_off or e.verify_csum else LANE_OPEN
+        if e.iface[i].flags & IFACE_PARTIAL:
+            e.partial |= <uint32_t> 1 << i
 
 
 cdef inline void iface_refresh(Engine *e, uint32_t id) noexcept nogil:

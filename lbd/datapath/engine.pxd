@@ -109,6 +109,7 @@ cdef struct Engine:
     uint32_t oneway_least       # ms: the least of services' own UDP timeouts that ever was
     uint32_t frag_timeout       # ms
     uint32_t verify_csum
+    uint32_t partial            # bit by interface: checksums of what comes by it may be partial
     uint32_t fast_off           # for tests: everything goes the general way
     uint32_t return_route
     uint32_t port_rest          # ms that a local port rests in TIME_WAIT before it may be reused

@@ -10,7 +10,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_ld64, lbd_st16, lbd_st32, lbd_bswap16, lbd_bswap32, lbd_copy12,
                                     lbd_copy16, lbd_copy4_wide, lbd_is_multiple_of_65535, lbd_likely, lbd_unlikely)
 from lbd.datapath.engine cimport Engine
-from lbd.datapath.pkt cimport FRAG_NONE, Pkt, PKT_REPLY
+from lbd.datapath.pkt cimport FRAG_NONE, Pkt, PKT_PARTIAL, PKT_REPLY
 from lbd.datapath.flow cimport Tuple, ends_hash
 from lbd.datapath.hdr cimport ETH_HLEN, ETH_P_IP, ETH_P_IPV6, PROTO_TCP, PROTO_UDP, TcpHdr, TCP_FIN, TCP_RST, TCP_SYN
 from lbd.datapath.reason cimport REASON_NONE, VERDICT_FORWARD
@@ -18,7 +18,7 @@ from lbd.datapath.conn cimport (CONN_ACTIVE, CONN_LIVE, CONN_MODE, CONN_ONE_WAY,
                                 ConnCommon, ConnTable, conn4, conn6, conn_common, conn_edges, conn_side)
 from lbd.datapath.encap cimport encap_from, outer_source
 from lbd.datapath.lifetime cimport table_of, udp_step
-from lbd.datapath.nat cimport check_update, ends_write, hop
+from lbd.datapath.nat cimport check_complete, check_finish, check_update, ends_write, hop
 from lbd.datapath.nat64 cimport nat64_mtu, nat64_obstacle, nat64_packet
 from lbd.datapath.neigh cimport Adj, adj_sender
 from lbd.datapath.parse cimport checksum_is_partial, l4_sound
@@ -30,7 +30,6 @@ from lbd.datapath.tunnel cimport server_af, tunnel_room
 cdef enum Lane:                 # Engine.fast, by interface
     LANE_CLOSED = 0             # checksums are to be verified, or a test says so
     LANE_OPEN = 1
-    LANE_WHOLE = 2              # to whole checksums: partial ones come by this interface too, and the general way completes them
 
 cdef enum:
     L4_4 = 34                   # offsets from the frame's first byte
@@ -97,9 +96,17 @@ cdef inline bint lane_takes(Engine *e, const Pkt *p) noexcept nogil:
     return e.fast[p.ifin] != LANE_CLOSED
 
 
-cdef inline bint lane_keeps(Engine *e, const Pkt *p) noexcept nogil:
-    """What is parsed: has it a whole checksum?"""
-    return lbd_likely(e.fast[p.ifin] == LANE_OPEN) or not checksum_is_partial(p)
+cdef inline void lane_checksum(Engine *e, Pkt *p) noexcept nogil:
+    """Before the lane: is it partial? What fast_rewrite makes of it then means nothing."""
+    if e.partial >> p.ifin & 1 and checksum_is_partial(p):
+        p.flags |= PKT_PARTIAL
+
+
+cdef inline void lane_finish(Engine *e, Pkt *p) noexcept nogil:
+    """After it, of what leaves, by a way without tags: a checksum that is partial still. The general way has left none, nor has a
+    tunnel or NAT64."""
+    if p.flags & PKT_PARTIAL and p.verdict == VERDICT_FORWARD:
+        check_finish(e, p, True)
 
 
 cdef inline uint8_t *ends_of(const Pkt *p, int af) noexcept nogil:
@@ -213,6 +220,8 @@ cdef inline bint fast_wrap(Engine *e, Pkt *p, uint32_t i, uint32_t direction, in
         return False
     passed(e, p, i, a, l4, head, direction, af)
     if tunnel:
+        if lbd_unlikely(p.flags & PKT_PARTIAL):
+            check_complete(e, p)
         hop(p.data + ETH_HLEN, conn4(tab, i).ip_delta[0] if af == 4 else 0, af)
         encap_from(e, p, tab, i, src, af, server_af(c, af))
     elif af == 6:

@@ -6,14 +6,15 @@ from libc.string cimport memmove
 from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_ld64, lbd_st16, lbd_st32, lbd_st64, lbd_bswap16, lbd_copy12, lbd_copy16,
                                     lbd_likely, lbd_swap16s, lbd_swap32s, lbd_unlikely)
 from lbd.datapath.engine cimport Engine
-from lbd.datapath.pkt cimport FRAG_LATER, Pkt, PKT_PARTIAL
+from lbd.datapath.pkt cimport FRAG_LATER, Pkt, PKT_COMPLETE, PKT_PARTIAL
 from lbd.datapath.hdr cimport *
 from lbd.datapath.chain cimport pkt_sctp_checksum, pkt_sum
 from lbd.datapath.crc32c cimport sctp_ports_changed
 from lbd.datapath.csum cimport csum_add, csum_reverse, csum_fold, csum_diff, csum_sum
-from lbd.datapath.conn cimport CONN_ONE_WAY, Conn4, Conn6, ConnCommon, ConnTable, conn4, conn6, conn_common, conn_side
+from lbd.datapath.conn cimport (CONN_ONE_WAY, CONN_WRAPS, Conn4, Conn6, ConnCommon, ConnTable, conn4, conn6, conn_common,
+                                conn_side)
 from lbd.datapath.echo cimport echo_write, is_icmp
-from lbd.datapath.neigh cimport Adj, TPID_AD, TPID_OUTER_Q
+from lbd.datapath.neigh cimport Adj, IFACE_COMPLETES, TPID_AD, TPID_OUTER_Q
 from lbd.datapath.parse cimport transport_check, transport_len, transport_pseudo
 
 cdef enum:
@@ -59,6 +60,7 @@ cdef inline void check_complete(const Engine *e, Pkt *p) noexcept nogil:
     """Whole transport checksum of a packet that came with a partial one."""
     cdef uint16_t *check = transport_check(p)
     cdef uint16_t c
+    p.flags &= <uint8_t> ~PKT_PARTIAL
     if p.proto == PROTO_SCTP:
         (<SctpHdr *> (p.data + p.l4)).check = pkt_sctp_checksum(e, p, transport_len(p))
         return
@@ -67,6 +69,16 @@ cdef inline void check_complete(const Engine *e, Pkt *p) noexcept nogil:
     if c == 0 and p.proto == PROTO_UDP:
         c = 0xffff
     lbd_st16(check, c)
+
+
+cdef inline void check_finish(const Engine *e, Pkt *p, bint plain) noexcept nogil:
+    """Partial transport checksum of a packet that leaves by p.ifout: it stays partial, of the addresses that stand there now, where
+    the kernel takes it so. plain: without a tunnel or tags; and of SCTP the kernel would have to be asked otherwise."""
+    if plain and e.iface[p.ifout].flags & IFACE_COMPLETES and p.proto != PROTO_SCTP:
+        lbd_st16(transport_check(p), csum_fold(transport_pseudo(p)))
+        p.flags ^= PKT_PARTIAL | PKT_COMPLETE
+    else:
+        check_complete(e, p)
 
 
 cdef inline void addresses_write(uint8_t *addrs, const uint8_t *far, int af) noexcept nogil:
@@ -124,7 +136,7 @@ cdef inline void rewrite(const Engine *e, Pkt *p, ConnTable *t, uint32_t i, uint
             transport_changed(p, before, csum_reverse(c.l4_delta) if direction else c.l4_delta)
     hop(p.data + p.l3, conn4(t, i).ip_delta[direction] if af == 4 else 0, af)
     if lbd_unlikely(p.flags & PKT_PARTIAL):
-        check_complete(e, p)
+        check_finish(e, p, not c.flags & CONN_WRAPS and e.adj[(&c.adj_fwd)[direction]].reach != 0)
 
 
 cdef inline void link_write(Pkt *p, const Adj *a) noexcept nogil:

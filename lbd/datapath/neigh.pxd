@@ -24,8 +24,9 @@ cdef enum BondPolicy:       # which of its ports a frame leaves by; the kernel's
 cdef enum IfaceFlag:
     IFACE_USED = 1
     IFACE_UP = 2            # administratively up and with carrier
-    IFACE_PARTIAL = 4       # veth, tap: local TCP stacks send partial checksums; complete them
+    IFACE_PARTIAL = 4       # veth, tap: local TCP stacks send partial checksums
     IFACE_ZERO_COPY = 8
+    IFACE_COMPLETES = 16    # what leaves by it may have them: the kernel completes them, or its receiver needs none
 
 cdef struct Iface:          # 64 bytes; number = position; written by command_apply
     # Numbers below IFACE_MAX: what packets come and go by. A bond has no socket: its slaves' numbers have (`of`), packets that

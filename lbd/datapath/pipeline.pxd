@@ -8,7 +8,8 @@ from lbd.datapath.engine cimport Engine, Plan
 from lbd.datapath.pkt cimport FRAG_FIRST, FRAG_NONE, FRAME_SLACK, Pkt, PKT_HANDED, PKT_ICMP_ERROR, BURST_MAX
 from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.reason cimport *
-from lbd.datapath.fast cimport fast_far, fast_forward, fast_hash, fast_leave, fast_parse4, fast_parse6, lane_keeps, lane_takes
+from lbd.datapath.fast cimport (fast_far, fast_forward, fast_hash, fast_leave, fast_parse4, fast_parse6, lane_checksum, lane_finish,
+                                lane_takes)
 from lbd.datapath.parse cimport parse, KIND_DONE, KIND_FAST, KIND_ICMP, KIND_OUTER
 from lbd.datapath.conn cimport (ConnTable, Bucket, REF_LOOK, REF_NONE, conn_bucket, conn_tag, conn_lookup, conn_is, conn4, conn6,
                                 lbd_tag_match)
@@ -48,7 +49,7 @@ cdef inline bint fast_parse(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
     if not lane_takes(e, p):
         return False
     four = fast_parse4(p)
-    if lbd_unlikely((not four and not fast_parse6(p)) or not lane_keeps(e, p)):
+    if lbd_unlikely(not four and not fast_parse6(p)):
         return False
     e.kind[i] = KIND_FAST
     if four:
@@ -301,12 +302,30 @@ cdef inline void stage_settle(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
         stage_open(e, pkts, later, made)
 
 
+cdef inline void stage_partial(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
+    """Behind a local stack: which checksums of what is in the lane are partial."""
+    cdef uint32_t i
+    for i in range(n):
+        if e.kind[i] == KIND_FAST:
+            lane_checksum(e, pkts + i)
+
+
+cdef inline void stage_finish(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
+    cdef uint32_t i
+    for i in range(n):
+        lane_finish(e, pkts + i)
+
+
 cdef inline void engine_burst(Engine *e, Pkt *pkts, uint32_t n, uint64_t now_ns) noexcept nogil:
     """Decides and rewrites n (≤ BURST_MAX) packets in place; now_ns: CLOCK_MONOTONIC, or a capture's own time."""
     e.now_ns = now_ns
     e.now_ms = <uint32_t> (now_ns // 1000000)
     stage_parse(e, pkts, n)
+    if lbd_unlikely(e.partial):
+        stage_partial(e, pkts, n)
     stage_probe(e, pkts, n)
     stage_settle(e, pkts, n)
+    if lbd_unlikely(e.partial):
+        stage_finish(e, pkts, n)
     if lbd_unlikely(e.due_n):
         tally_enter(e)

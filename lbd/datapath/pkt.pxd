@@ -8,11 +8,12 @@ cdef enum:
     IFACE_MAX = 16          # interfaces lbd works on at most; iface numbers are 0..15
     WORKER_MAX = 16         # a frame's ledger byte has 4 bits for the worker that holds it
 
-cdef enum PktFlag:              # (16 is free)
+cdef enum PktFlag:
     PKT_HANDED = 1          # came from another worker by a ring
-    PKT_PARTIAL = 2         # transport checksum is a pseudo-header sum only (local TCP stack over veth); completed on the way out
+    PKT_PARTIAL = 2         # transport checksum is a pseudo-header sum only (local TCP stack over veth)
     PKT_NEW = 4             # opened a connection
     PKT_REPLY = 8           # from a real server
+    PKT_COMPLETE = 16       # it leaves so: the adapter has the kernel complete it (transmit metadata)
     PKT_ICMP_ERROR = 32     # ICMP error that was mapped to a connection
     PKT_TUNNEL = 64         # came in a tunnel that ends here: what is before l3 is not its own
     PKT_ROUTED = 128        # a fragment that has passed the fragments' owner (frag_flow.pxd)

@@ -80,13 +80,14 @@ cdef inline uint32_t chain_fit(Loop *l, const Pkt *p, uint32_t *head) noexcept n
     return k
 
 
-cdef inline bint chain_send(Loop *l, Port *port, const Pkt *p) noexcept nogil:
-    """All of it into the transmit ring, or nothing: False. What it does not need of its frames is free."""
+cdef inline bint chain_send(Loop *l, Port *port, const Pkt *p, uint32_t options) noexcept nogil:
+    """All of it into the transmit ring, or nothing: False. What it does not need of its frames is free. options: of its first
+    descriptor."""
     cdef Chain *c = chain_of(l, p)
     cdef uint32_t k, head, more = chain_fit(l, p, &head)
     if port_tx_reserve(port, more + 1) <= more:
         return False
-    if not port_tx_put(port, <uint64_t> (p.data - l.area), head, XDP_PKT_CONTD if more else 0):
+    if not port_tx_put(port, <uint64_t> (p.data - l.area), head, (XDP_PKT_CONTD if more else 0) | options):
         return False
     for k in range(more):
         port_tx_put(port, <uint64_t> (c.data[k] - l.area), c.len[k], XDP_PKT_CONTD if k + 1 < more else 0)

@@ -1,7 +1,8 @@
 # What becomes of a burst: to a transmit ring, to another worker, to the kernel, or the frame is free again.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from lbd.datapath.compiler cimport lbd_likely, lbd_unlikely, lbd_compiler_barrier
-from lbd.datapath.pkt cimport Pkt, PKT_HANDED
+from lbd.datapath.hdr cimport PROTO_TCP
+from lbd.datapath.pkt cimport Pkt, PKT_COMPLETE
 from lbd.datapath.reason cimport *
 from lbd.loop.bond cimport bond_port
 from lbd.loop.state cimport Loop, NO_WORKER
@@ -10,7 +11,7 @@ from lbd.loop.frames cimport frame_of
 from lbd.loop.capture cimport slow_path
 from lbd.shm.layout cimport FRAME_HAND, HAND_MORE, HAND_PROCESS, HAND_REST, HAND_TRANSMIT, Hand
 from lbd.shm.ring cimport lbd_ring_room, lbd_ring_slot, lbd_ring_refuse
-from lbd.xdp.io cimport port_tx_put
+from lbd.xdp.io cimport XDP_TX_METADATA, port_tx_completes, port_tx_put
 from lbd.xdp.port cimport Port
 
 
@@ -63,16 +64,16 @@ cdef inline bint hand_to(Loop *l, Pkt *p, uint32_t to, uint32_t kind, uint32_t s
     return True
 
 
-cdef inline bint put_out(Loop *l, Port *port, Pkt *p) noexcept nogil:
-    if lbd_unlikely(not port_tx_put(port, <uint64_t> (p.data - l.area), p.len, 0)):
+cdef inline bint put_out(Loop *l, Port *port, Pkt *p, uint32_t options) noexcept nogil:
+    if lbd_unlikely(not port_tx_put(port, <uint64_t> (p.data - l.area), p.len, options)):
         return False
     port.stat.tx_pkts += 1
     port.stat.tx_bytes += p.len
     return True
 
 
-cdef inline bint put_chain(Loop *l, Port *port, Pkt *p) noexcept nogil:
-    if not chain_send(l, port, p):
+cdef inline bint put_chain(Loop *l, Port *port, Pkt *p, uint32_t options) noexcept nogil:
+    if not chain_send(l, port, p, options):
         return False
     port.stat.tx_pkts += 1
     port.stat.tx_bytes += p.len
@@ -80,13 +81,17 @@ cdef inline bint put_chain(Loop *l, Port *port, Pkt *p) noexcept nogil:
 
 
 cdef inline void send_otherwise(Loop *l, Pkt *p) noexcept nogil:
-    """By a bond, in several frames, through another worker, or not at all."""
-    cdef uint32_t iface = p.ifout
+    """By a bond, in several frames, with a checksum for the kernel to complete, through another worker, or not at all."""
+    cdef uint32_t iface = p.ifout, options = 0
+    if p.flags & PKT_COMPLETE:
+        options = XDP_TX_METADATA
+        if p.l4:                        # else the worker that it comes from has done so
+            port_tx_completes(p.data, p.l4, 16 if p.proto == PROTO_TCP else 6)
     if l.port[iface].fd < 0 and l.e.iface[iface].member_n != 0:         # a bond, which has no port: by one of its members'
         iface = bond_port(l, p, l.e.iface + iface)
         p.ifout = iface
     if l.port[iface].fd >= 0:
-        if put_chain(l, &l.port[iface], p) if p.chain else put_out(l, &l.port[iface], p):
+        if put_chain(l, &l.port[iface], p, options) if p.chain else put_out(l, &l.port[iface], p, options):
             return
         l.port[iface].stat.tx_full += 1
         lose(l, p, REASON_TX_RING_FULL)
@@ -103,8 +108,8 @@ cdef inline void send_out(Loop *l, Pkt *p) noexcept nogil:
     """By this worker's own queue on that interface; else through a worker that has one there."""
     cdef Port *port = &l.port[p.ifout]
     if lbd_likely(port.fd >= 0):
-        if lbd_likely(p.chain == 0):
-            if lbd_likely(put_out(l, port, p)):
+        if lbd_likely((p.chain | p.flags & PKT_COMPLETE) == 0):
+            if lbd_likely(put_out(l, port, p, 0)):
                 return
     send_otherwise(l, p)
 

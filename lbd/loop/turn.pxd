@@ -139,6 +139,7 @@ cdef inline Pkt *hand_join(Loop *l, const Hand *h, Pkt *p, Pkt *out, uint32_t k)
 
 cdef inline void hand_transmit(Loop *l, Pkt *p) noexcept nogil:
     p.ifout = p.ifin
+    p.l4 = 0                            # not told
     p.verdict = VERDICT_FORWARD
     l.e.count.verdicts[<int> VERDICT_FORWARD] += 1
     send_out(l, p)

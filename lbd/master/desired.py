@@ -24,6 +24,7 @@ ICMPV6 = 58
 IFACE_UP = 2
 IFACE_PARTIAL = 4
 IFACE_ZERO_COPY = 8
+IFACE_COMPLETES = 16
 
 
 @dataclass(frozen=True, slots=True)

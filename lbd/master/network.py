@@ -52,6 +52,7 @@ class Network:
         self.config = config
         self.ports: Mapping[int, int] = {}  # ifindex -> port number, of what has sockets
         self.zero_copy: frozenset[int] = frozenset()  # port numbers
+        self.completes: frozenset[int] = frozenset()  # the same: all sockets of it do
         self.mtu_max = MTU_LIMIT  # of what packet buffers hold
         self.mirror = Mirror([i.name for i in config.interface], self._on_change, loop, on_alarm=on_alarm)
         self.kernel = Kernel(self.mirror, run_dir, on_alarm)
@@ -91,12 +92,13 @@ class Network:
         return self.mirror.snapshot()
 
     def reach(self) -> Reach:
-        return Reach(self.config, self.snapshot(), self.zero_copy, self.ports, self.mtu_max)
+        return Reach(self.config, self.snapshot(), self.zero_copy, self.ports, self.mtu_max, self.completes)
 
     def know_ports(self, ports: Collection[Port], sizes: Mapping[str, int]) -> None:
         self.mtu_max = mtu_max(sizes["frame_size"], sizes["chains"])
         self.ports = {port.ifindex: port.iface for port in ports}
         self.zero_copy = frozenset(port.iface for port in ports if port.zero_copy)
+        self.completes = frozenset(p.iface for p in ports) - {p.iface for p in ports if not p.completes}
 
     def _on_change(self, changes: list[Change]) -> None:
         self._dirty |= {change.kind for change in changes}

@@ -26,6 +26,7 @@ from lbd.config.frame import MTU_LIMIT
 from lbd.config.snat import AddressRange
 from lbd.master import record
 from lbd.master.desired import (
+    IFACE_COMPLETES,
     IFACE_PARTIAL,
     IFACE_UP,
     IFACE_ZERO_COPY,
@@ -53,7 +54,8 @@ NextHops = set[tuple[int, Address4or6]]  # ifindex, address
 
 class Reach:
     """One snapshot, seen from lbd's interfaces. `ports`: ifindex -> number of what has sockets (nic.py); `zero_copy`: of these
-    numbers, those whose sockets are; `mtu_max`: of what packet buffers hold."""
+    numbers, those whose sockets are; `mtu_max`: of what packet buffers hold; `completes`: numbers of those by whose sockets the
+    kernel completes checksums."""
 
     def __init__(
         self,
@@ -62,12 +64,14 @@ class Reach:
         zero_copy: frozenset[int] = frozenset(),
         ports: Mapping[int, int] = MappingProxyType({}),
         mtu_max: int = MTU_LIMIT,
+        completes: frozenset[int] = frozenset(),
     ) -> None:
         self.config = config
         self.snapshot = snapshot
         self.zero_copy = zero_copy
         self.ports = ports
         self.mtu_max = mtu_max
+        self.completes = completes
         self.links: dict[int, Link] = {}  # of lbd's interfaces, by number
         self.missing: list[str] = []  # interfaces of the configuration that the host does not have
         self.alarms: list[str] = []
@@ -143,6 +147,8 @@ class Reach:
             flags |= IFACE_PARTIAL
         if number in self.zero_copy:
             flags |= IFACE_ZERO_COPY
+        elif number in self.completes and link.kind == "veth":
+            flags |= IFACE_COMPLETES
         mac = link.mac if len(link.mac) == 6 else bytes(6)
         mtu = min(max(link.mtu, 68), self.mtu_max)
         return Interface(number, link.ifindex, mac, mtu, flags, self._own_address(link, 4), self._own_address(link, 6))

@@ -42,6 +42,7 @@ class Port:
     rx: int
     tx: int
     zero_copy: bool
+    completes: bool = False  # the kernel completes partial checksums of what it sends
 
     @property
     def name(self) -> str:

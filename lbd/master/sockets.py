@@ -70,6 +70,9 @@ class Opener:
         self.area = area
         self.nics = nics
         self.queues = queues
+        # What leaves by a veth pair is as often for a stack of this host, which needs no checksum; others' drivers may take partial
+        # ones wrongly, since an AF_XDP packet tells them no protocol.
+        self.completes = any(driver_of(nic.name) == "veth" for nic in nics.values())
 
     def open(self) -> list[Port]:
         demanded = [i.name for i in self.config.interface if i.zero_copy == "require"]
@@ -146,6 +149,7 @@ class Opener:
             prefill_frames=frames[:ring],
             zero_copy=mode,
             shared_with=beside[0].fd if beside else None,
+            completes=beside[0].completes if beside else self.completes,
         )
         return Port(worker=worker, iface=number, of=nic.iface, nic=nic.name, **asdict(made))
 

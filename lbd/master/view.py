@@ -399,6 +399,7 @@ def interfaces(daemon: Daemon) -> Json:
                 "queues": len(ports),
                 "node": next((node for p in ports if (node := cpu.nic_node(p.nic, p.ifindex)) is not None), None),
                 "partial_checksums": bool(known.get("flags", 0) & shm.IFACE_PARTIAL),
+                "kernel_checksums": bool(known.get("flags", 0) & shm.IFACE_COMPLETES),
                 "rss": rss[interface.name].function or "unknown" if interface.name in rss else "unknown",
                 "addresses": [str(a.address) for a in own],
             }

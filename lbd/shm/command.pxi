@@ -205,8 +205,8 @@ def iface_set(id, gen, *, mac, mtu, ifindex, flags=c_neigh.IFACE_UP, addr4=bytes
     b.mtu = bounded("mtu", mtu, 68, 65535)
     b.ifindex = bounded("ifindex", ifindex, 0, 0x7fffffff)
     b.flags = bounded("flags", flags, 0, 0xffff)
-    if b.flags & ~(c_neigh.IFACE_UP | c_neigh.IFACE_PARTIAL | c_neigh.IFACE_ZERO_COPY):
-        raise ValueError(f"flags {flags:#x}: only IFACE_UP, IFACE_PARTIAL and IFACE_ZERO_COPY may be set")
+    if b.flags & ~(c_neigh.IFACE_UP | c_neigh.IFACE_PARTIAL | c_neigh.IFACE_ZERO_COPY | c_neigh.IFACE_COMPLETES):
+        raise ValueError(f"flags {flags:#x}: only IFACE_UP, _PARTIAL, _ZERO_COPY and _COMPLETES may be set")
     put_bytes(b.addr4, "addr4", addr4, 4)
     put_bytes(b.addr6, "addr6", addr6, 16)
     return finish(c_cmd.CMD_IFACE_SET, bounded("id", id, 0, c_neigh.LINK_MAX - 1), gen, 0, &b, sizeof(b))

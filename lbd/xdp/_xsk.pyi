@@ -21,6 +21,7 @@ class Socket:
     rx: int
     tx: int
     zero_copy: bool
+    completes: bool
 
 def open_socket(
     *,
@@ -40,6 +41,7 @@ def open_socket(
     tx_budget: int = 64,
     frame_size: int = 2048,
     chains: bool = False,
+    completes: bool = False,
 ) -> Socket: ...
 def is_zero_copy(fd: int) -> bool: ...
 def statistics(fd: int) -> dict[str, int]: ...

@@ -31,10 +31,9 @@ from lbd.xdp.libxdp cimport (
     XDP_STATISTICS, XDP_TX_RING, XDP_UMEM_COMPLETION_RING, XDP_UMEM_FILL_RING, XDP_UMEM_PGOFF_FILL_RING,
     XDP_UMEM_REG, XDP_USE_NEED_WAKEUP, XDP_ZEROCOPY, sockaddr_xdp, xdp_mmap_offsets, xdp_options,
     xdp_statistics,
-    xdp_umem_reg,
 )
 from lbd.xdp.port cimport (
-    MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, SOL_SOCKET, SOL_XDP, getsockopt, mmap, munmap,
+    MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, SOL_SOCKET, SOL_XDP, TxMetadata, getsockopt, mmap, munmap,
 )
 from lbd.xdp.steer cimport steer_addr, steer_counts, steer_port6, steer_ports, steer_prefix, steer_settings, steer_tunnel
 

@@ -13,7 +13,7 @@
 # Reference: kernel Documentation/networking/af_xdp.rst, net/xdp/xsk.c.
 from libc.errno cimport EAGAIN, EBUSY, EINTR, ENETDOWN, ENOBUFS, errno
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from lbd.shm.layout cimport FRAME_FILL, FRAME_TX
@@ -24,7 +24,7 @@ from lbd.xdp.libxdp cimport (
 )
 from lbd.xdp.port cimport (
     RING_COMP, RING_FILL, RING_FILL_STAGED, RING_RX, RING_TX, RING_TX_STAGED, SOL_XDP, WORD_FILL_STAGED,
-    WORD_TX_STAGED, Port, PortRing, getsockopt, port_comp_pending, port_fill_pending, port_in_order,
+    WORD_TX_STAGED, Port, PortRing, TxMetadata, getsockopt, port_comp_pending, port_fill_pending, port_in_order,
     port_load, port_map, port_repair, port_ring_frames, port_rx_held, port_rx_pending, port_tx_held,
     port_tx_pending, port_unmap,
 )
@@ -37,6 +37,11 @@ cdef extern from *:
     enum: MSG_DONTWAIT
     ssize_t sendto(int fd, const void *buf, size_t n, int flags, const void *to, uint32_t ton) noexcept nogil
     ssize_t recvfrom(int fd, void *buf, size_t n, int flags, void *sender, uint32_t *sn) noexcept nogil
+
+
+cdef enum:
+    XDP_TX_METADATA = 2                 # descriptor option: a TxMetadata lies just before the packet
+    XDP_TXMD_FLAGS_CHECKSUM = 2         # of it: the checksum at csum_start + csum_offset is partial
 
 
 # ---- receive ------------------------------------------------------------------------------------------
@@ -116,6 +121,17 @@ cdef inline bint port_tx_put(Port *p, uint64_t addr, uint32_t length, uint32_t o
     port_in_order()
     p.ledger[frame] = <uint8_t>(FRAME_TX | p.iface << 4)
     return True
+
+
+cdef inline void port_tx_completes(uint8_t *packet, uint16_t start, uint16_t offset) noexcept nogil:
+    """Writes before a packet where its partial checksum is; its descriptor gets XDP_TX_METADATA, and its socket was opened for
+    that. Copy mode: the kernel completes the checksum, or leaves it if the packet stays on this host. Documentation/networking/
+    xsk-tx-metadata.rst."""
+    cdef TxMetadata *m = <TxMetadata *> (packet - sizeof(TxMetadata))
+    memset(m, 0, sizeof(TxMetadata))
+    m.flags = XDP_TXMD_FLAGS_CHECKSUM
+    m.csum_start = start
+    m.csum_offset = offset
 
 
 cdef inline uint32_t port_tx_submit(Port *p) noexcept nogil:

@@ -46,13 +46,6 @@ cdef extern from "linux/if_xdp.h" nogil:
         xdp_ring_offset fr
         xdp_ring_offset cr
 
-    struct xdp_umem_reg:
-        uint64_t addr
-        uint64_t len
-        uint32_t chunk_size
-        uint32_t headroom
-        uint32_t flags
-
     struct xdp_statistics:
         uint64_t rx_dropped
         uint64_t rx_invalid_descs

@@ -75,6 +75,12 @@ cdef enum:                  # words of QueueStat.spare (written by the worker; l
     WORD_TX_STAGED = 1      # the same of the tx ring
     WORD_COOKIE = 2         # low half of SO_COOKIE: the socket that these words and the statistics speak of
 
+cdef struct TxMetadata:     # before a packet: struct xsk_tx_metadata of linux/if_xdp.h (6.8), which Debian 12 lacks
+    uint64_t flags
+    uint16_t csum_start                 # from the packet's first byte: what is to be summed up
+    uint16_t csum_offset                # from there
+    uint32_t launch[3]                  # (a union of 16 bytes)
+
 cdef struct PortMap:
     void *base
     size_t length

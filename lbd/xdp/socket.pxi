@@ -12,6 +12,15 @@ cdef enum:
     AF_XDP = 44
     XDP_USE_SG = 16                     # Linux 6.6: packets may lie in several frames
     COPY_SKB_FRAMES = 2                 # what a queued frame counts against SO_SNDBUF, in frames, rounded up
+    XDP_UMEM_TX_METADATA_LEN = 4        # Linux 6.11
+
+cdef struct UmemReg:                    # struct xdp_umem_reg of linux/if_xdp.h: Debian 12's ends before the last word
+    uint64_t addr
+    uint64_t len
+    uint32_t chunk_size
+    uint32_t headroom
+    uint32_t flags
+    uint32_t tx_metadata_len
 
 LARGE_MTU = CHUNK_LARGE - XDP_HEADROOM - 22      # Ethernet and two tags
 CLOSE_SECONDS = 1.0                     # so long may a queue answer EBUSY after its last socket was closed
@@ -28,6 +37,7 @@ class Socket:
     rx: int
     tx: int
     zero_copy: bool
+    completes: bool     # the kernel completes transport checksums that a descriptor says are partial (io.pxd)
 
 
 cdef int set_option(int fd, int level, int name, const void *value, uint32_t size) noexcept:
@@ -67,6 +77,19 @@ cdef int fill_ring(int fd, uint32_t size, list frames, uint32_t frame_size) exce
     return 0
 
 
+cdef bint register(int fd, UmemReg reg, bint metadata) except -1:
+    """The area of frames. metadata: before each frame that is sent, if the kernel knows how. Does it?"""
+    cdef int code
+    if metadata:
+        reg.flags, reg.tx_metadata_len = XDP_UMEM_TX_METADATA_LEN, sizeof(TxMetadata)
+        if set_option(fd, SOL_XDP, XDP_UMEM_REG, &reg, sizeof(reg)) == 0:
+            return True
+        reg.flags, reg.tx_metadata_len = 0, 0
+    code = set_option(fd, SOL_XDP, XDP_UMEM_REG, &reg, sizeof(reg))
+    require(code, f"registering {reg.len} bytes of frames", MEMLOCK if code == E.ENOBUFS else "")
+    return False
+
+
 cdef int bind_queue(int fd, int ifindex, int queue, int flags, int shared) noexcept:
     cdef sockaddr_xdp where
     memset(&where, 0, sizeof(where))
@@ -104,7 +127,7 @@ def bind_error(int code, int ifindex, str ifname, int queue, bint demanded, bint
 
 def open_socket(*, int ifindex, str ifname, int queue, int iface, uintptr_t area, uint64_t area_bytes,
                 uint32_t fill, uint32_t comp, uint32_t rx, uint32_t tx, prefill_frames, str zero_copy="auto",
-                shared_with=None, uint32_t tx_budget=64, uint32_t frame_size=CHUNK, bint chains=False):
+                shared_with=None, uint32_t tx_budget=64, uint32_t frame_size=CHUNK, bint chains=False, bint completes=False):
     """Open, fill and bind one socket. XdpError if it can't be; nothing is left open then.
 
     area, area_bytes: where the frames are mapped here, all of them; the ledger follows, and the bytes of
@@ -112,10 +135,11 @@ def open_socket(*, int ifindex, str ifname, int queue, int iface, uintptr_t area
     zero_copy: auto (what the driver offers) | require | off; it must be "off" with a generic attachment,
     where a driver may bind zero-copy and receive nothing. shared_with: fd of the worker's first socket,
     whose UMEM and mode are used: the kernel wants all sockets of one UMEM zero-copy, or all copy. chains: packets may
-    lie in several frames, of frame_size bytes.
+    lie in several frames, of frame_size bytes. completes: the kernel shall complete checksums, if it can (of a shared UMEM:
+    it does).
     Waits up to a second for a queue that was closed just now.
     """
-    cdef xdp_umem_reg reg
+    cdef UmemReg reg
     cdef list frames = list(prefill_frames)
     cdef uint8_t *ledger = <uint8_t *>area + area_bytes
     cdef uint64_t total = area_bytes // frame_size
@@ -137,8 +161,7 @@ def open_socket(*, int ifindex, str ifname, int queue, int iface, uintptr_t area
         if shared_with is None:
             memset(&reg, 0, sizeof(reg))
             reg.addr, reg.len, reg.chunk_size = area, area_bytes, frame_size
-            code = set_option(fd, SOL_XDP, XDP_UMEM_REG, &reg, sizeof(reg))
-            require(code, f"registering {area_bytes} bytes of frames", MEMLOCK if code == E.ENOBUFS else "")
+            completes = register(fd, reg, completes)
         for option, size in ((XDP_UMEM_FILL_RING, fill), (XDP_UMEM_COMPLETION_RING, comp), (XDP_RX_RING, rx),
                              (XDP_TX_RING, tx)):
             require(set_number(fd, SOL_XDP, option, size),
@@ -162,7 +185,7 @@ def open_socket(*, int ifindex, str ifname, int queue, int iface, uintptr_t area
             code = bind_queue(fd, ifindex, queue, flags, -1 if shared_with is None else shared_with)
         if code:
             raise bind_error(code, ifindex, ifname, queue, zero_copy == "require", shared_with is not None, chains)
-        done = Socket(fd, ifindex, queue, fill, comp, rx, tx, is_zero_copy(fd))
+        done = Socket(fd, ifindex, queue, fill, comp, rx, tx, is_zero_copy(fd), completes)
         if done.zero_copy != (zero_copy == "require") and zero_copy != "auto":
             raise XdpError(E.EINVAL, f"sharing frames with {ifname} queue {queue}, zero_copy {zero_copy}",
                            "the sockets of a worker must all be zero-copy, or all copy: set zero_copy alike")

@@ -2,6 +2,7 @@
 """`lbd capture` of a daemon under traffic, and `lbd replay` of that: the bytes that the daemon sent."""
 
 import json
+import platform
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from lbd.pcap import Packet, PcapError, read_file
 from lbd.testbed import Testbed
 from lbd.testbed.daemon import Daemon
 from lbd.testbed.netns import wait_until
+from lbd.xdp.kernel import kernel_version
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
@@ -88,6 +90,8 @@ def test_replaying_what_was_received_gives_what_was_sent(make_testbed: Make, tmp
         assert testbed.curl(4, "/", "--http1.0").status == 200
         wait_for_all(daemon, live, before)
     config.write_text(standing_in_for_the_kernel(daemon))
+    kernel_completes = kernel_version(platform.release()) >= (6, 11)
+    assert [i["kernel_checksums"] for i in daemon.get("/v1/interfaces")["interfaces"]] == [kernel_completes] * 2
     command = [*LBD, "-j", "replay", str(config), str(live), "-o", str(again)]
     summary = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
     assert summary["connections"] == 4

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import json
 import os
+import platform
 import random
 import select
 import socket
@@ -251,6 +252,16 @@ def test_all_sockets_of_one_umem_are_alike(lab: Lab) -> None:
     with pytest.raises(XdpError, match="zero_copy"):
         lab.open(1, shared_with=first.fd, zero_copy="require")
     assert lab.open(1, shared_with=first.fd, zero_copy="off").zero_copy is False
+
+
+def test_who_completes_checksums(lab: Lab) -> None:
+    can = kernel.kernel_version(platform.release()) >= (6, 11)
+    first = lab.open(0, completes=True)
+    assert first.completes is can
+    assert lab.open(1, shared_with=first.fd, completes=first.completes).completes is can
+    lab.close(lab.sockets[1])
+    lab.close(first)
+    assert lab.open(0).completes is False
 
 
 def test_prefilled_frames_are_in_the_ledger_and_back_after_a_refusal(lab: Lab) -> None:

@@ -62,6 +62,7 @@ class Balancer:
     mtu: tuple[int, int] = (1500, 1500)
     ports: tuple[int, int] = (10000, 60000)
     partial: bool = False
+    completes: bool = False  # the kernel would complete partial checksums
     sched: int = shm.SCHED_SEQ
     mode: int = shm.MODE_FULLNAT
     protocols: tuple[str, ...] = ("tcp", "udp")
@@ -80,7 +81,7 @@ class Balancer:
         self.engine = Twin({**SIZES, "workers": self.workers, **self.sizes}, self.worker, **more)
         self.now = self.start_ms * MS
         self.engine.expire(self.now)
-        up = shm.IFACE_UP | (shm.IFACE_PARTIAL if self.partial else 0)
+        up = shm.IFACE_UP | (shm.IFACE_PARTIAL if self.partial else 0) | (shm.IFACE_COMPLETES if self.completes else 0)
         for i, m in enumerate((MAC_LB0, MAC_LB1)):
             a4, a6 = OWN[i]
             self.do(shm.iface_set(i, 1, mac=mac(m), mtu=self.mtu[i], ifindex=i + 2, flags=up, addr4=packed(a4), addr6=packed(a6)))

@@ -87,26 +87,6 @@ def test_options_are_skipped_not_choked_on() -> None:
     assert r.verdict == "forward" and checksums_right(r.out[0][1])
 
 
-@FAMILIES
-@PROTOCOLS
-def test_partial_checksums_are_completed(af: int, proto: str) -> None:
-    """A local TCP stack over veth sends the folded pseudo-header sum, not complemented."""
-    b = Balancer(partial=True)
-    l4 = TCP(sport=1, dport=80, flags="S") if proto == "tcp" else UDP(sport=1, dport=80) / Raw(b"odd")
-    whole = bytes(from_client(af, l4))
-    alen, l3 = (4, 14) if af == 4 else (16, 14)
-    addresses = whole[l3 + (12 if af == 4 else 8) :][: 2 * alen]
-    l4_at = l3 + (20 if af == 4 else 40)
-    length = len(whole) - l4_at
-    pseudo = addresses + length.to_bytes(4, "big") + bytes([0, 0, 0, 6 if proto == "tcp" else 17])
-    total = sum(int.from_bytes(pseudo[i : i + 2], "big") for i in range(0, len(pseudo), 2))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    at = l4_at + (16 if proto == "tcp" else 6)
-    r = b.send(whole[:at] + total.to_bytes(2, "big") + whole[at + 2 :])
-    assert r.verdict == "forward" and checksums_right(r.out[0][1])
-
-
 def test_udp_without_checksum_stays_without() -> None:
     b = Balancer()
     r = b.send(from_client(4, UDP(sport=5, dport=80, chksum=0) / Raw(b"x")))

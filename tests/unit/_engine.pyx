@@ -19,7 +19,9 @@ from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.icmp_err cimport token_take
 from lbd.datapath.nat cimport delta_set, rewrite as c_rewrite
 from lbd.datapath.parse cimport exthdr_walk
-from lbd.datapath.pkt cimport PKT_PARTIAL, Pkt
+from lbd.datapath.engine cimport Engine
+from lbd.datapath.neigh cimport Adj, Iface, IFACE_COMPLETES
+from lbd.datapath.pkt cimport PKT_COMPLETE, PKT_PARTIAL, Pkt
 from lbd.datapath.reason cimport *
 from lbd.datapath.rss cimport toeplitz as c_toeplitz
 from lbd.datapath.sched cimport stable_hash as c_stable_hash
@@ -235,9 +237,18 @@ cdef class Table:
 
 # --- rewriting -------------------------------------------------------------------------------------------------------
 
-cdef bytes run_rewrite(Table table, bytes frame, uint32_t record, uint32_t direction, uint32_t l4, uint8_t proto, bint partial):
-    """frame begins with its IP header."""
+cdef bytes run_rewrite(Table table, bytes frame, uint32_t record, uint32_t direction, uint32_t l4, uint8_t proto, bint partial,
+                       bint completes):
+    """frame begins with its IP header. completes: the kernel would complete a partial checksum."""
     cdef Pkt p
+    cdef Iface iface
+    cdef Adj adj
+    cdef Engine *e = <Engine *> calloc(1, sizeof(Engine))
+    memset(&iface, 0, sizeof(iface))
+    memset(&adj, 0, sizeof(adj))
+    iface.flags = IFACE_COMPLETES if completes else 0
+    adj.reach = 1500
+    e.iface, e.adj = &iface, &adj
     cdef uint8_t *copy = <uint8_t *> calloc(1, len(frame))
     memcpy(copy, <const uint8_t *> frame, len(frame))
     memset(&p, 0, sizeof(Pkt))
@@ -248,18 +259,21 @@ cdef bytes run_rewrite(Table table, bytes frame, uint32_t record, uint32_t direc
     p.proto = proto
     p.flags = PKT_PARTIAL if partial else 0
     if table.af == 4:
-        c_rewrite(NULL, &p, &table.t, record, direction, 4)
+        c_rewrite(e, &p, &table.t, record, direction, 4)
     else:
-        c_rewrite(NULL, &p, &table.t, record, direction, 6)
+        c_rewrite(e, &p, &table.t, record, direction, 6)
+    assert bool(p.flags & PKT_COMPLETE) == (partial and completes)
     out = <bytes> copy[:len(frame)]
     free(copy)
+    free(e)
     return out
 
 
-def rewrite(Table table not None, record: int, direction: int, frame: bytes, l4: int, proto: int, partial: bool = False) -> bytes:
+def rewrite(Table table not None, record: int, direction: int, frame: bytes, l4: int, proto: int, partial: bool = False,
+            completes: bool = False) -> bytes:
     """FULLNAT's rewrite of a packet that begins with its IP header, by this record's addresses and ports."""
     delta_set(&table.t, record, table.af)
-    return run_rewrite(table, frame, record, direction, l4, proto, partial)
+    return run_rewrite(table, frame, record, direction, l4, proto, partial, completes)
 
 
 def walk_headers(packet: bytes, off: int, proto: int) -> tuple:

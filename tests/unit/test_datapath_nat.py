@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """FULLNAT's rewrite on packets from the IP header on: there and back is the identity, checksums are what computing anew gives,
-a wrong checksum stays wrong, a missing one stays missing, a partial one is completed.
+a wrong checksum stays wrong, a missing one stays missing, a partial one is completed, or stays partial for the kernel.
 """
 
 from dataclasses import dataclass
@@ -89,8 +89,8 @@ class Record:
     def forth(self, p: bytes, partial: bool = False) -> bytes:
         return _engine.rewrite(self.table, 0, 0, p, self.l4, self.r.proto, partial)
 
-    def back(self, p: bytes, partial: bool = False) -> bytes:
-        return _engine.rewrite(self.table, 0, 1, p, self.l4, self.r.proto, partial)
+    def back(self, p: bytes, partial: bool = False, completes: bool = False) -> bytes:
+        return _engine.rewrite(self.table, 0, 1, p, self.l4, self.r.proto, partial, completes)
 
 
 ONES, ZEROS = b"\xff" * 4, b"\x00" * 4
@@ -142,14 +142,22 @@ def test_a_wrong_transport_checksum_stays_wrong(r: Rewrite, check: int) -> None:
 @given(rewrites())
 @example(CORNER)
 def test_a_partial_checksum_is_completed(r: Rewrite) -> None:
-    """What a local TCP stack leaves: the folded pseudo-header sum."""
     record = Record(r)
-    sent = bytearray(packet(r, SERVER, LOCAL, r.ttl))
-    at = record.l4 + CHECK_AT[r.proto]
+    sent = partial(r, packet(r, SERVER, LOCAL, r.ttl))
+    whole = packet(r, VIRTUAL, CLIENT, r.ttl - 1)
+    assert record.back(sent, partial=True) == whole
+    assert record.back(sent, partial=True, completes=True) == partial(r, whole)
+    assert record.back(packet(r, SERVER, LOCAL, r.ttl), completes=True) == whole
+
+
+def partial(r: Rewrite, whole: bytes) -> bytes:
+    """As a local TCP stack leaves it, to its NIC: with the folded pseudo-header sum."""
+    sent, l4 = bytearray(whole), 20 if r.af == 4 else 40
+    at = l4 + CHECK_AT[r.proto]
     addresses = bytes(sent[12:20] if r.af == 4 else sent[8:40])
-    pseudo = addresses + (len(sent) - record.l4).to_bytes(4, "big") + bytes([0, 0, 0, r.proto])
+    pseudo = addresses + (len(sent) - l4).to_bytes(4, "big") + bytes([0, 0, 0, r.proto])
     sent[at : at + 2] = (model(pseudo) ^ 0xFFFF).to_bytes(2, "big")
-    assert record.back(bytes(sent), partial=True) == packet(r, VIRTUAL, CLIENT, r.ttl - 1)
+    return bytes(sent)
 
 
 def test_udp_shorter_than_ip_says() -> None:

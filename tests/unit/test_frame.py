@@ -166,7 +166,7 @@ def test_a_nic_that_needs_larger_buffers_than_there_are(
     config = loads(BASE)
     area: Any = SimpleNamespace(address=0, frame_bytes=0)
     opener = sockets.Opener(config, area, {0: Nic(0, 7, "eth7")}, {"eth7": 1}, {"frame_size": size, "chains": 0})
-    there: Any = [SimpleNamespace(zero_copy=known, fd=3) for known in beside]
+    there: Any = [SimpleNamespace(zero_copy=known, fd=3, completes=False) for known in beside]
     with pytest.raises(Refusal if refused else Opened) as found:
         opener.open_port(0, 0, "auto", there, range(0))
     if refused:

@@ -11,6 +11,7 @@ import pytest
 from lbd.config import Config, loads
 from lbd.master.compose import Composer, settings
 from lbd.master.desired import (
+    IFACE_COMPLETES,
     IFACE_PARTIAL,
     IFACE_UP,
     IFACE_ZERO_COPY,
@@ -198,6 +199,8 @@ def test_interfaces_by_their_place() -> None:
     eth0, eth1 = Reach(config(), snapshot(links, addresses=addresses), frozenset({0})).interfaces()
     assert (eth0.number, eth0.ifindex, eth0.flags) == (0, 9, IFACE_ZERO_COPY)
     assert (eth1.number, eth1.mtu, eth1.flags) == (1, 1400, IFACE_UP | IFACE_PARTIAL)
+    left = Reach(config(), snapshot(links), completes=frozenset({0, 1})).interfaces()
+    assert [bool(i.flags & IFACE_COMPLETES) for i in left] == [False, True], "by veth alone"
     assert eth1.address4 == bytes([10, 0, 0, 1]), "rather the host's own address than a local address of lbd"
     assert eth0.address4 == bytes([10, 0, 0, 1]), "better another interface's than none"
     assert eth0.address6 == b""
