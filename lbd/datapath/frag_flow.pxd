@@ -26,7 +26,7 @@ from lbd.datapath.nat64 cimport tuple_map
 from lbd.datapath.onepacket cimport choose, chosen_way, one_packet, still_chosen
 from lbd.datapath.owner cimport fragment_owner
 from lbd.datapath.forward cimport drop, forward_known
-from lbd.datapath.open cimport HOPS_MAX, hand_on
+from lbd.datapath.open cimport HOPS_ASKING, HOPS_MAX, hand_on
 from lbd.datapath.svc cimport MODE_ONE_WAY
 
 
@@ -242,7 +242,7 @@ cdef inline void frag_later(Engine *e, Pkt *p, const Tuple *k, uint64_t h, int a
     if f.state == FRAG_BOUND or f.state == FRAG_CHOSEN:
         follow(e, p, k, f, af)
     elif f.state == FRAG_AWAY:
-        if p.hops >= HOPS_MAX:
+        if p.hops >= HOPS_ASKING:
             drop(p, REASON_HOP_LIMIT)
         else:
             hand_on(p, f.worker)

@@ -39,6 +39,7 @@ cdef enum Step:
 
 cdef enum:
     HOPS_MAX = 3                # this epoch's owner, the previous epoch's, and back
+    HOPS_ASKING = 16            # of an answer in mode NAT: every worker; its later fragments go the same way
     REUSE_GAP = 131072          # beyond the old connection's last number: further than segments of it still on their way
     SVC_UNASKED = 0xffffffff    # instead of a service's number: not looked for yet
     ROOM_AHEAD = 8              # records fetched before the one that is taken: all of a burst's at once would be waited for
@@ -79,27 +80,34 @@ cdef inline uint32_t address_after(const Engine *e, uint32_t a) noexcept nogil:
     return e.svc[a - 1].alias_next if e.svc[a - 1].flags & SVC_ALIAS else e.svc[a - 1].alias
 
 
-cdef struct Asking:             # of the owners that an answer's connection may have, one after the other
+cdef struct Asking:             # of the owners that an answer's connection may have, in the order of its candidates: the same in all workers
     Tuple forth                 # what the client's packets carry
-    uint32_t nth                # how many were passed by: those before hop p.hops were asked
+    uint32_t met                # bits of those found so far
+    bint passed                 # this worker is among them, or the first to look: the next one that is found is the next to ask
+    uint32_t first              # the first one found, + 1
 
 
 cdef inline bint ask_owners(Engine *e, Pkt *p, const Tuple *t, Asking *asking, uint16_t port, uint32_t epoch,
                             int af) noexcept nogil:
-    """Of the real servers with this port (0: the client's), of each address of their services."""
+    """Of the real servers with this port (0: the client's), of each address of their services; until all workers are found."""
     cdef uint32_t owner, a, d = nat_dest(e, e.dest_hash[dest_bucket(t.saddr, port)], t.saddr, port)
-    while d:
+    cdef uint32_t all_workers = (<uint32_t> 1 << e.workers) - 1
+    while d and asking.met != all_workers:
         a = e.dest[d - 1].svc + 1
-        while a and p.hops < HOPS_MAX:
+        while a and asking.met != all_workers:
             if nat_end(e.dest + (d - 1), e.svc + (a - 1), t):
-                if asking.nth >= p.hops:
-                    memcpy(asking.forth.daddr, e.svc[a - 1].vaddr, 16)
-                    asking.forth.dport = e.svc[a - 1].vport if e.svc[a - 1].vport else t.sport
-                    owner = flow_owner(e, &asking.forth, tuple_hash(&asking.forth, e.hash_key, af), af, epoch)
-                    if owner != e.worker and owner < e.workers:
-                        e.count.misplaced += not p.flags & PKT_HANDED
-                        return hand_on(p, owner)
-                asking.nth += 1
+                memcpy(asking.forth.daddr, e.svc[a - 1].vaddr, 16)
+                asking.forth.dport = e.svc[a - 1].vport if e.svc[a - 1].vport else t.sport
+                owner = flow_owner(e, &asking.forth, tuple_hash(&asking.forth, e.hash_key, af), af, epoch)
+                if owner == e.worker:
+                    asking.passed = True
+                elif owner < e.workers and not asking.met >> owner & 1 and asking.passed:
+                    e.count.misplaced += not p.flags & PKT_HANDED
+                    return hand_on(p, owner)
+                if owner < e.workers:
+                    asking.met |= <uint32_t> 1 << owner
+                    if asking.first == 0:
+                        asking.first = owner + 1
             a = address_after(e, a)
         d = nat_dest(e, e.dest[d - 1].next, t.saddr, port)
     return False
@@ -107,11 +115,14 @@ cdef inline bint ask_owners(Engine *e, Pkt *p, const Tuple *t, Asking *asking, u
 
 cdef inline bint hand_answer(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     """What a NAT real server sends carries no address of lbd. Its connection, if it has one, is with the owner of the client's
-    tuple: of each service that has this real server, in turn, by this epoch's rule, then by the one before. The worker asked last
-    gives it to the kernel. True: handed over."""
+    tuple: of each service that has this real server, in turn, by this epoch's rule, then by the one before. Each owner is asked
+    once (but for who asked first: nobody knows that), and the last one gives it to the kernel. True: handed over."""
     cdef Asking asking
     cdef uint32_t epoch
+    if p.hops >= e.workers:
+        return False
     memset(&asking, 0, sizeof(Asking))
+    asking.passed = p.hops == 0
     memcpy(asking.forth.saddr, e.tuple[i].daddr, 16)
     asking.forth.sport = e.tuple[i].dport
     asking.forth.proto = e.tuple[i].proto
@@ -120,7 +131,9 @@ cdef inline bint hand_answer(Engine *e, Pkt *p, uint32_t i, int af) noexcept nog
         if (ask_owners(e, p, &e.tuple[i], &asking, e.tuple[i].sport, epoch, af)
                 or ask_owners(e, p, &e.tuple[i], &asking, 0, epoch, af)):
             return True
-    return False
+    if asking.passed or asking.first == 0:
+        return False
+    return hand_on(p, asking.first - 1)                 # the sender goes by another table: one of the two is changed just now
 
 
 cdef inline bint answers(Engine *e, const Tuple *t, uint16_t port) noexcept nogil:

@@ -1,7 +1,7 @@
 """The modes with several workers: NAT's answers carry no address of lbd and arrive anywhere; they find the worker."""
 
 import pytest
-from scapy.layers.inet import TCP
+from scapy.layers.inet import TCP, fragment
 
 from lbd.shm import _shm as shm
 from tests.packet.balancer import PROTO, VIP, packed, server
@@ -37,18 +37,59 @@ def test_answers_wherever_they_arrive(workers: int, af: int, rss: bool) -> None:
     c.audit()
 
 
-@FAMILIES
-def test_one_real_server_of_two_services(af: int) -> None:
-    """Its answers are asked for at the owners by each of the two."""
-    c = cluster(3)
-    c.do(shm.dest_set(200, 1, af=af, addr=packed(server(af, 1)), port=8080, svc=9, fresh=True))
+def share(c: Cluster, af: int, services: int) -> None:
+    """Port 80 and the ones behind it, a service each, all of them of one real server and port."""
     for m in c.members:
-        m.engine.set_table(1024, [200])
-    c.do(shm.svc_set(9, 1, af=af, addr=packed(VIP[af]), port=81, proto=PROTO["tcp"], sched=shm.SCHED_SEQ, table_off=1024,
-                     table_len=1, mode=shm.MODE_NAT, fresh=True))  # fmt: skip
+        m.engine.set_table(1024, list(range(200, 200 + services)))
+    for n in range(1, services):
+        c.do(shm.dest_set(200 + n, 1, af=af, addr=packed(server(af, 1)), port=8080, svc=20 + n, fresh=True))
+        c.do(shm.svc_set(20 + n, 1, af=af, addr=packed(VIP[af]), port=80 + n, proto=PROTO["tcp"], sched=shm.SCHED_SEQ,
+                         table_off=1024 + n, table_len=1, mode=shm.MODE_NAT, fresh=True))  # fmt: skip
+
+
+@FAMILIES
+@pytest.mark.parametrize(("workers", "services"), [(3, 2), (3, 9), (16, 40)])
+def test_one_real_server_of_several_services(af: int, workers: int, services: int) -> None:
+    """Its answers are asked for at the owners by each of them: at no worker twice, but for the one that asked first."""
+    c = cluster(workers)
+    share(c, af, services)
+    for port in range(2000, 2200):
+        talk(c, af, port, 80 + port % services)
+    assert max(c.hops) <= min(services, workers)
+    c.audit()
+
+
+def test_unknown_ones_of_several_services_end_at_the_kernel() -> None:
+    c = cluster(16)
+    share(c, 4, 40)
+    for port in range(100):
+        assert c.send(answer_of(4, TCP(sport=8080, dport=3000 + port, flags="A")), 1).verdict == "kernel"
+    assert 8 < max(c.hops) <= 16
+
+
+def test_fragments_of_an_answer_go_its_way() -> None:
+    """Whichever worker they arrive at; the first one's way may lead by all of them."""
+    c = cluster(8)
+    share(c, 4, 20)
     for port in range(2000, 2100):
-        talk(c, af, port, 80 + port % 2)
-    assert max(c.hops) <= 2
+        talk(c, 4, port, 80 + port % 20)
+        whole = answer_of(4, segment("tcp", "A", 8080, port, b"x" * 2000, seq=5001, ack=1001))
+        for piece in fragment(whole, 1000):
+            r = c.send(piece, 1)
+            assert (r.verdict, r.out[0][0]) == ("forward", 0)
+
+
+@pytest.mark.parametrize("new", [0, 1], ids=["the sender's is old", "the sender's is new"])
+def test_answers_while_one_worker_knows_the_new_table(new: int) -> None:
+    c = cluster(3)
+    for port in range(2000, 2060):
+        talk(c, 4, port)
+    old = spread(3)
+    for m in c.members[new : new + 1]:
+        m.engine.set_owner([(w + 1) % 3 for w in old], old)
+    for port in range(2000, 2060):
+        r = c.send(answer_of(4, segment("tcp", "PA", 8080, port, b"x", seq=5001, ack=1001)), 1)
+        assert r.verdict == "forward"
 
 
 def test_answers_while_flows_move() -> None:
