@@ -97,6 +97,8 @@ cdef inline void svc_del(Engine *e, uint32_t id) noexcept nogil:
         svc_unhash(e, id)
         vip_unhash(e, id)
         svc_count(e, e.svc + id, -1)
+        if e.svc[id].mode == MODE_NAT:
+            e.nat_gone = 1
         if e.svc[id].flags & SVC_ALIAS:
             alias_out(e, id)
         e.svc[id].flags = 0
@@ -130,7 +132,7 @@ cdef inline bint svc_timeouts(Engine *e, Svc *s, const CmdSvc *b) noexcept nogil
 
 cdef inline bint svc_set(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogil:
     cdef Svc *s
-    cdef uint32_t before
+    cdef uint32_t before, gone = e.nat_gone
     if b.mode != MODE_FULLNAT and b.mode != MODE_NAT and b.mode != MODE_DR and b.mode != MODE_TUNNEL:
         return False
     if c.id >= e.max_svc or (b.af != 4 and b.af != 6) or b.table_len > e.arena_slots or b.table_off > e.arena_slots - b.table_len:
@@ -142,6 +144,8 @@ cdef inline bint svc_set(Engine *e, const Cmd *c, const CmdSvc *b) noexcept nogi
         return False
     before = s.flags
     svc_del(e, c.id)
+    if s.mode == b.mode and s.vport == b.vport and s.proto == b.proto and memcmp(s.vaddr, b.vaddr, 16) == 0:
+        e.nat_gone = gone
     memcpy(s.vaddr, b.vaddr, 16)
     s.vport = b.vport
     s.af = b.af
@@ -246,6 +250,8 @@ cdef inline void dest_del(Engine *e, uint32_t id) noexcept nogil:
         return
     if dest_stands(e.dest + id):
         dest_left(e, e.dest[id].svc)
+    if e.svc[e.dest[id].svc].mode == MODE_NAT:
+        e.nat_gone = 1
     dest_unhash(e, id)
     e.dest[id].flags = 0
 

@@ -12,7 +12,7 @@ from lbd.datapath.conn cimport (Conn4, Conn6, ConnCold, Bucket, ConnTable, ConnC
 from lbd.datapath.lifetime cimport table_of, timer_of, rebuild_family, conn_schedule, conn_timeout, stat_count
 from lbd.datapath.timer cimport Timer, timer_clear, timer_link, timer_start, timer_unlink, WHEEL_SLOTS
 from lbd.datapath.tcp cimport state_active, state_half_open, STATE_SYN_RECV, STATE_UDP_ONEWAY
-from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, LIP_USED, SVC_USED, MODE_NAT64, MODE_SNAT, Svc
+from lbd.datapath.svc cimport SVC_NONE, DEST_NONE, LIP_NONE, LIP_USED, SVC_USED, MODE_NAT, MODE_NAT64, MODE_SNAT, Svc
 from lbd.datapath.neigh cimport ADJ_MAX, ADJ_NONE
 from lbd.datapath.lookup cimport conn_lip, dest_port_is, svc_at
 from lbd.datapath.persist cimport persist_look
@@ -143,6 +143,8 @@ cdef inline void numbers_check(Engine *e, uint32_t i, ConnCommon *c, int af) noe
         c.svc = SVC_NONE
         c.dest = DEST_NONE
         c.flags |= CONN_IMPORTED
+        if conn_mode(c) == MODE_NAT:
+            e.nat_gone = 1
     elif not e.svc[c.svc].flags & SVC_USED:
         c.flags |= CONN_IMPORTED            # it may be back by another number
     c.lip = lip_of(e, i, c, af)

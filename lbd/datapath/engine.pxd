@@ -128,6 +128,7 @@ cdef struct Engine:
     uint32_t quic_hash[4096]    # heads: number + 1
     uint32_t dests              # real servers
     uint32_t nat_services       # services of mode NAT
+    uint32_t nat_gone           # a service or real server of mode NAT is none any more, and may still have connections
     uint32_t any_services       # of port 0
     uint32_t one_packet_services
     uint32_t tunnel_services

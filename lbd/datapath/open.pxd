@@ -17,7 +17,7 @@ from lbd.datapath.svc cimport (Dest, DEST_NONE, DEST_UP, DEST_USED, LIP_NONE, MO
                                MODE_SNAT, MODE_TUNNEL, SVC_ALIAS, SVC_NONE, SVC_ONE_PACKET, Svc)
 from lbd.datapath.echo cimport echo_asks, is_icmp
 from lbd.datapath.neigh cimport ADJ_LEARNED, ADJ_NONE
-from lbd.datapath.lookup cimport dest_bucket, lip_lookup, nat_dest, nat_end, svc_of
+from lbd.datapath.lookup cimport dest_bucket, lip_lookup, nat_dest, nat_end, svc_at, svc_of
 from lbd.datapath.lifetime cimport conn_end, conn_schedule, evict, stat_count, table_of
 from lbd.datapath.laddr cimport (FIT_REUSED, PORTS_MET, laddr_guess, laddr_guess_again, laddr_pick, port_fit, port_prefetch,
                                  server_edge)
@@ -41,6 +41,7 @@ cdef enum:
     HOPS_MAX = 3                # this epoch's owner, the previous epoch's, and back
     HOPS_ASKING = 16            # of an answer in mode NAT: every worker; its later fragments go the same way
     REUSE_GAP = 131072          # beyond the old connection's last number: further than segments of it still on their way
+    OWNER_NONE = 0xffffffff     # no worker
     SVC_UNASKED = 0xffffffff    # instead of a service's number: not looked for yet
     ROOM_AHEAD = 8              # records fetched before the one that is taken: all of a burst's at once would be waited for
     SEEN = 128                  # slots of the set of tuples met in a burst (64 packets)
@@ -80,16 +81,33 @@ cdef inline uint32_t address_after(const Engine *e, uint32_t a) noexcept nogil:
     return e.svc[a - 1].alias_next if e.svc[a - 1].flags & SVC_ALIAS else e.svc[a - 1].alias
 
 
-cdef struct Asking:             # of the owners that an answer's connection may have, in the order of its candidates: the same in all workers
+cdef struct Asking:             # of the owners that an answer's connection may have, in the order of its candidates
     Tuple forth                 # what the client's packets carry
     uint32_t met                # bits of those found so far
     bint passed                 # this worker is among them, or the first to look: the next one that is found is the next to ask
     uint32_t first              # the first one found, + 1
 
 
-cdef inline bint ask_owners(Engine *e, Pkt *p, const Tuple *t, Asking *asking, uint16_t port, uint32_t epoch,
-                            int af) noexcept nogil:
-    """Of the real servers with this port (0: the client's), of each address of their services; until all workers are found."""
+cdef inline bint asks_next(const Engine *e, Asking *asking, uint32_t owner) noexcept nogil:
+    """A worker that may have the connection: is it the next to ask?"""
+    cdef uint32_t bit
+    if owner >= e.workers:
+        return False
+    bit = <uint32_t> 1 << owner
+    if asking.met & bit:
+        return False
+    asking.met |= bit
+    if asking.first == 0:
+        asking.first = owner + 1
+    if owner == e.worker:
+        asking.passed = True
+        return False
+    return asking.passed
+
+
+cdef inline uint32_t ask_owners(Engine *e, const Tuple *t, Asking *asking, uint16_t port, uint32_t epoch, int af) noexcept nogil:
+    """Of the real servers with this port (0: the client's), of each address of their services; until all workers are found. The
+    next to ask, or OWNER_NONE."""
     cdef uint32_t owner, a, d = nat_dest(e, e.dest_hash[dest_bucket(t.saddr, port)], t.saddr, port)
     cdef uint32_t all_workers = (<uint32_t> 1 << e.workers) - 1
     while d and asking.met != all_workers:
@@ -99,26 +117,49 @@ cdef inline bint ask_owners(Engine *e, Pkt *p, const Tuple *t, Asking *asking, u
                 memcpy(asking.forth.daddr, e.svc[a - 1].vaddr, 16)
                 asking.forth.dport = e.svc[a - 1].vport if e.svc[a - 1].vport else t.sport
                 owner = flow_owner(e, &asking.forth, tuple_hash(&asking.forth, e.hash_key, af), af, epoch)
-                if owner == e.worker:
-                    asking.passed = True
-                elif owner < e.workers and not asking.met >> owner & 1 and asking.passed:
-                    e.count.misplaced += not p.flags & PKT_HANDED
-                    return hand_on(p, owner)
-                if owner < e.workers:
-                    asking.met |= <uint32_t> 1 << owner
-                    if asking.first == 0:
-                        asking.first = owner + 1
+                if asks_next(e, asking, owner):
+                    return owner
             a = address_after(e, a)
         d = nat_dest(e, e.dest[d - 1].next, t.saddr, port)
-    return False
+    return OWNER_NONE
+
+
+cdef inline uint32_t ask_others(Engine *e, uint32_t i, Asking *asking, int af) noexcept nogil:
+    """Then everybody, whoever would have it were it no answer first."""
+    cdef uint32_t k, owner
+    for k in range(2 if e.owner_prev_valid else 1):
+        owner = flow_owner(e, &e.tuple[i], e.hash[i], af, k)
+        if asks_next(e, asking, owner):
+            return owner
+    for owner in range(e.workers):
+        if asks_next(e, asking, owner):
+            return owner
+    return OWNER_NONE
+
+
+cdef inline uint32_t whom_to_ask(Engine *e, uint32_t i, Asking *asking, int af) noexcept nogil:
+    cdef uint32_t epoch, owner
+    for epoch in range(2 if e.owner_prev_valid else 1):
+        owner = ask_owners(e, &e.tuple[i], asking, e.tuple[i].sport, epoch, af)
+        if owner == OWNER_NONE:
+            owner = ask_owners(e, &e.tuple[i], asking, 0, epoch, af)
+        if owner != OWNER_NONE:
+            return owner
+    if e.nat_gone:
+        owner = ask_others(e, i, asking, af)
+        if owner != OWNER_NONE:
+            return owner
+    # the sender goes by another table: one of the two is changed just now
+    return asking.first - 1 if asking.first and not asking.passed else <uint32_t> OWNER_NONE
 
 
 cdef inline bint hand_answer(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     """What a NAT real server sends carries no address of lbd. Its connection, if it has one, is with the owner of the client's
-    tuple: of each service that has this real server, in turn, by this epoch's rule, then by the one before. Each owner is asked
-    once (but for who asked first: nobody knows that), and the last one gives it to the kernel. True: handed over."""
+    tuple: of each service that has this real server, in turn, by this epoch's rule, then by the one before; or, where a service or
+    real server has gone, with anybody. Each worker is asked once (but for who asked first: nobody knows that), and the last one
+    gives it to the kernel. True: handed over."""
     cdef Asking asking
-    cdef uint32_t epoch
+    cdef uint32_t owner
     if p.hops >= e.workers:
         return False
     memset(&asking, 0, sizeof(Asking))
@@ -127,13 +168,11 @@ cdef inline bint hand_answer(Engine *e, Pkt *p, uint32_t i, int af) noexcept nog
     asking.forth.sport = e.tuple[i].dport
     asking.forth.proto = e.tuple[i].proto
     asking.forth.af = af
-    for epoch in range(2 if e.owner_prev_valid else 1):
-        if (ask_owners(e, p, &e.tuple[i], &asking, e.tuple[i].sport, epoch, af)
-                or ask_owners(e, p, &e.tuple[i], &asking, 0, epoch, af)):
-            return True
-    if asking.passed or asking.first == 0:
+    owner = whom_to_ask(e, i, &asking, af)
+    if owner == OWNER_NONE:
         return False
-    return hand_on(p, asking.first - 1)                 # the sender goes by another table: one of the two is changed just now
+    e.count.misplaced += not p.flags & PKT_HANDED
+    return hand_on(p, owner)
 
 
 cdef inline bint answers(Engine *e, const Tuple *t, uint16_t port) noexcept nogil:
@@ -154,14 +193,24 @@ cdef inline bint is_answer(Engine *e, uint32_t i) noexcept nogil:
     return answers(e, &e.tuple[i], e.tuple[i].sport) or answers(e, &e.tuple[i], 0)
 
 
+cdef inline bint stray(Engine *e, const Pkt *p, const Tuple *t, int af) noexcept nogil:
+    """Nobody's by all that is known: may it be an answer of a NAT real server, or service, that has gone?"""
+    if e.nat_gone == 0 or svc_at(e, t.daddr, t.dport, t.proto, af) != SVC_NONE:
+        return False
+    if p.flags & PKT_ICMP_ERROR or not opens(p):
+        return True
+    return t.proto == PROTO_UDP and svc_of(e, t, p.ifin, af) == SVC_NONE
+
+
 cdef inline bint hand_over(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     """On a local miss: is the flow another worker's? This epoch's owner is asked, and it asks the previous epoch's where that is
     still valid; there on a miss the packet comes back, and the owner may open a connection. At most three hops."""
     cdef uint32_t owner
     if e.workers == 1:
         return False
-    if e.nat_services and is_answer(e, i) and not lip_port(e, &e.tuple[i], af):
-        return hand_answer(e, p, i, af)
+    if (e.nat_services | e.nat_gone) != 0 and not lip_port(e, &e.tuple[i], af):
+        if is_answer(e, i) or stray(e, p, &e.tuple[i], af):
+            return hand_answer(e, p, i, af)
     owner = flow_owner(e, &e.tuple[i], e.hash[i], af, 0)
     if owner != e.worker and not p.flags & PKT_HANDED:
         e.count.misplaced += 1

@@ -12,17 +12,20 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomlkit
 
 from lbd.testbed import Testbed, load
 from lbd.testbed.daemon import Daemon
 from lbd.testbed.netns import wait_until
 from lbd.testbed.testbed import config_text, endpoint
 from lbd.testbed.topology import LB_CLIENT, LB_SERVER
-from tests.netns.dial import visiting
+from tests.netns.command import lbd as command
+from tests.netns.dial import dial, http, visiting
 from tests.program import compiled
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
@@ -55,6 +58,7 @@ http {
 SHORT = 2_000  # requests, with a connection each
 REQUESTS = 20_000
 LARGE = 100_000_000
+KEPT = 24  # connections
 DECAP = Path(__file__).parent / "src/decap.c"
 
 
@@ -212,6 +216,26 @@ def test_nat_leaves_the_rest_to_the_kernel(nat: tuple[Testbed, Daemon]) -> None:
     testbed, _ = nat
     host = testbed.servers[0].host
     assert load.curl(testbed.balancer, f"http://{host.address4}:8080/").status == 200
+
+
+@families
+def test_nat_goes_on_without_its_real_server(nat: tuple[Testbed, Daemon], family: int) -> None:
+    """Which a reload takes away: its answers arrive at either worker, and carry no address of lbd."""
+    testbed, daemon = nat
+    before = daemon.config_file.read_text()
+    changed = tomlkit.parse(before).unwrap()
+    for service in changed["service"]:
+        del service["real_server"][1:]
+    with ExitStack() as stack:
+        socks = [stack.enter_context(dial(testbed.client, testbed.vip(family), 80)) for _ in range(KEPT)]
+        assert len({http(s) for s in socks}) == len(testbed.servers)
+        names = [http(s) for s in socks]
+        daemon.config_file.write_text(config_text(changed))
+        command(daemon, "reload")
+        for _ in range(3):
+            assert [http(s) for s in socks] == names
+    daemon.config_file.write_text(before)
+    command(daemon, "reload")
 
 
 # `+cross`: real servers of the other family

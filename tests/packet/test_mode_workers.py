@@ -6,6 +6,7 @@ from scapy.layers.inet import TCP, fragment
 from lbd.shm import _shm as shm
 from tests.packet.balancer import PROTO, VIP, packed, server
 from tests.packet.cluster import Cluster, spread
+from tests.packet.gateway import equip
 from tests.packet.test_mode import FAMILIES, MODES, answer_of, from_client, segment
 from tests.unit.test_datapath_hash import KEY as RSS_KEY
 
@@ -102,6 +103,36 @@ def test_answers_while_flows_move() -> None:
     for port in range(2000, 2040):
         r = c.send(answer_of(4, segment("tcp", "PA", 8080, port, b"x", seq=5001, ack=1001)), 1)
         assert r.verdict == "forward"
+
+
+def gone(c: Cluster, what: str) -> None:
+    """The service's one real server, the service, or its mode."""
+    if what == "real server":
+        c.do(shm.dest_del(0, 2))
+    elif what == "service":
+        c.do(shm.svc_del(0, 2))
+    else:
+        c.do(shm.svc_set(0, 2, af=4, addr=packed(VIP[4]), port=80, proto=6, sched=shm.SCHED_SEQ, table_off=0, table_len=1))
+
+
+@pytest.mark.parametrize("snat", [False, True], ids=["", "beside SNAT"])
+@pytest.mark.parametrize("what", ["real server", "service", "mode"])
+def test_answers_when_it_is_one_no_more(what: str, snat: bool) -> None:
+    """Connections go on; and what belongs to none ends at the kernel, or where an SNAT rule is for it, as it would without."""
+    c = cluster(4)
+    for port in range(2000, 2060):
+        talk(c, 4, port)
+    gone(c, what)
+    if snat:
+        equip(c)
+    for port in range(2000, 2060):
+        r = c.send(answer_of(4, segment("tcp", "PA", 8080, port, b"x", seq=5001, ack=1001)), 1)
+        assert (r.verdict, r.out[0][0]) == ("forward", 0)
+        assert c.send(answer_of(4, segment("tcp", "A", 8080, port + 1000)), 1).verdict == ("drop" if snat else "kernel")
+    # packets from clients, of no connection
+    strays = [c.send(from_client(4, segment("tcp", flags, 3000 + n, 79))).verdict for n in range(50) for flags in "SA"]
+    assert set(strays) == {"kernel"} and max(c.hops) <= 4
+    assert (c.send(from_client(4, segment("tcp", "S", 5000, 80))).verdict == "kernel") == (what == "service")
 
 
 def test_unknown_ones_end_at_the_kernel() -> None:
