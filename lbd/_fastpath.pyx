@@ -818,7 +818,6 @@ cdef class Worker:
         cdef Ctl *c
         cdef HostCtl *h
         cdef uint32_t i, w
-        cdef Port *p
         self.number = number
         self.maps = []
         self.loop = <Loop *> aligned_alloc(64, (sizeof(Loop) + 63) & ~63)
@@ -861,23 +860,31 @@ cdef class Worker:
             loop.wake_fd[w] = fd
         self.rings(conn_fd)
         for d in ports:
-            p = &loop.port[<uint32_t> d["iface"]]
-            p.area = loop.area
-            p.ledger = loop.ledger
-            p.work = <uint8_t> (FRAME_WORK | number << 4)
-            p.frames_total = loop.frames_total
-            p.shift = loop.frame_shift
-            p.stat = (<QueueStat *> (<uint8_t *> c + c.off_queue)) + <uint32_t> d["iface"]
-            p.iface = d["iface"]
-            p.ifindex = d["ifindex"]
-            p.queue = d["queue"]
-            rc = port_map(p, d["fd"], d["fill"], d["comp"], d["rx"], d["tx"])
-            if rc != 0:
-                p.fd = -1
-                raise OSError(-rc, f"mapping the rings of interface {d['ifindex']} queue {d['queue']}: {os.strerror(-rc)}")
-            loop.port_list[loop.port_n] = d["iface"]
-            loop.port_n += 1
+            self.port(d)
         loop.poll_mode = c.poll_mode if c.poll_mode <= 2 else POLL_ADAPTIVE
+
+    cdef int port(self, dict d) except -1:
+        """A queue's socket, mapped."""
+        cdef Loop *loop = self.loop
+        cdef Ctl *c = loop.ctl
+        cdef Port *p
+        p = &loop.port[<uint32_t> d["iface"]]
+        p.area = loop.area
+        p.ledger = loop.ledger
+        p.work = <uint8_t> (FRAME_WORK | self.number << 4)
+        p.frames_total = loop.frames_total
+        p.shift = loop.frame_shift
+        p.stat = (<QueueStat *> (<uint8_t *> c + c.off_queue)) + <uint32_t> d["iface"]
+        p.iface = d["iface"]
+        p.ifindex = d["ifindex"]
+        p.queue = d["queue"]
+        rc = port_map(p, d["fd"], d["fill"], d["comp"], d["rx"], d["tx"])
+        if rc != 0:
+            p.fd = -1
+            raise OSError(-rc, f"mapping the rings of interface {d['ifindex']} queue {d['queue']}: {os.strerror(-rc)}")
+        loop.port_list[loop.port_n] = d["iface"]
+        loop.port_n += 1
+        return 0
 
     cdef void *map(self, int fd, bint write) except NULL:
         cdef uint64_t n = os.fstat(fd).st_size

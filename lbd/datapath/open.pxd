@@ -17,7 +17,7 @@ from lbd.datapath.svc cimport (Dest, DEST_NONE, DEST_UP, DEST_USED, LIP_NONE, MO
                                MODE_SNAT, MODE_TUNNEL, SVC_ALIAS, SVC_NONE, SVC_ONE_PACKET, Svc)
 from lbd.datapath.echo cimport echo_asks, is_icmp
 from lbd.datapath.neigh cimport ADJ_LEARNED, ADJ_NONE
-from lbd.datapath.lookup cimport dest_bucket, lip_lookup, nat_dest, nat_end, svc_at, svc_of
+from lbd.datapath.lookup cimport dest_bucket, lip_lookup, nat_dest, nat_end, svc_of, vip_lookup
 from lbd.datapath.lifetime cimport conn_end, conn_schedule, evict, stat_count, table_of
 from lbd.datapath.laddr cimport (FIT_REUSED, PORTS_MET, laddr_guess, laddr_guess_again, laddr_pick, port_fit, port_prefetch,
                                  server_edge)
@@ -195,11 +195,11 @@ cdef inline bint is_answer(Engine *e, uint32_t i) noexcept nogil:
 
 cdef inline bint stray(Engine *e, const Pkt *p, const Tuple *t, int af) noexcept nogil:
     """Nobody's by all that is known: may it be an answer of a NAT real server, or service, that has gone?"""
-    if e.nat_gone == 0 or svc_at(e, t.daddr, t.dport, t.proto, af) != SVC_NONE:
+    if e.nat_gone == 0 or vip_lookup(e, t.daddr, af):
         return False
     if p.flags & PKT_ICMP_ERROR or not opens(p):
         return True
-    return t.proto == PROTO_UDP and svc_of(e, t, p.ifin, af) == SVC_NONE
+    return t.proto == PROTO_UDP and e.snat_n == 0       # else it is more likely an internal host's
 
 
 cdef inline bint hand_over(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
@@ -208,7 +208,7 @@ cdef inline bint hand_over(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil
     cdef uint32_t owner
     if e.workers == 1:
         return False
-    if (e.nat_services | e.nat_gone) != 0 and not lip_port(e, &e.tuple[i], af):
+    if lbd_unlikely((e.nat_services | e.nat_gone) != 0) and not lip_port(e, &e.tuple[i], af):
         if is_answer(e, i) or stray(e, p, &e.tuple[i], af):
             return hand_answer(e, p, i, af)
     owner = flow_owner(e, &e.tuple[i], e.hash[i], af, 0)

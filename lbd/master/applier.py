@@ -45,7 +45,7 @@ class Applier:
         arena = Arena(sizes["arena"], lambda off, table: resources.host.write_table(off, table))  # of the workers of then
         busy = Busy(self._service_in_use, self._dest_in_use, self._lip_in_use)
         self.reconciler = Reconciler(sizes["services"], sizes["dests"], sizes["lips"], arena, busy)
-        self.steering = Steering(resources.program, self._address_in_use, self._serving)
+        self.steering = Steering(resources.program, self._address_in_use, self._serving, self._answering)
         self.steered = 0  # generation that the XDP program shows
         self.places: Mapping[int, tuple[int, int]] = {}  # ifindex -> interface number, VLAN
         self.failures: dict[str, str] = {}  # what can't be carried out now, by cause
@@ -182,6 +182,22 @@ class Applier:
             return self._service_in_use(number)
         services = self.reconciler.services  # as below
         return any(self._service_in_use(n) for n in range(services.capacity) if services.key(n) is None)
+
+    def _answering(self, places: set[ServiceAt]) -> set[ServiceAt]:
+        """Of what answered in mode nat: where real servers have connections still (of whatever mode)."""
+        if not self._sure():
+            return places
+        dests = self.reconciler.dests
+        numbers: dict[tuple[bytes, int], list[int]] = {}
+        for (_, address, port), number in (*dests.items(), *dests.former()):
+            numbers.setdefault((address, port), []).append(number)
+
+        def in_use(at: ServiceAt) -> bool:
+            here = [n for port in {at[2], 0} for n in numbers.get((at[1], port), ())]
+            # none: removed before this master took over; as below
+            return any(self._dest_in_use(n) for n in here or (n for n in range(dests.capacity) if dests.key(n) is None))
+
+        return {at for at in places if in_use(at)}
 
     def _address_in_use(self, address: bytes) -> bool:
         if not self._sure():

@@ -181,7 +181,8 @@ class Daemon:
         self.reopener.tend()
         self.templates.look(time.monotonic())
         steering = self.applier.steering
-        if leaving := steering.leaving:
+        leaving = steering.leaving
+        if leaving or steering.outlived:
             steering.tend()
             if steering.leaving != leaving:
                 await self.network.release(self.wanted_addresses())

@@ -59,6 +59,10 @@ class Numbers(Generic[K]):
     def items(self) -> Iterable[tuple[K, int]]:
         return self._number.items()
 
+    def former(self) -> Iterable[tuple[K, int]]:
+        """What freed numbers stood for, that nobody else has got since."""
+        return self._former.items()
+
     def adopt(self, key: K, number: int) -> None:
         """This key has this number already, in a running worker. The first to say so is believed."""
         if number < self.capacity and number not in self._key and key not in self._number:

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small files of the run directory that the next lbd reads: written as a whole, and good for one boot. (Not runtime.json, whose
-mode is the umask's.)"""
+"""Small files of the run directory that the next lbd reads: written as a whole, and good for one boot."""
 
 from __future__ import annotations
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lbd.config import Config
+from lbd.master.runfile import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -148,10 +148,8 @@ class Runtime:
                 for where in {**self._all, **self.ramps}
             ]
         )
-        fresh = self.path.with_suffix(".new")
         try:
-            fresh.write_text(text)
-            os.replace(fresh, self.path)
+            write_whole(self.path, text.encode())
         except OSError as error:
             log.warning("runtime changes are not saved: %s", error)
 

@@ -7,6 +7,7 @@ anew.) Reads the maps back, so that a new master finds what its predecessor stee
 
     service         not steered ──every worker has applied it──► steered ──not wanted, and it has no connection──► not steered
     local address   not steered ──wanted──► steered ──not wanted, and no connection holds a port of it──► not steered
+    answers         not steered ──wanted──► steered ──not wanted, applied, and no real server there has connections──► not steered
 
 So of a batch of changes, `prepare` comes before workers are told, and `extend` after all of them have applied it.
 
@@ -37,15 +38,23 @@ TUNNEL_PROTOCOLS = {"ipip": 4, "gre": 47, "gue": 17}
 
 class Steering:
     """`program`: lbd.xdp._xsk.Program. `in_use`: whether connections hold ports of a local address; `serving`: whether a service
-    that was has some."""
+    that was has some; `answering`: of places that answers in mode nat come from, those where a real server has some."""
 
-    def __init__(self, program: Any, in_use: Callable[[bytes], bool], serving: Callable[[ServiceAt], bool]) -> None:
+    def __init__(
+        self,
+        program: Any,
+        in_use: Callable[[bytes], bool],
+        serving: Callable[[ServiceAt], bool],
+        answering: Callable[[set[ServiceAt]], set[ServiceAt]],
+    ) -> None:
         self._program = program
         self._in_use = in_use
         self._serving = serving
+        self._answering = answering
         self._services: set[ServiceAt] = set(program.services())
         self._lips: dict[LipAt, Ports] = dict(program.lips())
         self._sources: set[ServiceAt] = set(program.sources())
+        self._sources_wanted: set[ServiceAt] = set()
         self._echo: set[LipAt] = set()  # of the local addresses those that are known to send echo requests
         self._snat = SnatSteering(program)
         self._tunnels: set[TunnelAt] = set(program.tunnels())
@@ -80,7 +89,8 @@ class Steering:
 
     def _answers(self, wanted: set[ServiceAt]) -> None:
         """Before there are connections that have them; what no connection waits for, workers give to the kernel.
-        NB: a real server that is gone, or a service whose mode was changed, may still have connections: so they stay."""
+        NB: a real server that is gone, or a service whose mode was changed, may still have connections: so they stay till then."""
+        self._sources_wanted = wanted
         for at in wanted - self._sources:
             self._program.set_source(*at)
             self._sources.add(at)
@@ -119,6 +129,16 @@ class Steering:
             if not self._in_use(at[1]):
                 self._program.del_lip(*at)
                 del self._lips[at]
+        if self._due or not self.outlived:  # workers may still open connections to what they do not know is gone
+            return
+        for source in self.outlived - self._answering(self.outlived):
+            self._program.del_source(*source)
+            self._sources.discard(source)
+
+    @property
+    def outlived(self) -> set[ServiceAt]:
+        """Where answers come from that nothing is wanted from any more."""
+        return self._sources - self._sources_wanted
 
     @property
     def leaving(self) -> set[bytes]:

@@ -125,6 +125,16 @@ def bind_error(int code, int ifindex, str ifname, int queue, bint demanded, bint
     return XdpError(code, f"binding {what}")
 
 
+def bind_patiently(int fd, int ifindex, int queue, int flags, int shared_with):
+    """As bind_queue; a queue that was closed just now is waited for."""
+    code = bind_queue(fd, ifindex, queue, flags, shared_with)
+    deadline = time.monotonic() + CLOSE_SECONDS
+    while code == E.EBUSY and time.monotonic() < deadline:
+        time.sleep(0.02)
+        code = bind_queue(fd, ifindex, queue, flags, shared_with)
+    return code
+
+
 def open_socket(*, int ifindex, str ifname, int queue, int iface, uintptr_t area, uint64_t area_bytes,
                 uint32_t fill, uint32_t comp, uint32_t rx, uint32_t tx, prefill_frames, str zero_copy="auto",
                 shared_with=None, uint32_t tx_budget=64, uint32_t frame_size=CHUNK, bint chains=False, bint completes=False):
@@ -173,16 +183,11 @@ def open_socket(*, int ifindex, str ifname, int queue, int iface, uintptr_t area
         fill_ring(fd, fill, frames, frame_size)
         for number in frames:
             ledger[number] = FRAME_FILL | iface << 4
-        if shared_with is not None:
-            flags = XDP_SHARED_UMEM
-        else:
+        flags = XDP_SHARED_UMEM
+        if shared_with is None:
             flags = XDP_USE_NEED_WAKEUP | {"auto": 0, "require": XDP_ZEROCOPY, "off": XDP_COPY}[zero_copy]
             flags |= XDP_USE_SG if chains else 0
-        code = bind_queue(fd, ifindex, queue, flags, -1 if shared_with is None else shared_with)
-        deadline = time.monotonic() + CLOSE_SECONDS
-        while code == E.EBUSY and time.monotonic() < deadline:
-            time.sleep(0.02)
-            code = bind_queue(fd, ifindex, queue, flags, -1 if shared_with is None else shared_with)
+        code = bind_patiently(fd, ifindex, queue, flags, -1 if shared_with is None else shared_with)
         if code:
             raise bind_error(code, ifindex, ifname, queue, zero_copy == "require", shared_with is not None, chains)
         done = Socket(fd, ifindex, queue, fill, comp, rx, tx, is_zero_copy(fd), completes)

@@ -168,3 +168,36 @@ def test_dealloc_is_spelt_right() -> None:
         names = re.findall(r"\bdef\s+(_*(?:de?alloc|c?init)_*)\(", path.read_text())
         wrong = set(names) - {"__dealloc__", "__cinit__", "__init__", "dealloc", "alloc", "init"}
         assert not wrong, f"{path}: {wrong}"
+
+
+LINES = 65  # of a function: about 60
+HEAD = re.compile(r"( *)(?:async def|def|cdef|cpdef) (?!class\b|extern\b|struct\b|enum\b|union\b).*\(")
+
+
+def functions(path: Path) -> Iterator[tuple[int, int]]:
+    """Of a Python or Cython file: line, number of lines."""
+    lines = path.read_text().splitlines()
+    for first, line in enumerate(lines):
+        if not (head := HEAD.match(line)):
+            continue
+        body = depth = 0
+        for n in range(first, len(lines)):
+            depth += lines[n].count("(") - lines[n].count(")")
+            if depth <= 0:
+                body = n + 1
+                break
+        if not lines[body - 1].split("  #")[0].rstrip().endswith(":"):
+            continue  # a declaration, or all of it in one line
+        last = body - 1
+        for n in range(body, len(lines)):
+            text = lines[n].strip()
+            if text and not text.startswith("#") and len(lines[n]) - len(lines[n].lstrip()) <= len(head[1]):
+                break
+            last = n if text else last
+        yield first + 1, last - first + 1
+
+
+def test_functions_are_short() -> None:
+    found = [(path, *f) for path in sources(".py", ".pyx", ".pxd", ".pxi") for f in functions(path)]
+    assert len(found) > 2000 and max(lines for *_, lines in found) > 50, "they are seen"
+    assert not [f"{path}:{line}: {lines} lines" for path, line, lines in found if lines > LINES]

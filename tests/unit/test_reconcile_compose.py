@@ -34,7 +34,7 @@ from lbd.master.resources import needs_restart
 from lbd.master.rss import RXH_ADDRESSES, RXH_PORTS, ownership
 from lbd.master.runtime import Runtime
 from lbd.master.sockets import queue_counts
-from lbd.master.steering import Steering
+from lbd.master.steering import ServiceAt, Steering
 from lbd.shm import _shm as shm
 
 TEXT = """
@@ -423,7 +423,7 @@ def desired(ports: list[int], *lips: tuple[int, int, int]) -> Desired:
 
 def test_steering_keeps_the_order() -> None:
     program, busy = FakeProgram(), {bytes([10, 0, 0, 1])}
-    steering = Steering(program, lambda address: address in busy, never)
+    steering = Steering(program, lambda address: address in busy, never, set)
     steering.prepare(desired([80], (1, 2000, 3000)))
     assert program.log == ["+lip 1 2000-3000"], "answers must find their way before a worker opens a connection"
     steering.extend()
@@ -442,7 +442,7 @@ def test_steering_keeps_the_order() -> None:
 
 def test_a_service_that_is_gone_keeps_its_connections() -> None:
     program, busy = FakeProgram(), {80, 82}
-    steering = Steering(program, lambda address: False, lambda at: at[2] in busy)
+    steering = Steering(program, lambda address: False, lambda at: at[2] in busy, set)
     steering.prepare(desired([80, 81, 82]))
     steering.extend()
     steering.prepare(desired([82]))
@@ -458,7 +458,7 @@ def test_a_service_that_is_gone_keeps_its_connections() -> None:
 
 def test_steering_never_takes_ports_away() -> None:
     program = FakeProgram()
-    steering = Steering(program, lambda address: True, never)
+    steering = Steering(program, lambda address: True, never, set)
     steering.prepare(desired([], (1, 2000, 3000)))
     steering.prepare(desired([], (1, 2500, 4000)))
     assert program.lip == {(4, bytes([10, 0, 0, 1])): (2000, 4000)}
@@ -467,7 +467,7 @@ def test_steering_never_takes_ports_away() -> None:
 def test_local_addresses_that_ask() -> None:
     """Answers to echo requests are steered where a service of ICMP sends them from local addresses: mode fullnat, by family."""
     program = FakeProgram()
-    steering = Steering(program, lambda address: False, never)
+    steering = Steering(program, lambda address: False, never, set)
     lips = (LocalAddress(bytes([10, 0, 0, 1]), 2000, 3000), LocalAddress(bytes(15) + b"\2", 2000, 3000))
 
     def pinged(protocol: int, mode: str) -> Desired:
@@ -487,7 +487,7 @@ def test_local_addresses_that_ask() -> None:
 
 def test_steering_follows_how_real_servers_are_reached() -> None:
     program = FakeProgram()
-    steering = Steering(program, lambda address: False, never)
+    steering = Steering(program, lambda address: False, never, set)
 
     def tunnelled(*servers: RealServer, mode: str = "tunnel") -> Desired:
         return Desired((Service("s", bytes([192, 0, 2, 1]), 80, 6, "rr", servers, mode=mode),))
@@ -505,13 +505,43 @@ def test_steering_follows_how_real_servers_are_reached() -> None:
     assert program.tunnel == set()
 
 
+def test_answers_of_what_is_gone_are_steered_until_it_has_no_connection() -> None:
+    program, busy = FakeProgram(), {7001}
+
+    def in_use(places: set[ServiceAt]) -> set[ServiceAt]:
+        return {at for at in places if at[2] in busy}
+
+    def natted(*ports: int) -> Desired:
+        servers = tuple(RealServer(bytes([10, 0, 0, 1]), p, 1, True) for p in ports)
+        return Desired((Service("s", bytes([192, 0, 2, 1]), 80, 6, "rr", servers, mode="nat"),))
+
+    steering = Steering(program, lambda address: False, never, in_use)
+    steering.prepare(natted(7001, 7002, 7003))
+    steering.extend()
+    program.log.clear()
+    steering.prepare(natted(7003))
+    steering.tend()
+    assert program.log == [], "workers do not know yet that they are gone"
+    steering.extend()
+    steering.tend()
+    assert program.log == ["-from 7002"] and {at[2] for at in steering.outlived} == {7001}
+    successor = Steering(program, lambda address: False, never, in_use)
+    successor.prepare(natted(7003))
+    successor.extend()
+    successor.tend()
+    assert program.log == ["-from 7002"]
+    busy.clear()
+    successor.tend()
+    assert program.log == ["-from 7002", "-from 7001"] and not successor.outlived
+
+
 def test_new_master_finds_what_was_steered() -> None:
     program = FakeProgram()
-    old = Steering(program, lambda address: False, never)
+    old = Steering(program, lambda address: False, never, set)
     old.prepare(desired([80, 81], (1, 2000, 3000)))
     old.extend()
     program.log.clear()
-    new = Steering(program, lambda address: False, never)
+    new = Steering(program, lambda address: False, never, set)
     new.prepare(desired([81, 82], (1, 2000, 3000)))
     assert program.log == ["-80"]
     new.extend()

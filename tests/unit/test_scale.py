@@ -164,7 +164,7 @@ class Program:
 
 def test_a_verdict_leaves_the_xdp_program_alone(counted: Callable[..., Counter[str]]) -> None:
     program = Program()
-    steering = Steering(program, lambda address: False, lambda at: False)
+    steering = Steering(program, lambda address: False, lambda at: False, set)
     _, desired = make()
     steering.prepare(desired)
     steering.extend()
@@ -178,7 +178,7 @@ def test_a_verdict_leaves_the_xdp_program_alone(counted: Callable[..., Counter[s
 def test_steering_that_failed_is_done_again() -> None:
     """Whatever was prepared half: the state before it is no reason to do nothing."""
     program = Program()
-    steering = Steering(program, lambda address: False, lambda at: False)
+    steering = Steering(program, lambda address: False, lambda at: False, set)
     one = Desired((Service("a", bytes([192, 0, 2, 1]), 80, 6, "rr", (RealServer(bytes(4), 80, 1, True),)),))
     steering.prepare(one)
     steering.extend()
@@ -196,7 +196,7 @@ def test_steering_that_failed_is_done_again() -> None:
 def test_a_new_master_without_services_takes_what_was_steered_away() -> None:
     program = Program()
     program.there[4, bytes(4), 80, 6] = 0
-    Steering(program, lambda address: False, lambda at: False).prepare(Desired())
+    Steering(program, lambda address: False, lambda at: False, set).prepare(Desired())
     assert program.there == {}
 
 

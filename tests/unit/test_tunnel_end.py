@@ -176,7 +176,7 @@ ENDS = {(4, HERE, b"", 4, 0), (4, HERE, THERE, 47, 0), (6, HERE6, THERE6, 4, 0),
 
 def test_taken_when_workers_know_and_given_back_before_they_forget() -> None:
     program = Program()
-    steering = Steering(program, lambda _: False, lambda _: False)
+    steering = Steering(program, lambda _: False, lambda _: False, set)
     steering.prepare(Desired(tunnels=TUNNELS))
     assert program.steered == set(), "workers don't know them yet"
     steering.extend()
@@ -194,7 +194,7 @@ def test_taken_when_workers_know_and_given_back_before_they_forget() -> None:
 def test_beside_real_servers_behind_tunnels() -> None:
     """Errors about packets for those are lbd's before the first one can come."""
     program = Program()
-    steering = Steering(program, lambda _: False, lambda _: False)
+    steering = Steering(program, lambda _: False, lambda _: False, set)
     far = RealServer(bytes([10, 0, 1, 1]), 80, 1, True, tunnel=Encapsulation("gue", 6080))
     service = Service("s", bytes([192, 0, 2, 1]), 80, 6, "rr", (far,), mode="tunnel")
     wrapped = {(4, b"", far.address, 17, 6080)}
@@ -208,10 +208,10 @@ def test_beside_real_servers_behind_tunnels() -> None:
 
 def test_a_new_master_finds_them_steered() -> None:
     program = Program()
-    old = Steering(program, lambda _: False, lambda _: False)
+    old = Steering(program, lambda _: False, lambda _: False, set)
     old.prepare(Desired(tunnels=TUNNELS))
     old.extend()
-    new = Steering(program, lambda _: False, lambda _: False)
+    new = Steering(program, lambda _: False, lambda _: False, set)
     new.prepare(Desired(tunnels=TUNNELS[1:]))
     assert program.steered == ENDS - {(4, HERE, b"", 4, 0)}, "what is wanted still is never given back in between"
     new.extend()
@@ -221,7 +221,7 @@ def test_a_new_master_finds_them_steered() -> None:
 def test_composer_and_steering_agree() -> None:
     desired = Composer(loads(GOOD)).desired
     program = Program()
-    steering = Steering(program, lambda _: False, lambda _: False)
+    steering = Steering(program, lambda _: False, lambda _: False, set)
     steering.prepare(desired)
     steering.extend()
     assert program.steered == {(4, HERE, THERE, 47, 0)}
