@@ -247,7 +247,7 @@ def test_other_users_get_nothing(start, tmp_path):
     assert stat.S_IMODE(running.path.stat().st_mode) == 0o600
     running.path.chmod(0o666)  # even then
     for parent in [tmp_path, *tmp_path.parents]:
-        if parent.stat().st_uid == os.getuid() and parent.name.startswith(("pytest", "test")):
+        if parent.stat().st_uid == os.getuid() and parent.name.startswith(("pytest", "popen", "test")):
             parent.chmod(0o755)
     program = (
         "import os, socket, sys; os.setuid(65534)\n"
