@@ -21,11 +21,13 @@ RUNS = {"kills": (kills.run, 50), "mix": (mix.run, 40)}
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos")
-    parser.add_argument("which", nargs="*", choices=[[], *RUNS], default=list(RUNS))
+    parser.add_argument("which", nargs="*", metavar="WHICH", help=f"{' or '.join(RUNS)}; default: one after the other")
     parser.add_argument("--events", type=int, help="how many")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     args = parser.parse_args()
-    for name in args.which:
+    if unknown := [name for name in args.which if name not in RUNS]:
+        parser.error(f"{unknown[0]}: there are {', '.join(RUNS)}")
+    for name in args.which or RUNS:
         run, events = RUNS[name]
         print(f"{name}: seed {args.seed}", flush=True)
         try:
