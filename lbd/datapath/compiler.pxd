@@ -33,6 +33,13 @@ cdef extern from * nogil:
     /* the halves of a word exchanged */
     static inline uint64_t lbd_swap32s(uint64_t x) { return x << 32 | x >> 32; }
     static inline uint32_t lbd_swap16s(uint32_t x) { return x << 16 | x >> 16; }
+    /* ones' complement: the carry comes back in */
+    static inline uint64_t lbd_add_carry(uint64_t a, uint64_t b)
+    {
+        uint64_t s;
+        int carry = __builtin_add_overflow(a, b, &s);
+        return s + (uint64_t)carry;
+    }
     /* x % 65535 == 0, by the inverse of 65535 modulo 2^64 */
     static inline int lbd_is_multiple_of_65535(uint64_t x) { return x * 0xfffefffefffeffffull <= 0xffffffffffffffffull / 65535; }
     /* a 4-byte address at the beginning of 16 bytes, the rest 0 */
@@ -64,6 +71,7 @@ cdef extern from * nogil:
     uint32_t lbd_scale(uint32_t, uint32_t) noexcept
     uint64_t lbd_swap32s(uint64_t) noexcept
     uint32_t lbd_swap16s(uint32_t) noexcept
+    uint64_t lbd_add_carry(uint64_t, uint64_t) noexcept
     bint lbd_is_multiple_of_65535(uint64_t) noexcept
     void lbd_copy4_wide(void *, const void *) noexcept
     int lbd_ctz(uint32_t) noexcept

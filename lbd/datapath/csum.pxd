@@ -1,16 +1,16 @@
 # Internet checksums (RFC 1071), incremental (RFC 1624, equation 3). Sums are over 16-bit words in memory order, so that no
 # byte is swapped; a "delta" is the 16-bit ones' complement sum of ~old + new over the words that change.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_ld64
+from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_ld64, lbd_swap16s, lbd_swap32s
 
 
 cdef inline uint16_t csum_fold(uint64_t s) noexcept nogil:
-    """Ones' complement sum of any width down to 16 bits, not complemented."""
-    s = <uint64_t> <uint32_t> s + (s >> 32)
-    s = <uint64_t> <uint32_t> s + (s >> 32)
-    s = <uint64_t> <uint16_t> s + (s >> 16)
-    s = <uint64_t> <uint16_t> s + (s >> 16)
-    return <uint16_t> s
+    """Ones' complement sum of any width down to 16 bits, not complemented. Added to itself with its halves exchanged, a word has
+    their sum in its upper one, carry included."""
+    cdef uint64_t twice = s + lbd_swap32s(s)
+    cdef uint32_t half = <uint32_t> (twice >> 32)
+    half += lbd_swap16s(half)
+    return <uint16_t> (half >> 16)
 
 
 cdef inline uint64_t csum_partial(const uint8_t *p, uint32_t n, uint64_t s) noexcept nogil:
@@ -54,9 +54,9 @@ cdef inline uint16_t csum_apply(uint16_t check, uint32_t delta) noexcept nogil:
 
 
 cdef inline uint16_t csum_add(uint16_t check, uint16_t delta) noexcept nogil:
-    """csum_apply for a folded delta: one carry at most."""
-    cdef uint32_t s = <uint32_t> <uint16_t> ~check + delta
-    return <uint16_t> ~(s + (s >> 16))
+    """csum_apply for a folded delta: ~(~HC + delta) is HC - delta, less one where that borrows."""
+    cdef uint32_t s = <uint32_t> check - delta
+    return <uint16_t> (s + (s >> 16))
 
 
 cdef inline uint16_t csum_sum(uint16_t a, uint16_t b) noexcept nogil:

@@ -8,7 +8,7 @@
 # and compare all that comes of it. Tunnels and NAT64 use the same parts, where the word compare says that it is none of the others.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_ld64, lbd_st16, lbd_st32, lbd_bswap16, lbd_bswap32, lbd_copy12,
-                                    lbd_copy16, lbd_copy4_wide, lbd_is_multiple_of_65535, lbd_likely, lbd_unlikely)
+                                    lbd_copy16, lbd_copy4_wide, lbd_add_carry, lbd_is_multiple_of_65535, lbd_likely, lbd_unlikely)
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport FRAG_NONE, Pkt, PKT_PARTIAL, PKT_REPLY
 from lbd.datapath.flow cimport Tuple, ends_hash
@@ -40,9 +40,9 @@ cdef enum:
 
 
 cdef inline bint ip4_sum_ok(const uint8_t *ip) noexcept nogil:
-    """Header checksum of 20 bytes: the sum of 32-bit words is congruent to that of 16-bit words modulo 65535, and never 0 here."""
-    return lbd_is_multiple_of_65535(<uint64_t> lbd_ld32(ip) + lbd_ld32(ip + 4) + lbd_ld32(ip + 8) + lbd_ld32(ip + 12)
-                                    + lbd_ld32(ip + 16))
+    """Header checksum of 20 bytes: the sum of wider words, carries added, is congruent to that of 16-bit words modulo 65535, and
+    never 0 here."""
+    return lbd_is_multiple_of_65535(lbd_add_carry(lbd_add_carry(lbd_ld64(ip), lbd_ld64(ip + 8)), lbd_ld32(ip + 16)))
 
 
 cdef inline bint parsed(Pkt *p, uint32_t l4, uint32_t tot, uint8_t proto, int af) noexcept nogil:
@@ -186,14 +186,15 @@ cdef inline void passed(Engine *e, Pkt *p, uint32_t i, const Adj *a, const uint8
 
 cdef inline void noted(Engine *e, Pkt *p, ConnCommon *c, const Adj *a, uint32_t direction) noexcept nogil:
     """The same, but for sequence numbers."""
+    cdef uint32_t whose = lbd_ld32(&c.svc)      # and dest
+    cdef uint32_t bytes = p.l3_len
     c.last_seen = e.now_ms
-    p.svc = c.svc
-    p.dest = c.dest
+    lbd_st32(&p.svc, whose)                     # the same in both
     p.ifout = a.iface
     p.flags |= PKT_REPLY * direction
     p.verdict = VERDICT_FORWARD
     p.reason = REASON_NONE
-    tally(e, c.svc, c.dest, direction, p.l3_len)
+    tally(e, whose & 0xffff, whose >> 16, direction, bytes)
 
 
 cdef inline bint fast_wrap(Engine *e, Pkt *p, uint32_t i, uint32_t direction, int af) noexcept nogil:

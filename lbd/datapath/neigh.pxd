@@ -75,7 +75,7 @@ cdef struct Adj:            # 64 bytes
 
 cdef inline uint64_t adj_sender(const uint8_t *mac, uint32_t iface) noexcept nogil:
     """A MAC (8 bytes are read) and the interface it is behind as one word, never 0."""
-    return (lbd_ld64(mac) & 0xffffffffffffULL) | (<uint64_t> (iface | 0x8000) << 48)
+    return lbd_ld64(mac) << 16 | iface | 0x8000
 
 
 cdef inline void adj_refresh(Adj *a, const Iface *ifaces) noexcept nogil:

@@ -78,11 +78,15 @@ cdef inline bint l4_sound(const uint8_t *l4, uint8_t proto, uint32_t l4_len) noe
         if l4_len < sizeof(TcpHdr):
             return False
         n = ((<const TcpHdr *> l4).doff >> 4) * 4
-        return n >= sizeof(TcpHdr) and n <= l4_len
-    if l4_len < sizeof(UdpHdr):
+        if n < sizeof(TcpHdr) or n > l4_len:
+            return False
+        return True
+    if proto != PROTO_UDP or l4_len < sizeof(UdpHdr):
         return False
     n = lbd_bswap16((<const UdpHdr *> l4).len)
-    return proto == PROTO_UDP and n >= sizeof(UdpHdr) and n <= l4_len
+    if n < sizeof(UdpHdr) or n > l4_len:
+        return False
+    return True
 
 
 cdef inline bint sctp_sound(const uint8_t *l4, uint32_t l4_len) noexcept nogil:

@@ -44,19 +44,21 @@ cdef inline void prepare(Pkt *p) noexcept nogil:
     p.reason = REASON_MALFORMED
 
 
+cdef inline bint fast_keep(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
+    """What fast_parse4 or fast_parse6 has parsed."""
+    e.kind[i] = KIND_FAST
+    hashed(e, i, fast_hash(e, p, af), af)
+    return True
+
+
 cdef inline bint fast_parse(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
-    cdef bint four
     if not lane_takes(e, p):
         return False
-    four = fast_parse4(p)
-    if lbd_unlikely(not four and not fast_parse6(p)):
-        return False
-    e.kind[i] = KIND_FAST
-    if four:
-        hashed(e, i, fast_hash(e, p, 4), 4)
-    else:
-        hashed(e, i, fast_hash(e, p, 6), 6)
-    return True
+    if fast_parse4(p):
+        return fast_keep(e, p, i, 4)
+    if fast_parse6(p):
+        return fast_keep(e, p, i, 6)
+    return False
 
 
 cdef inline void slow_parse(Engine *e, Pkt *p, uint32_t i) noexcept nogil:

@@ -30,8 +30,8 @@ from lbd.shm.ring cimport (lbd_ring_end, lbd_ring_ready, lbd_ring_front, lbd_rin
                            lbd_ring_must_wake, lbd_ring_idle, lbd_sleep_begin, lbd_sleep_end)
 from lbd.xdp.libxdp cimport xdp_desc, xsk_ring_cons__rx_desc
 from lbd.xdp.port cimport Port, port_rx_pending, port_comp_pending
-from lbd.xdp.io cimport (port_rx_cancel, port_rx_peek, port_rx_release, port_fill, port_wake_rx, port_tx_submit, port_reclaim,
-                         port_kick, port_publish, port_statistics)
+from lbd.xdp.io cimport (port_rx_cancel, port_rx_peek, port_rx_release_marked, port_fill, port_wake_rx, port_tx_submit,
+                         port_reclaim, port_kick, port_publish, port_statistics)
 
 cdef enum:
     ENDING_LOOKS = 4096         # records looked at in a millisecond while connections are ended
@@ -49,9 +49,9 @@ cdef inline void work(Loop *l, uint32_t n) noexcept nogil:
     dispatch(l, l.pkt, n)
 
 
-cdef inline void pkt_init(Loop *l, Pkt *p, uint64_t addr, uint32_t length, uint32_t iface, uint32_t flags,
+cdef inline void pkt_init(uint8_t *area, Pkt *p, uint64_t addr, uint32_t length, uint32_t iface, uint32_t flags,
                           uint32_t hops) noexcept nogil:
-    p.data = l.area + addr
+    p.data = area + addr
     p.frame = addr
     p.len = length
     p.ifin = iface
@@ -64,20 +64,29 @@ cdef inline uint32_t turn_receive(Loop *l, Port *port) noexcept nogil:
     cdef uint32_t i, idx = 0, bytes = 0, options = 0
     cdef uint32_t iface = iface_of(l, port.iface)
     cdef uint32_t n = port_rx_peek(port, BURST_MAX, &idx)
+    cdef uint32_t length, said, shift = port.shift
+    cdef uint64_t addr
+    cdef uint8_t *area = l.area
+    cdef uint8_t *ledger = port.ledger
+    cdef uint8_t work_byte = port.work
     cdef const xdp_desc *d
+    cdef Pkt *p
     if n == 0:
         return 0
     for i in range(n):
         d = xsk_ring_cons__rx_desc(&port.rx, idx + i)
-        pkt_init(l, l.pkt + i, d.addr, d.len, iface, 0, 0)
-        l.pkt[i].chain = d.options & XDP_PKT_CONTD
-        options |= d.options
-        bytes += d.len
+        p = l.pkt + i
+        addr, length, said = d.addr, d.len, d.options
+        pkt_init(area, p, addr, length, iface, 0, 0)
+        p.chain = said & XDP_PKT_CONTD
+        ledger[addr >> shift] = work_byte
+        options |= said
+        bytes += length
         if i < 4:
-            lbd_prefetchw(l.pkt[i].data)
+            lbd_prefetchw(p.data)
     if lbd_unlikely(options & XDP_PKT_CONTD):
         return receive_chains(l, port, n)
-    port_rx_release(port, n)
+    port_rx_release_marked(port, n)
     port.stat.rx_pkts += n
     port.stat.rx_bytes += bytes
     work(l, n)
@@ -85,13 +94,13 @@ cdef inline uint32_t turn_receive(Loop *l, Port *port) noexcept nogil:
 
 
 cdef inline uint32_t receive_chains(Loop *l, Port *port, uint32_t n) noexcept nogil:
-    """n descriptors are peeked and written to l.pkt; some packets have several."""
+    """n descriptors are peeked, marked and written to l.pkt; some packets have several."""
     cdef uint32_t i, whole = chains_whole(l.pkt, n)
     if whole < n:
         port_rx_cancel(port, n - whole)
     if whole == 0:
         return 0
-    port_rx_release(port, whole)
+    port_rx_release_marked(port, whole)
     for i in range(whole):
         port.stat.rx_bytes += l.pkt[i].len
     n = chains_gather(l, whole)
@@ -127,7 +136,7 @@ cdef inline Pkt *hand_join(Loop *l, const Hand *h, Pkt *p, Pkt *out, uint32_t k)
     if lbd_unlikely(p != NULL):
         chain_refuse(l, p)
     p = out if send else l.pkt + k
-    pkt_init(l, p, addr, h.len, h.ifin, h.flags if send else h.flags | PKT_HANDED, h.hops)
+    pkt_init(l.area, p, addr, h.len, h.ifin, h.flags if send else h.flags | PKT_HANDED, h.hops)
     l.e.hand[k] = h.spare
     if lbd_unlikely(h.kind & HAND_MORE):
         chain_begin(l, p, <uint32_t> CHAIN_SPARE if send else k)
@@ -206,7 +215,7 @@ cdef inline uint32_t turn_frags(Loop *l) noexcept nogil:
         pieces = frag_ready(l.e.frags)
         if pieces == 0 or pieces > l.free_n:
             break
-        pkt_init(l, l.pkt + n, frame_take(l) + room, 0, 0, 0, 0)
+        pkt_init(l.area, l.pkt + n, frame_take(l) + room, 0, 0, 0, 0)
         frag_take(l.e.frags, l.pkt + n)
         if lbd_unlikely(pieces > 1):
             chain_begin(l, l.pkt + n, n)
@@ -258,7 +267,7 @@ cdef inline bint turn_ending(Loop *l) noexcept nogil:
             break
         frame = l.free_list[l.free_n - 1]
         memset(&p, 0, sizeof(Pkt))
-        pkt_init(l, &p, (<uint64_t> frame << l.frame_shift) + CHUNK // 4, 0, 0, 0, 0)
+        pkt_init(l.area, &p, (<uint64_t> frame << l.frame_shift) + CHUNK // 4, 0, 0, 0, 0)
         if not ending_next(&l.e, &p, &looks):
             break
         l.free_n -= 1

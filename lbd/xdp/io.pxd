@@ -51,20 +51,31 @@ cdef inline uint32_t port_rx_peek(Port *p, uint32_t max, uint32_t *idx) noexcept
     return xsk_ring_cons__peek(&p.rx, max, idx)
 
 
+cdef inline void port_rx_mark(Port *p, uint32_t n, uint8_t holder) noexcept nogil:
+    """Enters `holder` in the ledger for the last `n` peeked frames."""
+    cdef uint32_t i, first = p.rx.cached_cons - n
+    cdef uint32_t shift = p.shift
+    cdef uint8_t *ledger = p.ledger
+    for i in range(n):
+        ledger[xsk_ring_cons__rx_desc(&p.rx, first + i).addr >> shift] = holder
+
+
 cdef inline void port_rx_cancel(Port *p, uint32_t n) noexcept nogil:
     """The last `n` peeked descriptors stay in the ring: the packet that they begin is not all there."""
+    port_rx_mark(p, n, <uint8_t>(FRAME_FILL | p.iface << 4))
     xsk_ring_cons__cancel(&p.rx, n)
+
+
+cdef inline void port_rx_release_marked(Port *p, uint32_t n) noexcept nogil:
+    """The last `n` peeked descriptors are copied, and the ledger says that their frames are in the worker's hands (`p.work`): their
+    slots are the kernel's."""
+    xsk_ring_cons__release(&p.rx, n)
 
 
 cdef inline void port_rx_release(Port *p, uint32_t n) noexcept nogil:
     """The last `n` peeked descriptors are copied: frames in the worker's hands, slots the kernel's."""
-    cdef uint32_t i, first = p.rx.cached_cons - n
-    cdef uint32_t shift = p.shift
-    cdef uint8_t *ledger = p.ledger
-    cdef uint8_t work = p.work
-    for i in range(n):
-        ledger[xsk_ring_cons__rx_desc(&p.rx, first + i).addr >> shift] = work
-    xsk_ring_cons__release(&p.rx, n)
+    port_rx_mark(p, n, p.work)
+    port_rx_release_marked(p, n)
 
 
 cdef inline uint32_t port_fill(Port *p, const uint32_t *frames, uint32_t n) noexcept nogil:
@@ -101,25 +112,34 @@ cdef inline uint32_t port_tx_reserve(Port *p, uint32_t n) noexcept nogil:
     return n if n < room else room
 
 
-cdef inline bint port_tx_put(Port *p, uint64_t addr, uint32_t length, uint32_t options) noexcept nogil:
-    """Write one descriptor, unpublished. False: ring full, or not within one frame; the frame stays yours.
+cdef inline bint port_tx_write(Port *p, uint32_t slot, uint64_t addr, uint32_t length, uint32_t options) noexcept nogil:
+    """Write one descriptor to `slot`, unpublished: the next free one (port_tx_reserve), and cached_prod, which counts it, is the
+    caller's to move. False: not within one frame; the frame stays yours.
 
     NB: the kernel skips an invalid descriptor without a completion; the frame would be lost to both sides.
     """
     cdef xdp_desc *d
-    cdef uint32_t slot = p.tx.cached_prod
-    cdef uint64_t frame = addr >> p.shift
-    if xsk_prod_nb_free(&p.tx, 1) == 0 or length == 0 or (addr + length - 1) >> p.shift != frame or frame >= p.frames_total:
+    cdef uint32_t shift = p.shift
+    cdef uint64_t frame = addr >> shift
+    if length == 0 or (addr + length - 1) >> shift != frame or frame >= p.frames_total:
         return False
     d = xsk_ring_prod__tx_desc(&p.tx, slot)
     d.addr = addr
     d.len = length
     d.options = options
-    p.tx.cached_prod = slot + 1
     port_in_order()
     p.stat.spare[WORD_TX_STAGED] = slot + 1
     port_in_order()
     p.ledger[frame] = <uint8_t>(FRAME_TX | p.iface << 4)
+    return True
+
+
+cdef inline bint port_tx_put(Port *p, uint64_t addr, uint32_t length, uint32_t options) noexcept nogil:
+    """Write one descriptor, unpublished. False: ring full, or not within one frame; the frame stays yours."""
+    cdef uint32_t slot = p.tx.cached_prod
+    if xsk_prod_nb_free(&p.tx, 1) == 0 or not port_tx_write(p, slot, addr, length, options):
+        return False
+    p.tx.cached_prod = slot + 1
     return True
 
 
