@@ -253,6 +253,7 @@ cdef inline void dest_del(Engine *e, uint32_t id) noexcept nogil:
     if e.svc[e.dest[id].svc].mode == MODE_NAT:
         e.nat_gone = 1
     dest_unhash(e, id)
+    e.dest[id].near = 0
     e.dest[id].flags = 0
 
 
@@ -311,6 +312,7 @@ cdef inline bint dest_set(Engine *e, const Cmd *c, const CmdDest *b) noexcept no
     if b.tunnel & TUNNEL_KIND > TUNNEL_GUE or b.tunnel & ~(TUNNEL_KIND | TUNNEL_CSUM):
         return False
     d = e.dest + c.id
+    d.near = 0
     stood = dest_stands(d)
     ended = d.flags & DEST_END
     if d.flags & DEST_USED:

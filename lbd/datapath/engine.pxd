@@ -131,6 +131,7 @@ cdef struct Engine:
     uint32_t nat_gone           # a service or real server of mode NAT is none any more, and may still have connections
     uint32_t any_services       # of port 0
     uint32_t one_packet_services
+    uint32_t one_packet_last    # service that the last datagram of such was for
     uint32_t tunnel_services
     uint32_t echo_services      # of ICMP
     uint32_t template_hand      # where the search for templates that are over goes on

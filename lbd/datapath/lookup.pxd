@@ -16,26 +16,45 @@ from lbd.datapath.fib cimport Route, FIB_HASH, ROUTE_ONLINK
 from lbd.datapath.link cimport adj_tags, link_of, tag_word
 
 
-cdef inline uint32_t hash_addr(const uint8_t *addr, uint64_t extra) noexcept nogil:
-    cdef uint64_t h = lbd_mum(lbd_ld64(addr) ^ 0x9e3779b97f4a7c15ULL, lbd_ld64(addr + 8) ^ 0xc2b2ae3d27d4eb4fULL)
+cdef inline uint32_t hash_words(uint64_t first, uint64_t second, uint64_t extra) noexcept nogil:
+    """first, second: the 16 bytes of an address."""
+    cdef uint64_t h = lbd_mum(first ^ 0x9e3779b97f4a7c15ULL, second ^ 0xc2b2ae3d27d4eb4fULL)
     return <uint32_t> lbd_mum(h ^ extra, 0x165667b19e3779f9ULL)
 
 
+cdef inline uint32_t hash_addr(const uint8_t *addr, uint64_t extra) noexcept nogil:
+    return hash_words(lbd_ld64(addr), lbd_ld64(addr + 8), extra)
+
+
+cdef inline uint64_t svc_extra(uint16_t vport, uint8_t proto, uint8_t af) noexcept nogil:
+    return (<uint64_t> vport << 16) | (<uint64_t> proto << 8) | af
+
+
+cdef inline uint32_t svc_key(uint16_t vport, uint8_t proto, uint8_t af) noexcept nogil:
+    """Svc.vport, af and proto as one word, little-endian."""
+    return vport | <uint32_t> af << 16 | <uint32_t> proto << 24
+
+
 cdef inline uint32_t svc_bucket(Engine *e, const uint8_t *vaddr, uint16_t vport, uint8_t proto, uint8_t af) noexcept nogil:
-    return hash_addr(vaddr, (<uint64_t> vport << 16) | (<uint64_t> proto << 8) | af) & e.svc_hash_mask
+    return hash_addr(vaddr, svc_extra(vport, proto, af)) & e.svc_hash_mask
 
 
-cdef inline uint32_t svc_lookup(Engine *e, const uint8_t *vaddr, uint16_t vport, uint8_t proto, uint8_t af) noexcept nogil:
-    """Number of the service at this address (16 bytes, IPv4 padded with zeros) and port, or SVC_NONE."""
-    cdef uint32_t n = e.svc_hash[svc_bucket(e, vaddr, vport, proto, af)]
-    cdef uint32_t key = vport | <uint32_t> af << 16 | <uint32_t> proto << 24
+cdef inline uint32_t svc_by_words(Engine *e, uint64_t first, uint64_t second, uint16_t vport, uint8_t proto,
+                                  uint8_t af) noexcept nogil:
+    """Number of the service at this address (16 bytes as two words, IPv4 padded with zeros) and port, or SVC_NONE."""
+    cdef uint32_t n = e.svc_hash[hash_words(first, second, svc_extra(vport, proto, af)) & e.svc_hash_mask]
+    cdef uint32_t key = svc_key(vport, proto, af)
     cdef Svc *s
     while n:
         s = e.svc + (n - 1)
-        if lbd_ld32(&s.vport) == key and lbd_ld64(s.vaddr) == lbd_ld64(vaddr) and lbd_ld64(s.vaddr + 8) == lbd_ld64(vaddr + 8):
+        if lbd_ld32(&s.vport) == key and lbd_ld64(s.vaddr) == first and lbd_ld64(s.vaddr + 8) == second:
             return n - 1
         n = s.next
     return SVC_NONE
+
+
+cdef inline uint32_t svc_lookup(Engine *e, const uint8_t *vaddr, uint16_t vport, uint8_t proto, uint8_t af) noexcept nogil:
+    return svc_by_words(e, lbd_ld64(vaddr), lbd_ld64(vaddr + 8), vport, proto, af)
 
 
 cdef inline uint32_t svc_at(Engine *e, const uint8_t *vaddr, uint16_t vport, uint8_t proto, uint8_t af) noexcept nogil:

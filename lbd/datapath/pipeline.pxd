@@ -7,6 +7,7 @@ from lbd.datapath.compiler cimport lbd_prefetch, lbd_prefetchw, lbd_likely, lbd_
 from lbd.datapath.engine cimport Engine, Plan
 from lbd.datapath.pkt cimport FRAG_FIRST, FRAG_NONE, FRAME_SLACK, Pkt, PKT_HANDED, PKT_ICMP_ERROR, BURST_MAX
 from lbd.datapath.flow cimport Tuple, tuple_hash
+from lbd.datapath.hdr cimport PROTO_UDP
 from lbd.datapath.reason cimport *
 from lbd.datapath.fast cimport (fast_far, fast_forward, fast_hash, fast_leave, fast_parse4, fast_parse6, lane_checksum, lane_finish,
                                 lane_takes)
@@ -16,7 +17,7 @@ from lbd.datapath.conn cimport (ConnTable, Bucket, REF_LOOK, REF_NONE, conn_buck
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.forward cimport forward_known, forward_icmp
 from lbd.datapath.nat64 cimport far_prefetch, tuple_map
-from lbd.datapath.onepacket cimport one_packet_settle
+from lbd.datapath.onepacket cimport one_packet_lane, one_packet_settle
 from lbd.datapath.orphan cimport orphan_settle, orphaned
 from lbd.datapath.relay cimport relay
 from lbd.datapath.frag_flow cimport frag_bind, frag_settle
@@ -155,11 +156,25 @@ cdef inline bint settle_far(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
     return settle_known(e, p, i, &k, tuple_hash(&k, e.hash_key, 6), REF_NONE, 6)
 
 
-cdef inline bint settle_fast(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
+cdef inline bint fast_stranger(Engine *e, Pkt *p, uint32_t i, uint64_t made) noexcept nogil:
+    """In the lane, without a candidate where it was looked for. made: connections made by then."""
+    if p.ref != REF_NONE:
+        return False
+    if p.af == 4 and e.far_probed:
+        if e.far_ref[i] < REF_LOOK:
+            return fast_far(e, p, e.far_ref[i])
+        if e.far_ref[i] != REF_NONE:
+            return False
+    if e.one_packet_services == 0 or p.proto != PROTO_UDP or e.count.conns_made != made or e.hand[i] != 0:
+        return False
+    return one_packet_lane(e, p)
+
+
+cdef inline bint settle_fast(Engine *e, Pkt *p, uint32_t i, uint64_t made) noexcept nogil:
     if lbd_unlikely(e.kind[i] != KIND_FAST):
         return False
     if lbd_unlikely(p.ref >= REF_LOOK):
-        return p.ref == REF_NONE and p.af == 4 and e.far_probed != 0 and e.far_ref[i] < REF_LOOK and fast_far(e, p, e.far_ref[i])
+        return fast_stranger(e, p, i, made)
     if p.af == 4:
         return fast_forward(e, p, p.ref, 4)
     return fast_forward(e, p, p.ref, 6)
@@ -287,7 +302,7 @@ cdef inline void stage_settle(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
     cdef uint32_t i, fast = 0, later = 0
     cdef uint64_t made = e.count.conns_made
     for i in range(n):
-        if lbd_likely(settle_fast(e, pkts + i, i)):
+        if lbd_likely(settle_fast(e, pkts + i, i, made)):
             fast += 1
             continue
         if e.kind[i] == KIND_FAST:

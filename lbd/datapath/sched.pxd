@@ -89,9 +89,7 @@ cdef inline uint64_t dest_active(Engine *e, const Svc *s, uint32_t d) noexcept n
 cdef inline uint32_t pick_seq(Engine *e, Svc *s) noexcept nogil:
     cdef uint32_t _k, d
     for _k in range(s.table_len):
-        s.cursor += 1
-        if s.cursor >= s.table_len:
-            s.cursor = 0
+        s.cursor = next_slot(s)
         d = slot_dest(e, s, s.cursor)
         if d != DEST_NONE:
             return d
@@ -110,18 +108,29 @@ cdef inline uint32_t pick_first(Engine *e, const Svc *s) noexcept nogil:
 
 # --- by hash ---------------------------------------------------------------------------------------------------------
 
+cdef inline uint32_t client_hash(uint64_t first, uint64_t second, uint16_t sport, bint port, uint32_t again) noexcept nogil:
+    """The client's hash: without a secret, so that every balancer of a cluster, and this one after a restart, picks alike. first,
+    second: its address, 16 bytes, IPv4 padded with zeros."""
+    cdef uint64_t h = lbd_mum(first ^ 0xa0761d6478bd642fULL, second ^ 0xe7037ed1a0b428dbULL ^ again)
+    if port:
+        h ^= <uint64_t> sport * 0x8ebc6af09c88c6e3ULL
+    return <uint32_t> (lbd_mum(h ^ 0x589965cc75374cc3ULL, 0x1d8e4e27c47d124fULL) >> 16)
+
+
 cdef inline uint32_t stable_hash(const Tuple *t, bint port, uint32_t again) noexcept nogil:
-    """The client's hash: without a secret, so that every balancer of a cluster, and this one after a restart, picks alike."""
     cdef uint64_t a = lbd_ld64(t.saddr) if t.af == 6 else lbd_ld32(t.saddr)
     cdef uint64_t b = lbd_ld64(t.saddr + 8) if t.af == 6 else 0
-    cdef uint64_t h = lbd_mum(a ^ 0xa0761d6478bd642fULL, b ^ 0xe7037ed1a0b428dbULL ^ again)
-    if port:
-        h ^= <uint64_t> t.sport * 0x8ebc6af09c88c6e3ULL
-    return <uint32_t> (lbd_mum(h ^ 0x589965cc75374cc3ULL, 0x1d8e4e27c47d124fULL) >> 16)
+    return client_hash(a, b, t.sport, port, again)
 
 
 cdef inline uint32_t hash_slot(const Svc *s, const Tuple *t) noexcept nogil:
     return stable_hash(t, s.flags & SVC_HASH_PORT, 0) % s.table_len
+
+
+cdef inline uint32_t next_slot(const Svc *s) noexcept nogil:
+    """SCHED_SEQ: whose turn it is."""
+    cdef uint32_t k = s.cursor + 1
+    return k if k < s.table_len else 0
 
 
 cdef inline uint32_t pick_hash(Engine *e, const Svc *s, const Tuple *t) noexcept nogil:
@@ -286,9 +295,7 @@ cdef inline uint32_t pick_at_once(Engine *e, Svc *s, const Tuple *t) noexcept no
         return slot_dest(e, s, hash_slot(s, t))
     if s.sched != SCHED_SEQ:
         return DEST_NONE
-    s.cursor += 1
-    if s.cursor >= s.table_len:
-        s.cursor = 0
+    s.cursor = next_slot(s)
     return slot_dest(e, s, s.cursor)
 
 

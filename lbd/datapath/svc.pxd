@@ -145,7 +145,8 @@ cdef struct Dest:           # 80 bytes
     uint32_t upper          # connections at which it gets no new ones; 0: no limit
     uint32_t lower          # below so many it gets them again; 0: below three quarters of `upper`
     uint32_t since          # tick when the number got this meaning: older templates are another real server's
-    uint8_t reserved[8]
+    uint32_t near           # fib_gen + 1 as long as onepacket.pxd need not ask anything of it (worker); 0: it has to
+    uint8_t reserved[4]
 
 cdef enum LipFlag:
     LIP_USED = 1

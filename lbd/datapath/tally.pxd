@@ -32,6 +32,19 @@ cdef inline void tally(Engine *e, uint32_t svc, uint32_t dest, uint32_t directio
     stat_packet(e.dest_stat + dest, direction, bytes)
 
 
+cdef inline void tally_scheduled(Engine *e, uint32_t svc, uint32_t dest, uint32_t bytes) noexcept nogil:
+    """Of a client's packet that was given to a real server by itself, which counts as a connection."""
+    cdef SvcStat *s = e.svc_stat + svc
+    cdef SvcStat *d = e.dest_stat + dest
+    s.conns += 1
+    d.conns += 1
+    if lbd_unlikely(e.dests > DESTS_NEAR):
+        tally(e, svc, dest, 0, bytes)
+        return
+    stat_packet(s, 0, bytes)
+    stat_packet(d, 0, bytes)
+
+
 cdef inline void tally_enter(Engine *e) noexcept nogil:
     """What the burst's packets put down."""
     cdef uint32_t k

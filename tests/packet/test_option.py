@@ -9,7 +9,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from lbd.shm import _shm as shm
-from tests.packet.balancer import CLIENT, PROTO, VIP, Balancer, checksums_right, packed, server
+from tests.packet.balancer import CLIENT, PROTO, VIP, Balancer, checksums_right, mac, packed, server, server_mac
 from tests.packet.cluster import Cluster
 from tests.packet.frame import UDP as UDP_NUMBER
 from tests.packet.frame import read, transport
@@ -269,6 +269,42 @@ def test_one_packet_is_judged_as_any(mode: str) -> None:
     assert b.send(p).reason == "ttl_expired"
     set_server(b, 1, 4, "udp", servers=1, weight=0)
     assert b.send(from_client(4, segment("udp", "", 4000, 80))).reason == "no_backend"
+
+
+@FAMILIES
+@pytest.mark.parametrize("sched", [shm.SCHED_SEQ, shm.SCHED_HASH])
+def test_what_was_known_of_a_real_server_ends_with_it(af: int, sched: int) -> None:
+    """The lane asks once of a neighbour what it has to know; every change is a reason to ask again."""
+    b = Balancer(mode=shm.MODE_DR, servers=4, sched=sched)
+    options: dict[str, Any] = {"servers": 4, "flags": shm.SVC_ONE_PACKET | shm.SVC_HASH_PORT | shm.SVC_HASH_FALLBACK}
+    set_service(b, af, "udp", **options)
+    questions = [bytes(from_client(af, segment("udp", "", 4000 + n, 80, payload=b"x"))) for n in range(32)]
+
+    def served() -> dict[int | None, set[str]]:
+        out: dict[int | None, set[str]] = {}
+        for r in b.burst(questions):
+            out.setdefault(r.dest, set()).add(r.out[0][1][:6].hex(":") if r.verdict == "forward" else r.reason)
+        return out
+
+    first = NUMBER[af, "udp"] * 4
+    everybody = {first + n: {server_mac(n + 1)} for n in range(4)}
+    assert served() == served() == everybody
+    set_server(b, 2, af, "udp", servers=4, weight=0)
+    assert served() == served() == {d: m for d, m in everybody.items() if d != first + 1}
+    set_server(b, 2, af, "udp", servers=4, upper=1)  # which nothing reaches: one packet is no connection that lasts
+    assert served() == everybody
+    b.do(shm.neigh_set(1, iface=1, af=af, addr=packed(server(af, 2)), mac=mac("02:00:00:00:09:09")))
+    assert served() == everybody | {first + 1: {"02:00:00:00:09:09"}}
+    b.do(shm.dest_del(first + 3, 1))
+    assert first + 3 not in served()
+    gateway = {"gateway": packed(server(af, 1)), "iface": 1}
+    b.do(shm.route_set(1, af=af, prefix=packed(server(af, 3)), plen=32 if af == 4 else 128, **gateway))
+    assert served()[first + 2] == {"no_route"}
+    b.do(shm.svc_del(NUMBER[af, "udp"], 1))
+    assert {r.verdict for r in b.burst(questions)} == {"kernel"}
+    b.do(shm.svc_set(40, 1, af=af, addr=packed(VIP[af]), port=80, proto=17, sched=sched, mode=shm.MODE_DR, fresh=True,
+                     table_off=NUMBER[af, "udp"] * 64, table_len=1, flags=shm.SVC_ONE_PACKET))  # fmt: skip
+    assert {(r.svc, r.dest) for r in b.burst(questions) + b.burst(questions)} == {(40, first)}
 
 
 @pytest.mark.parametrize("workers", [2, 3])
