@@ -34,12 +34,6 @@ RANK = {"passes": 0, "skipped": 1, "FAILS": 2}
 WHY_NOT: tuple[tuple[Cell, str], ...] = (
     (("nat64", "IPv4", ".*", ".*"), "its clients are IPv6"),
     (("snat", ".*", "sctp", ".*"), "rules are for TCP, UDP and ICMP echo; the kernel routes the rest"),
-    (("nat64", "IPv6", "icmp", ".*"), "refused in the configuration: pings are not translated between the families"),
-    (
-        ("nat64", "IPv6", "sctp", "(?!engine).*"),
-        "refused in the configuration: translated answers grow by 20 bytes, and what Linux has cut into chunks already it sends "
-        "again in IP fragments, which can't be translated",
-    ),
 )
 
 

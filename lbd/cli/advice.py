@@ -95,8 +95,6 @@ ADVICE = {
         "buffer size of 1232)."
     ),
     "frag_table_full": "More datagrams in fragments at once than a worker follows, most of them never completed: an attack.",
-    "frag_unsupported": (
-        "SCTP cuts data itself, to the path's MTU; its packets in fragments are rare. Modes dr and tunnel forward them."
-    ),
+    "frag_unsupported": "An internal host sends ICMP other than pings in fragments; nothing usual does.",
     "echo_id_zero": "Common pings have other identifiers. Whoever needs this one: mode fullnat, dr or tunnel.",
 }

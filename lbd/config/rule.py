@@ -20,7 +20,6 @@ from lbd.config.tunnel import Encapsulation, ServerEncapsulation
 from lbd.config.value import duration_text, shown
 from lbd.sched import scheduler
 
-UNTRANSLATED = {"sctp": "SCTP", "icmp": "ICMP echo"}  # between the address families
 Finding = tuple[Loc, str]
 T = TypeVar("T")
 
@@ -124,8 +123,7 @@ def _sorry_servers(view: View) -> Iterator[Finding]:
             yield loc, f"must not be a {own} of lbd itself: use the server's own address"
         elif any(r.address == sorry for r in service.real_server):
             yield loc, "must not be one of the real servers: they have all failed when it is needed; use another server"
-        translated = (service.mode, service.af) == ("fullnat", 6) and service.protocol not in UNTRANSLATED
-        if sorry.af != service.af and service.mode != "tunnel" and not translated:
+        if sorry.af != service.af and service.mode != "tunnel" and (service.mode, service.af) != ("fullnat", 6):
             yield loc, f"must be IPv{service.af} as the service's address, not IPv{sorry.af}"
         if service.mode in ("dr", "tunnel") and sorry.port != service.port:
             yield loc, f"must have port {service.port} as the service, not {sorry.port}: mode {service.mode} changes no port"
@@ -136,11 +134,7 @@ def _families(view: View) -> Iterator[Finding]:
     for outer, service in view.services():
         af = service.af
         for loc, server in view.real_servers(outer, service):
-            if server.af == af or service.mode == "tunnel":
-                continue
-            if (service.mode, af) == ("fullnat", 6):
-                if what := UNTRANSLATED.get(service.protocol):
-                    yield (*loc, "address"), f"must be IPv6, not IPv{server.af}: {what} is not translated between them"
+            if server.af == af or service.mode == "tunnel" or (service.mode, af) == ("fullnat", 6):
                 continue
             wrong = f"must be IPv{af} as the service's address, not IPv{server.af}"
             why = f"{service.mode} does not translate between them"

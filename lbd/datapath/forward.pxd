@@ -5,9 +5,9 @@ from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_st32, lbd_bswap16, l
                                     lbd_compiler_barrier)
 from lbd.datapath.engine cimport ConnExt, Engine
 from lbd.datapath.ext cimport conn_ext, ext_give
-from lbd.datapath.pkt cimport FRAG_LATER, FRAG_NONE, Pkt, PKT_NEW, PKT_REPLY, PKT_HANDED, PKT_ICMP_ERROR, PKT_TUNNEL
+from lbd.datapath.pkt cimport FRAG_FIRST, FRAG_LATER, FRAG_NONE, Pkt, PKT_NEW, PKT_REPLY, PKT_HANDED, PKT_ICMP_ERROR, PKT_TUNNEL
 from lbd.datapath.flow cimport Tuple, tuple_hash
-from lbd.datapath.hdr cimport ETH_HLEN, TcpHdr, PROTO_SCTP, PROTO_TCP, PROTO_UDP, TCP_SYN, TCP_ACK, TCP_FIN, TCP_RST
+from lbd.datapath.hdr cimport ETH_HLEN, TcpHdr, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, TCP_SYN, TCP_ACK, TCP_FIN, TCP_RST
 from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
@@ -25,6 +25,8 @@ from lbd.datapath.encap cimport encap, outer_source
 from lbd.datapath.decap cimport ecn_carry
 from lbd.datapath.tally cimport stat_packet
 from lbd.datapath.tunnel cimport server_af, tunnel_room
+from lbd.datapath.echo cimport is_icmp
+from lbd.datapath.echo64 cimport nat64_echo
 from lbd.datapath.nat64 cimport nat64_mtu, nat64_obstacle, nat64_packet
 from lbd.datapath.icmp64 cimport nat64_error
 from lbd.datapath.icmp_err cimport answer, quoted_l4, translate4, translate6
@@ -176,6 +178,14 @@ cdef inline bint is_nat64(const ConnCommon *c) noexcept nogil:
     return c.flags & CONN_MODE == MODE_NAT64 << CONN_MODE_SHIFT
 
 
+cdef inline bint sums_length(const ConnCommon *c) noexcept nogil:
+    """Do new ends change the checksum by an amount that depends on the datagram's length? CRC32c they do, and ICMPv6's where it
+    becomes ICMP's."""
+    if c.flags & CONN_ONE_WAY:
+        return False
+    return c.proto == PROTO_SCTP or (c.proto == PROTO_ICMPV6 and is_nat64(c))
+
+
 cdef inline uint32_t adj_mtu(Engine *e, uint32_t n) noexcept nogil:
     """Of an adjacency's link; where the way isn't known, what hinders nothing."""
     return e.iface[e.adj[n].link].mtu if n != ADJ_NONE else 0xffff
@@ -267,7 +277,10 @@ cdef inline bint send_out(Engine *e, Pkt *p, uint32_t i, const ConnCommon *c, ui
 cdef inline bint leave(Engine *e, Pkt *p, uint32_t i, const ConnCommon *c, uint32_t direction, int af) noexcept nogil:
     """A packet that may go: as its connection's mode changes it, and sent out. False: dropped."""
     if af == 6 and is_nat64(c):
-        nat64_packet(e, p, conn6(&e.t6, i))
+        if lbd_unlikely(is_icmp(p.proto)):
+            nat64_echo(e, p, conn6(&e.t6, i))
+        else:
+            nat64_packet(e, p, conn6(&e.t6, i))
     else:
         rewrite(e, p, table_of(e, af), i, direction, af)
     return send_out(e, p, i, c, direction, af)
@@ -334,6 +347,10 @@ cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept
         p.flags |= PKT_REPLY
     if lbd_unlikely(not way_out(e, p, i, c, direction, af)):
         return
+    if lbd_unlikely(p.frag == FRAG_FIRST and p.beyond == 0 and sums_length(c)):
+        p.verdict = VERDICT_HOLD                # until the last one has told (frag_flow.pxd)
+        p.reason = REASON_NONE
+        return
     if lbd_unlikely(p.flags & PKT_TUNNEL and not ecn_carry(p)):
         drop(p, REASON_TUNNEL_CONGESTED)
         return
@@ -342,9 +359,6 @@ cdef inline void forward_known(Engine *e, Pkt *p, uint32_t ref, int af) noexcept
         if lbd_unlikely(obstacle != REASON_NONE):
             drop(p, obstacle)
             return
-    if lbd_unlikely(p.frag != FRAG_NONE and c.proto == PROTO_SCTP and not c.flags & CONN_ONE_WAY):
-        drop(p, REASON_FRAG_UNSUPPORTED)
-        return
     if lbd_likely(p.proto == PROTO_TCP and p.frag != FRAG_LATER):       # (which shows no state)
         if lbd_unlikely(c.flags & CONN_EXTENDED and direction == 1):    # before the edges, which are in the client's numbers
             seq_translate(p, conn_ext(e, table_of(e, af), i, af), 1)

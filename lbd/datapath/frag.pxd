@@ -22,7 +22,7 @@ cdef enum:
     FRAG_NIL = 0xffffffff
 
 cdef enum FragState:
-    FRAG_WAITING = 0            # for its first fragment
+    FRAG_WAITING = 0            # for its first fragment, or, where that has to know the length (proto is set), for the last
     FRAG_BOUND = 1              # to a connection of this worker
     FRAG_AWAY = 2               # another worker's
     FRAG_KERNEL = 3             # the host's stack's

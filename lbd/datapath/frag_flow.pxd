@@ -2,6 +2,9 @@
 # if need be. What became of it is remembered (frag.pxd), and the later ones follow; they wait if they are early. Their addresses
 # are rewritten; the datagram's transport checksum lies in the first one, and takes the same delta as a whole packet's.
 #
+# Where that delta depends on the datagram's length (sums_length of forward.pxd), the first one is held, too, until the last one has
+# told.
+#
 # Several workers: whoever receives a fragment gives it to the fragments' owner (owner.pxd), which sees all of a datagram. It sends
 # the first one the way that any packet goes from there, and remembers to which worker; that one remembers what it did. So the
 # later ones go the first one's way, behind it: rings keep order.
@@ -20,13 +23,14 @@ from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport CONN_ONE_WAY, REF_NONE, conn_common, conn_is, conn_lookup
 from lbd.datapath.frag cimport (FRAG_AWAITED, FRAG_AWAY, FRAG_BOUND, FRAG_CHOSEN, FRAG_KERNEL, FRAG_NIL, FRAG_REFUSED,
                                 FRAG_WAITING, Frag, frag_known, frag_make, frag_move, frag_passed)
-from lbd.datapath.frag_held cimport frag_decide, frag_hold
+from lbd.datapath.frag_held cimport frag_decide, frag_hold, frag_release
 from lbd.datapath.lifetime cimport table_of
-from lbd.datapath.nat64 cimport tuple_map
+from lbd.datapath.nat64 cimport proto6, tuple_map
 from lbd.datapath.onepacket cimport choose, chosen_way, one_packet, still_chosen
 from lbd.datapath.owner cimport fragment_owner
 from lbd.datapath.forward cimport drop, forward_known
 from lbd.datapath.open cimport HOPS_ASKING, HOPS_MAX, hand_on
+from lbd.datapath.parse cimport KIND_LEFT
 from lbd.datapath.svc cimport MODE_ONE_WAY
 
 
@@ -89,7 +93,7 @@ cdef inline bint is_bound(Engine *e, const Frag *f, const Tuple *t, int af) noex
         return False
     if f.table == af:
         return conn_is(table_of(e, af), f.ref, t, af)
-    tuple_map(&k, t)
+    tuple_map(&k, t, proto6(t.proto))
     return conn_is(&e.t6, f.ref, &k, 6)
 
 
@@ -99,10 +103,19 @@ cdef inline bint bind(Engine *e, Frag *f, const Tuple *t, uint64_t h, int af) no
     f.table = af
     f.ref = conn_lookup(table_of(e, af), t, h, af)
     if af == 4 and f.ref == REF_NONE and e.nat64:
-        tuple_map(&k, t)
+        tuple_map(&k, t, proto6(t.proto))
         f.table = 6
         f.ref = conn_lookup(&e.t6, &k, tuple_hash(&k, e.hash_key, 6), 6)
     return f.ref != REF_NONE
+
+
+cdef inline void hold(Engine *e, Pkt *p, uint32_t n) noexcept nogil:
+    cdef uint32_t why = frag_hold(e, e.frags, n, p)
+    if why != REASON_NONE:
+        drop(p, why)
+        return
+    p.verdict = VERDICT_HOLD
+    p.reason = REASON_NONE
 
 
 # --- the first one ---------------------------------------------------------------------------------------------------
@@ -143,6 +156,7 @@ cdef inline bint frag_first(Engine *e, Pkt *p, const Tuple *t, int af) noexcept 
     f.sport = t.sport
     f.dport = t.dport
     f.proto = t.proto
+    p.beyond = f.total - p.frag_size if f.total > p.frag_size else 0
     if f.state == FRAG_AWAY:                # it came back, the later ones behind it: where it goes from here is not known yet
         f.state = FRAG_WAITING
         frag_move(e.frags, n, FRAG_AWAITED, e.now_ms)
@@ -160,8 +174,14 @@ cdef inline void frag_bind(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil
     frag_key(&k, t, p.frag_id, af)
     n = frag_known(e.frags, &k, tuple_hash(&k, e.hash_key, af), e.now_ms)
     if n == FRAG_NIL:                       # others of this burst took its place
+        if p.verdict == VERDICT_HOLD:
+            drop(p, REASON_FRAG_TABLE_FULL)
         return
     f = e.frags.entry + n
+    if p.verdict == VERDICT_HOLD:
+        hold(e, p, n)
+        if p.verdict == VERDICT_HOLD:
+            return
     if p.verdict == VERDICT_FORWARD:
         if bind(e, f, t, e.hash[i], af):    # else it ended the connection
             state = FRAG_BOUND
@@ -181,15 +201,6 @@ cdef inline void frag_bind(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil
 
 
 # --- the later ones --------------------------------------------------------------------------------------------------
-
-cdef inline void hold(Engine *e, Pkt *p, uint32_t n) noexcept nogil:
-    cdef uint32_t why = frag_hold(e, e.frags, n, p)
-    if why != REASON_NONE:
-        drop(p, why)
-        return
-    p.verdict = VERDICT_HOLD
-    p.reason = REASON_NONE
-
 
 cdef inline bint as_bound(Engine *e, Pkt *p, const Tuple *t, Frag *f, int af) noexcept nogil:
     """By its datagram's connection; of that one's records by the live one, if it went on to another real server meanwhile. False:
@@ -235,10 +246,14 @@ cdef inline void frag_later(Engine *e, Pkt *p, const Tuple *k, uint64_t h, int a
             return
         n = frag_make(e.frags, k, h, e.now_ms, e.count)
     f = e.frags.entry + n
+    start = frag_offset(p, af, &last)
     if f.state == FRAG_WAITING:
         hold(e, p, n)
+        if last and p.verdict == VERDICT_HOLD:
+            f.total = start + p.frag_size
+            if f.proto:                     # the first one is among them, and has waited for this
+                frag_release(e.frags, n)
         return
-    start = frag_offset(p, af, &last)
     if f.state == FRAG_BOUND or f.state == FRAG_CHOSEN:
         follow(e, p, k, f, af)
     elif f.state == FRAG_AWAY:
@@ -257,6 +272,6 @@ cdef inline void frag_later(Engine *e, Pkt *p, const Tuple *k, uint64_t h, int a
 cdef inline bint frag_settle(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
     """True: it has its verdict. (A first one may go on.)"""
     if p.frag == FRAG_FIRST:
-        return frag_first(e, p, &e.tuple[i], af)
+        return frag_first(e, p, &e.tuple[i], af) or e.kind[i] == KIND_LEFT
     frag_later(e, p, &e.tuple[i], e.hash[i], af)
     return True

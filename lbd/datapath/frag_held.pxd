@@ -90,12 +90,9 @@ cdef inline uint32_t frag_hold(const Engine *e, FragTable *t, uint32_t i, const 
     return REASON_NONE
 
 
-cdef inline void frag_decide(FragTable *t, uint32_t i, uint32_t state, uint32_t now_ms) noexcept nogil:
-    """Its first fragment has come: what is held is ready."""
+cdef inline void frag_release(FragTable *t, uint32_t i) noexcept nogil:
+    """What is held of it is ready."""
     cdef Frag *f = t.entry + i
-    f.state = state
-    if f.list != FRAG_SPARE:
-        frag_move(t, i, FRAG_DECIDED, now_ms)
     if f.held_n == 0:
         return
     if t.ready:
@@ -104,6 +101,14 @@ cdef inline void frag_decide(FragTable *t, uint32_t i, uint32_t state, uint32_t 
         t.ready = f.held
     t.ready_last = f.held_last
     f.held = f.held_last = f.held_n = 0
+
+
+cdef inline void frag_decide(FragTable *t, uint32_t i, uint32_t state, uint32_t now_ms) noexcept nogil:
+    """Its first fragment has gone its way."""
+    t.entry[i].state = state
+    if t.entry[i].list != FRAG_SPARE:
+        frag_move(t, i, FRAG_DECIDED, now_ms)
+    frag_release(t, i)
 
 
 cdef inline uint32_t frag_ready(const FragTable *t) noexcept nogil:

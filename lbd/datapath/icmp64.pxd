@@ -11,6 +11,8 @@ from lbd.datapath.pkt cimport Pkt
 from lbd.datapath.hdr cimport *
 from lbd.datapath.csum cimport csum_diff, csum_fold, csum_partial, csum_pseudo
 from lbd.datapath.conn cimport Conn6
+from lbd.datapath.echo cimport is_icmp
+from lbd.datapath.echo64 cimport echo_cross
 from lbd.datapath.icmp_err cimport inner_ports, quoted6_l4
 from lbd.datapath.nat64 cimport head4, head6, moved, traffic_class
 
@@ -116,6 +118,20 @@ cdef inline uint64_t ends_diff(const Conn6 *c) noexcept nogil:
     return csum_diff(c.caddr, c.laddr, 16, csum_diff(c.vaddr, c.daddr, 16, 0))
 
 
+cdef inline uint8_t quoted_ends(uint8_t *l4, uint32_t have, uint32_t own, uint8_t proto, const Conn6 *c,
+                                uint32_t to) noexcept nogil:
+    """The quoted transport header as the other side, of family `to`, knows it; returns its protocol's number there. have, own:
+    bytes quoted, and that it had."""
+    if is_icmp(proto):
+        echo_cross(l4, c, own, to)
+        return PROTO_ICMP if to == 4 else PROTO_ICMPV6
+    if to == 4:
+        inner_ports(l4, have, own, proto, c.dport, c.lport, ends_diff(c))
+    else:
+        inner_ports(l4, have, own, proto, c.cport, c.vport, <uint16_t> ~csum_fold(ends_diff(c)))
+    return proto
+
+
 cdef inline bint error46(Pkt *p, const Conn6 *c, uint32_t mtu4, uint32_t mtu6) noexcept nogil:
     """An ICMPv4 error about LIP → real server becomes the client's, about client → VIP. False: there is none such in ICMPv6."""
     cdef const uint8_t *ip = p.data + p.l3
@@ -132,7 +148,7 @@ cdef inline bint error46(Pkt *p, const Conn6 *c, uint32_t mtu4, uint32_t mtu6) n
     if kind == LBD_ICMP_DROP or mtu6 < ERROR6_MIN:
         return False
     have = least(have, least(MTU6_MIN, mtu6) - 2 * sizeof(Ip6Hdr) - ICMP_HLEN)
-    inner_ports(l4, have, own, proto, c.cport, c.vport, <uint16_t> ~csum_fold(ends_diff(c)))
+    proto = quoted_ends(l4, have, own, proto, c, 6)
     head6(l4 - sizeof(Ip6Hdr), c.caddr, c.vaddr, own, qtos, qttl, proto)
     have += sizeof(Ip6Hdr) + ICMP_HLEN                      # the ICMPv6 message
     head6(<uint8_t *> out - sizeof(Ip6Hdr), c.vaddr, c.caddr, have, tos, hops, PROTO_ICMPV6)
@@ -162,7 +178,7 @@ cdef inline bint error64(Engine *e, Pkt *p, const Conn6 *c, uint8_t proto, uint3
         return False
     own = own - n if own > n else 0
     have = least(quoted_bytes(p.l3 + p.l3_len - at, own, n, told), mtu4 - 2 * sizeof(IpHdr) - ICMP_HLEN)
-    inner_ports(l4, have, own, proto, c.dport, c.lport, ends_diff(c))
+    proto = quoted_ends(l4, have, own, proto, c, 4)
     head4(e, l4 - sizeof(IpHdr), c.daddr, c.laddr, own + sizeof(IpHdr), qtos, qttl, proto)
     have += sizeof(IpHdr) + ICMP_HLEN                       # the ICMP message
     head4(e, <uint8_t *> out - sizeof(IpHdr), c.laddr, c.daddr, have + sizeof(IpHdr), tos, ttl, PROTO_ICMP)

@@ -19,7 +19,7 @@ from lbd.datapath.conn cimport (Bucket, CONN_EXTENDED, CONN_IMPORTED, ConnCommon
                                 conn_tag, lbd_tag_match, REF_NONE)
 from lbd.datapath.ext cimport conn_ext
 from lbd.datapath.lifetime cimport table_of
-from lbd.datapath.nat64 cimport tuple_map
+from lbd.datapath.nat64 cimport proto6, tuple_map
 from lbd.datapath.owner cimport flow_owner
 from lbd.datapath.snat cimport snat_lip
 from lbd.datapath.svc cimport Lip, LIP_NONE, MODE_SNAT, Svc
@@ -63,7 +63,7 @@ cdef inline void port_holder(Engine *e, Plan *plan, int af) noexcept nogil:
     plan.over = conn_lookup(table_of(e, af), &plan.back, plan.hash, af)
     plan.over_af = af
     if af == 4 and e.nat64 and plan.over == REF_NONE:
-        tuple_map(&k, &plan.back)
+        tuple_map(&k, &plan.back, proto6(plan.back.proto))
         plan.over = conn_lookup(&e.t6, &k, tuple_hash(&k, e.hash_key, 6), 6)
         plan.over_af = 6
 
@@ -73,7 +73,7 @@ cdef inline void port_prefetch(Engine *e, const Plan *plan, int af) noexcept nog
     cdef Tuple k
     lbd_prefetch(conn_bucket(table_of(e, af), plan.hash))
     if af == 4 and e.nat64:
-        tuple_map(&k, &plan.back)
+        tuple_map(&k, &plan.back, proto6(plan.back.proto))
         lbd_prefetch(conn_bucket(&e.t6, tuple_hash(&k, e.hash_key, 6)))
 
 

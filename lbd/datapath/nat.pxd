@@ -15,7 +15,7 @@ from lbd.datapath.conn cimport (CONN_ONE_WAY, CONN_WRAPS, Conn4, Conn6, ConnComm
                                 conn_side)
 from lbd.datapath.echo cimport echo_write, is_icmp
 from lbd.datapath.neigh cimport Adj, IFACE_COMPLETES, TPID_AD, TPID_OUTER_Q
-from lbd.datapath.parse cimport transport_check, transport_len, transport_pseudo
+from lbd.datapath.parse cimport transport_check, transport_len, transport_pseudo, transport_whole
 
 cdef enum:
     TTL_DELTA = 0xfffe          # TTL - 1 as a checksum delta, in memory order: TTL is the first byte of its word
@@ -114,7 +114,7 @@ cdef inline void transport_changed(Pkt *p, uint32_t before, uint16_t delta) noex
     if lbd_likely(p.proto != PROTO_SCTP):
         check_update(p.data + p.l4, p.proto, delta)
     else:
-        sctp_ports_changed(p.data + p.l4, transport_len(p), before)
+        sctp_ports_changed(p.data + p.l4, transport_whole(p), before)
 
 
 cdef inline void rewrite(const Engine *e, Pkt *p, ConnTable *t, uint32_t i, uint32_t direction, int af) noexcept nogil:

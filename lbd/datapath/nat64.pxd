@@ -32,20 +32,26 @@ cdef inline void addr_map(uint8_t *out, const uint8_t *addr) noexcept nogil:
     lbd_st64(out + 8, half)
 
 
-cdef inline void tuple_map(Tuple *out, const Tuple *t) noexcept nogil:
-    """An IPv4 tuple in mapped form; out may be t."""
+cdef inline uint8_t proto6(uint8_t proto) noexcept nogil:
+    """A record's protocol number, by that of an IPv4 packet: ICMP has another one in each family."""
+    return PROTO_ICMPV6 if proto == PROTO_ICMP else proto
+
+
+cdef inline void tuple_map(Tuple *out, const Tuple *t, uint8_t proto) noexcept nogil:
+    """An IPv4 tuple in mapped form; out may be t. proto: proto6 of its own."""
     addr_map(out.saddr, t.saddr)
     addr_map(out.daddr, t.daddr)
     ports_put(out, t.sport, t.dport)
-    out.proto = t.proto
+    out.proto = proto
     out.af = 6
     out.spare = 0
 
 
 cdef inline void far_prefetch(Engine *e, uint32_t i) noexcept nogil:
-    """For IPv4 packet i of the burst, which the IPv4 table does not know: its mapped tuple's hash and bucket."""
+    """For IPv4 packet i of the burst, which the IPv4 table does not know: its mapped tuple's hash and bucket. In vain of ICMP, of
+    which the number is another one there."""
     cdef Tuple k
-    tuple_map(&k, &e.tuple[i])
+    tuple_map(&k, &e.tuple[i], e.tuple[i].proto)
     e.far_hash[i] = tuple_hash(&k, e.hash_key, 6)
     lbd_prefetch(conn_bucket(&e.t6, e.far_hash[i]))
 
@@ -205,7 +211,7 @@ cdef inline void nat64_fragment(Engine *e, Pkt *p, const Conn6 *c) noexcept nogi
 
 
 cdef inline void nat64_packet(Engine *e, Pkt *p, const Conn6 *c) noexcept nogil:
-    """TCP, UDP or SCTP, without an obstacle. Its family is its direction."""
+    """TCP, UDP or SCTP, without an obstacle. Its family is its direction. (ICMP echo: echo64.pxd.)"""
     cdef const uint8_t *ip = p.data + p.l3
     cdef uint8_t *l4 = p.data + p.l4
     cdef uint32_t n = p.l3 + p.l3_len - p.l4

@@ -9,7 +9,7 @@ from lbd.datapath.engine cimport ConnExt, Engine, Plan
 from lbd.datapath.ext cimport ext_give, ext_take
 from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_ICMP_ERROR, PKT_NEW
 from lbd.datapath.flow cimport Tuple, tuple_hash
-from lbd.datapath.hdr cimport PROTO_SCTP, PROTO_TCP, PROTO_UDP, TcpHdr, TCP_ACK, TCP_RST, TCP_SYN
+from lbd.datapath.hdr cimport PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP, TcpHdr, TCP_ACK, TCP_RST, TCP_SYN
 from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
@@ -325,6 +325,8 @@ cdef inline uint32_t plan_open(Engine *e, Pkt *p, uint32_t i, Plan *plan, uint32
             port_prefetch(e, plan, af)
     elif af == 6 and plan.mode == MODE_NAT64:
         e.nat64 = 1
+        if is_icmp(plan.back.proto):            # as its answers carry it
+            plan.back.proto = PROTO_ICMP
         plan.lip = laddr_guess(e, e.svc + p.svc, &e.tuple[i], plan, 4)
         if plan.lip != LIP_NONE:
             port_prefetch(e, plan, 4)
@@ -516,11 +518,9 @@ cdef inline uint32_t far_end(Engine *e, const Tuple *t, uint32_t svc, Plan *plan
     if plan.mode == MODE_FULLNAT:
         return local_end(e, t, svc, plan, af)
     if af == 6 and plan.mode == MODE_NAT64:
-        if is_icmp(t.proto):                # its answer has another protocol number
-            return REASON_UNTRANSLATABLE
         e.nat64 = 1
         why = local_end(e, t, svc, plan, 4)
-        tuple_map(&plan.back, &plan.back)
+        tuple_map(&plan.back, &plan.back, t.proto)
         plan.hash = tuple_hash(&plan.back, e.hash_key, 6)
         return why
     return client_end(e, t, plan, af)

@@ -25,6 +25,7 @@ cdef enum Kind:
     KIND_FLOW = 1               # tuple is the packet's
     KIND_FAST = 3               # a flow, parsed by the fast lane: it may go on there
     KIND_ICMP = 2               # tuple is the quoted packet's, reversed: that of an answer to it
+    KIND_LEFT = 5               # a first fragment of no flow: verdict and reason are set, and are the others' too
     KIND_OUTER = 4              # ICMP error about a tunnel's outer header: tuple is the quoted inner packet's, and so is Pkt.af
 
 cdef enum:
@@ -103,6 +104,11 @@ cdef inline uint32_t transport_len(const Pkt *p) noexcept nogil:
     if p.proto == PROTO_UDP:
         return lbd_bswap16((<UdpHdr *> (p.data + p.l4)).len)
     return p.l3 + p.l3_len - p.l4
+
+
+cdef inline uint32_t transport_whole(const Pkt *p) noexcept nogil:
+    """The same of the datagram that it is the first fragment of, if it is one and that is known."""
+    return transport_len(p) + (p.beyond if p.frag == FRAG_FIRST else 0)
 
 
 cdef inline uint64_t transport_pseudo(const Pkt *p) noexcept nogil:
@@ -300,9 +306,9 @@ cdef inline bint leaves_masked(Engine *e, const Pkt *p, Tuple *t, int af) noexce
 
 cdef inline uint32_t fragment_left(Pkt *p, bint masked) noexcept nogil:
     """Of no flow: the kernel's, but what an SNAT rule is for must not leave by it."""
-    if masked:
-        return settle(p, VERDICT_DROP, REASON_FRAG_UNSUPPORTED)
-    return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
+    p.verdict = VERDICT_DROP if masked else VERDICT_KERNEL
+    p.reason = REASON_FRAG_UNSUPPORTED if masked else REASON_NOT_FOR_US
+    return KIND_LEFT
 
 
 cdef inline bint fragment_of_flow(const Engine *e, const Pkt *p, int af) noexcept nogil:
@@ -327,12 +333,14 @@ cdef inline uint32_t parse_fragment(Engine *e, Pkt *p, Tuple *t, uint32_t start,
     """p.frag, frag_id, frag_size, proto and l4 are set. The first one has the flow's tuple; a later one the datagram's key in its
     place (frag.pxd). Neither shows whether the datagram's checksum is right."""
     cdef uint8_t proto = p.proto
+    cdef uint32_t kind = KIND_FLOW
     # what no address tells may be an answer of mode nat; and what an SNAT rule is for must not leave with its internal address
     cdef bint masked = leaves_masked(e, p, t, af)
     if not masked and e.nat_services == 0 and not is_ours(e, t.daddr, af):
         return settle(p, VERDICT_KERNEL, REASON_NOT_FOR_US)
     if not fragment_of_flow(e, p, af):
-        return fragment_left(p, masked)
+        fragment_left(p, masked)
+        return settle(p, p.verdict, p.reason)
     if start + p.frag_size > 65535 or p.frag_size == 0 or (more and p.frag_size & 7):
         return settle(p, VERDICT_DROP, REASON_MALFORMED)
     if p.frag == FRAG_FIRST:
@@ -343,14 +351,18 @@ cdef inline uint32_t parse_fragment(Engine *e, Pkt *p, Tuple *t, uint32_t start,
         elif proto == PROTO_SCTP:
             p.tcp_flags = (<SctpHdr *> (p.data + p.l4)).chunk
         if not first_ports(p, t, af):
-            return fragment_left(p, masked)
+            kind = fragment_left(p, masked)
+            t.proto = proto
+            lbd_st32(&t.sport, 0)
+            if p.flags & PKT_TUNNEL:
+                not_taken(e, p)
     else:
         if start == 8 and (proto == PROTO_TCP or proto == PROTO_SCTP):
             return settle(p, VERDICT_DROP, REASON_FRAG_TINY)
         lbd_st32(&t.sport, p.frag_id)
         t.proto = proto if af == 4 else PROTO_FRAGMENT
     t.spare = 0
-    return KIND_FLOW
+    return kind
 
 
 cdef inline uint32_t parse4(Engine *e, Pkt *p, Tuple *t) noexcept nogil:

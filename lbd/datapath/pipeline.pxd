@@ -16,7 +16,7 @@ from lbd.datapath.conn cimport (ConnTable, Bucket, REF_LOOK, REF_NONE, conn_buck
                                 lbd_tag_match)
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.forward cimport forward_known, forward_icmp
-from lbd.datapath.nat64 cimport far_prefetch, tuple_map
+from lbd.datapath.nat64 cimport far_prefetch, proto6, tuple_map
 from lbd.datapath.onepacket cimport one_packet_lane, one_packet_settle
 from lbd.datapath.orphan cimport orphan_settle, orphaned
 from lbd.datapath.relay cimport relay
@@ -150,8 +150,8 @@ cdef inline bint settle_known(Engine *e, Pkt *p, uint32_t i, const Tuple *k, uin
 cdef inline bint settle_far(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
     """An IPv4 packet that the IPv4 table does not know: a NAT64 real server's?"""
     cdef Tuple k
-    tuple_map(&k, &e.tuple[i])
-    if lbd_likely(p.ref >= REF_LOOK and e.far_probed):
+    tuple_map(&k, &e.tuple[i], proto6(e.tuple[i].proto))
+    if lbd_likely(p.ref >= REF_LOOK and e.far_probed and k.proto == e.tuple[i].proto):
         return settle_known(e, p, i, &k, e.far_hash[i], e.far_ref[i], 6)
     return settle_known(e, p, i, &k, tuple_hash(&k, e.hash_key, 6), REF_NONE, 6)
 

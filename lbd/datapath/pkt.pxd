@@ -27,7 +27,7 @@ cdef struct Pkt:            # 64 bytes
     uint8_t *data           # first byte of the Ethernet header; the engine may move it (VLAN push and pop)
     uint64_t frame          # the adapter's handle (UMEM address); carried through, not looked at
     uint32_t len            # bytes from data, those in further frames included
-    uint32_t spare
+    uint32_t beyond         # first fragment: bytes of its datagram's payload in the others; 0 = not known (frag_flow.pxd)
     uint32_t frag_id        # fragment: identification, network order (IPv4: in the lower half)
     uint32_t ref            # candidate: connection number << 1 | direction, or REF_NONE
     uint16_t outer          # outer tag of two (802.1ad), 0 = none

@@ -42,10 +42,10 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("tunnel_malformed", "in a tunnel that ends here: its own header, or that of the packet inside, is damaged or truncated"),
     ("tunnel_congested", "in a tunnel that ends here: marked by a router on its way; the packet inside can't say so (RFC 6040)"),
     ("frag_orphan", "a fragment of a datagram whose first one was dropped, or whose connection is gone"),
-    ("frag_timeout", "a fragment that was held, and the first one of its datagram did not come in time"),
+    ("frag_timeout", "a fragment that was held, and the first one of its datagram, or the last one of one whose length matters, "
+     "did not come in time"),
     ("frag_table_full", "a fragment that was held, and newer ones needed the room"),
-    ("frag_unsupported", "a fragment of SCTP in fullnat or nat, whose checksum new ports change in a way that no fragment shows; "
-     "of ICMP but pings in snat"),
+    ("frag_unsupported", "snat: a fragment of ICMP but pings, which no rule is for, and which must not leave as it is"),
     ("echo_id_zero", "mode nat: an echo request with identifier 0, whose answer could not be told from a request"),
 )
 

@@ -10,6 +10,7 @@ from libc.string cimport memcpy, memset
 from lbd.datapath.conn cimport CONN_FREE, CONN_OTHER_FAMILY, ConnCommon, ConnTable, conn_common, conn_local, conn_tuple
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.flow cimport Tuple, tuple_hash
+from lbd.datapath.hdr cimport PROTO_ICMP, PROTO_ICMPV6
 
 cdef enum:
     TAKEN_BITS = 8388608        # a megabyte of the host segment
@@ -32,6 +33,8 @@ cdef inline void back_on_wire(ConnTable *t, uint32_t i, Tuple *k, int af) noexce
         memcpy(k.saddr, mapped.saddr + 12, 4)
         memcpy(k.daddr, mapped.daddr + 12, 4)
         k.af = 4
+        if k.proto == PROTO_ICMPV6:
+            k.proto = PROTO_ICMP
 
 
 cdef inline void taken_mark(uint8_t *taken, ConnTable *t, const uint64_t *key, int af) noexcept nogil:

@@ -175,8 +175,15 @@ def same(one: Desired, other: Desired) -> bool:
 
 
 def kept(a: Service, b: Service) -> bool:
-    """Whether they send alike from local addresses."""
-    return a.mode == b.mode or a.protocol not in (ICMP, ICMPV6)
+    """Whether they send echo requests alike from local addresses."""
+    return asking(a) == asking(b)
+
+
+def asking(s: Service) -> set[int]:
+    """Families that the service sends echo requests in, from local addresses: its real servers'."""
+    if s.mode != "fullnat" or s.protocol not in (ICMP, ICMPV6):
+        return set()
+    return {family(r.address) for r in s.real_servers} | {family(s.address), *([family(s.sorry[0])] if s.sorry else [])}
 
 
 def sources(desired: Desired) -> set[ServiceAt]:
@@ -192,8 +199,8 @@ def sources(desired: Desired) -> set[ServiceAt]:
 
 def senders(desired: Desired) -> set[LipAt]:
     """Local addresses that lbd sends ICMP echo requests from, with identifiers of its own: those of SNAT pools, and where there are
-    ICMP services of mode fullnat all of their family."""
-    families = {4 if s.protocol == ICMP else 6 for s in desired.services if s.mode == "fullnat" and s.protocol in (ICMP, ICMPV6)}
+    ICMP services of mode fullnat all of their families."""
+    families = set().union(*(asking(s) for s in desired.services))
     lips = ((family(a.address), a.address, a.snat) for a in desired.local_addresses)
     return {(af, address) for af, address, snat in lips if snat or af in families}
 

@@ -139,8 +139,15 @@ cdef void judge_out(const Pkt *p, uint32_t i, const uint8_t *block, const uint8_
         came = came_at(p, i, before, l3 - block)
     if came == NULL:
         return
-    never(transport_right(proto, l3, l4) != transport_right(proto, came, before + (l4 - block))
+    never(transport_right(proto, l3, l4) != transport_right(number_in(proto, came), came, before + (l4 - block))
           and not (proto == 17 and lbd_ld16(before + (l4 - block) + 6) == 0))
+
+
+cdef uint8_t number_in(uint8_t proto, const uint8_t *l3) noexcept nogil:
+    """ICMP's protocol number is another one in each family."""
+    if proto != 1 and proto != 58:
+        return proto
+    return 1 if l3[0] >> 4 == 4 else 58
 
 
 cdef void judge_tunnel(const uint8_t *l3, uint32_t n) noexcept nogil:

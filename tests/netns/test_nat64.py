@@ -18,6 +18,7 @@ from lbd.testbed.testbed import config_text, endpoint
 from tests.netns.command import lbd
 from tests.netns.metrics import scrape
 from tests.netns.test_frag import ECHO, echoes, payloads, start_echo, warm
+from tests.netns.test_ping import ping
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
@@ -40,6 +41,12 @@ def site(make_shared: Callable[..., Testbed]) -> tuple[Testbed, Daemon]:
         {
             "name": "echo6", "address": endpoint(testbed.vip(6), ECHO), "protocol": "udp", "interface": "eth0",
             "real_server": [{"address": endpoint(s.host.address4, ECHO)} for s in testbed.servers],
+        }
+    )  # fmt: skip
+    settings["service"].append(
+        {
+            "name": "ping6", "address": testbed.vip(6), "protocol": "icmp", "interface": "eth0",
+            "real_server": [{"address": s.host.address4} for s in testbed.servers],
         }
     )  # fmt: skip
     return testbed, testbed.lbd(config_text(settings))
@@ -110,6 +117,17 @@ def test_datagrams_in_fragments(site: tuple[Testbed, Daemon]) -> None:
     assert all(echoes(testbed.client, testbed.vip(6), ECHO, payloads(each=4)))
     seen = "".join(s.ns.run(["ip", "route", "get", lip]) for s in testbed.servers for lip in testbed.topology.lips4)
     assert "mtu 1472" in seen, seen
+
+
+@pytest.mark.cell("nat64", "6", "icmp", "veth")
+def test_pings(site: tuple[Testbed, Daemon]) -> None:
+    """Of every size, large ones in fragments; the real servers' own pings, and the host's, go on beside them."""
+    testbed, daemon = site
+    for n, size in enumerate((0, 56, 1200, 3000, 20000)):
+        ping(testbed.client, 6, testbed.vip(6), "-e", str(1000 + n), "-s", str(size))
+    ping(testbed.balancer, 4, testbed.servers[0].host.address4, "-I", testbed.topology.lips4[0], "-e", "20000")
+    conns = daemon.get("/v1/conns?service=ping6")["conns"]
+    assert conns and all(c["state"] == "icmp" and c["local"].startswith("10.") for c in conns)
 
 
 def test_a_port_that_nobody_listens_on(site: tuple[Testbed, Daemon]) -> None:

@@ -18,19 +18,20 @@ from tests.netns.test_mode import FAR_VIP, far_routes, far_servers, stats
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 END = str(Path(__file__).with_name("sctp_end.py"))
-PORTS = {"fullnat": 3868, "nat": 3869, "dr": 3870, "tunnel": 3871}
+PORTS = {"fullnat": 3868, "nat": 3869, "dr": 3870, "tunnel": 3871, "nat64": 3872}
 ASSOCIATIONS = 60
 
 
 def services(testbed: Testbed, modes: tuple[str, ...], vip: dict[int, str], **more: object) -> list[dict[str, object]]:
     return [
         {
-            "name": f"{mode}{family}", "address": endpoint(vip[family], PORTS[mode]), "protocol": "sctp", "mode": mode,
-            "scheduler": "rr", **more, "real_server": [
-                {"address": endpoint(s.host.address4 if family == 4 else s.host.address6, PORTS[mode])} for s in testbed.servers
+            "name": f"{mode}{family}", "address": endpoint(vip[family], PORTS[mode]), "protocol": "sctp",
+            "mode": "fullnat" if mode == "nat64" else mode, "scheduler": "rr", **more, "real_server": [
+                {"address": endpoint(s.host.address4 if family == 4 or mode == "nat64" else s.host.address6, PORTS[mode])}
+                for s in testbed.servers
             ],
         }
-        for mode in modes for family in (4, 6)
+        for mode in modes for family in (4, 6) if (mode, family) != ("nat64", 4)
     ]  # fmt: skip
 
 
@@ -66,16 +67,15 @@ def near(make_shared: Callable[..., Testbed]) -> tuple[Testbed, Daemon]:
     vip = {family: testbed.vip(family) for family in (4, 6)}
     for server in testbed.servers:
         server.ns.ip(f"route add default via {LB_SERVER[0]}", f"route add ::/0 via {LB_SERVER[1]}")
-    serve(testbed, ("fullnat", "nat"), vip)
+    serve(testbed, ("fullnat", "nat", "nat64"), vip)
     settings = testbed.settings()
     alike = {key: value for key, value in settings["service"][0].items() if key in ("interface", "manage")}
-    settings["service"] += services(testbed, ("fullnat", "nat"), vip, **alike)
+    settings["service"] += services(testbed, ("fullnat", "nat", "nat64"), vip, **alike)
     return testbed, testbed.lbd(config_text(settings))
 
 
 @pytest.mark.cell("{mode}", "{family}", "sctp", "veth")
-@pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
-@pytest.mark.parametrize("mode", ["fullnat", "nat"])
+@pytest.mark.parametrize(("mode", "family"), [("fullnat", 4), ("fullnat", 6), ("nat", 4), ("nat", 6), ("nat64", 6)])
 def test_two_ways(near: tuple[Testbed, Daemon], mode: str, family: int) -> None:
     testbed, daemon = near
     talk(testbed, daemon, mode, family, testbed.vip(family))

@@ -63,13 +63,13 @@ def from_server(af: int, l4: Packet, dst: str, size: int = 480, ident: int = 99,
 
 
 def send(b: Balancer, frames: Sequence[Packet | bytes], iface: int = 0) -> list[Result]:
-    """All that left or is over, in that order: what was held stands where it was released."""
+    """All that left or is over, in that order: what was held stands where it was released, if it was not held again."""
     results = []
     for frame in frames:
         r = b.send(bytes(frame), iface)
         if r.verdict != "hold":
             results.append(r)
-        results += [released for _, _, released in freed(b)]
+        results += [released for _, _, released in freed(b) if released.verdict != "hold"]
     return results
 
 
@@ -84,21 +84,21 @@ def frames_out(results: list[Result]) -> list[bytes]:
     return [frame for r in results for _, frame in r.out]
 
 
-def inner(frame: bytes, mode: str) -> Packet:
-    """The IP packet of the client's flow in it."""
+def inner(frame: bytes, mode: str, shim: int = 0) -> Packet:
+    """The IP packet of the client's flow in it. shim: bytes between a tunnel's outer and inner header."""
     p = Ether(frame).payload
     if mode == "tunnel":
         assert not isinstance(p, IP) or p.frag == 0
-        p = p.payload
-        p = (IP if bytes(p)[0] >> 4 == 4 else IPv6)(bytes(p))
+        data = bytes(p.payload)[shim:]
+        p = (IP if data[0] >> 4 == 4 else IPv6)(data)
     return p
 
 
-def together(frames: list[bytes], mode: str = "fullnat") -> Packet:
+def together(frames: list[bytes], mode: str = "fullnat", shim: int = 0) -> Packet:
     """The datagram, put together by scapy (which wants them in order); each fragment's own header is judged here."""
     packets = []
     for frame in dict.fromkeys(frames):
-        p = inner(frame, mode)
+        p = inner(frame, mode, shim)
         if IP in p:
             right = p.copy()
             del right.chksum

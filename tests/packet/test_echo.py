@@ -412,13 +412,3 @@ def test_commands_that_are_refused(af: int) -> None:
         shm.svc_set(0, 1, af=af, addr=packed(VIP[af]), port=80, proto=proto_number("icmp", af), sched=shm.SCHED_SEQ)
     with pytest.raises(ValueError, match="proto must be"):
         shm.svc_set(0, 1, af=af, addr=packed(VIP[af]), port=0, proto=proto_number("icmp", 10 - af), sched=shm.SCHED_SEQ)
-
-
-def test_to_ipv4_real_servers() -> None:
-    """The configuration refuses them for a service of IPv6; so does the engine."""
-    b = balancer(cross=True)
-    r = b.send(ping(6))
-    assert (r.verdict, r.reason) == ("drop", "untranslatable") and b.engine.conns() == []
-    b.audit()
-
-

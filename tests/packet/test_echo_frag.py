@@ -11,10 +11,10 @@ from tests.packet import fragment
 from tests.packet.balancer import CLIENT, LIP, MAC_CLIENT, MAC_LB0, VIP, Balancer, ip
 from tests.packet.cluster import Cluster
 from tests.packet.fragment import ORDERS, expected, frames_out, from_addresses, from_client, from_server, payload, send, together
-from tests.packet.test_echo import BOTH_WAYS, FAMILIES, ask, balancer, reply, sees, settings
+from tests.packet.test_echo import BOTH_WAYS, FAMILIES, TUNNELS, ask, balancer, reply, sees, settings
 
 SIZE = 2901  # of a ping: 7 fragments, and an odd length
-WAYS = {"fullnat": "fullnat", "nat": "nat", "dr": "dr", "ipip": "tunnel"}  # as test_echo, as fragment has them
+WAYS = {"fullnat": "fullnat", "nat": "nat", "dr": "dr", **dict.fromkeys(TUNNELS, "tunnel")}  # as test_echo, as fragment has them
 MODE = pytest.mark.parametrize("mode", WAYS)
 ORDER = pytest.mark.parametrize("order", ORDERS)
 WORKERS = pytest.mark.parametrize("workers", [2, 3])
@@ -41,7 +41,7 @@ def test_there_and_back(mode: str, af: int, order: str) -> None:
     cut = ORDERS[order](from_client(af, ask(af, data=DATA)))
     frames = frames_out(send(b, cut))
     assert len(frames) == len(cut)
-    whole = together(frames, WAYS[mode])
+    whole = together(frames, WAYS[mode], TUNNELS[mode].shim if mode in TUNNELS else 0)
     [c] = b.engine.conns()
     there = c["local"][1] if mode == "fullnat" else 40000
     assert from_addresses(whole) == expected(af, *fragment.addresses_of(WAYS[mode], af), ask(af, there, DATA))
@@ -75,15 +75,27 @@ def test_the_kernels_own(af: int, order: str) -> None:
     link = Ether(src=MAC_CLIENT, dst=MAC_LB0)
     bare = "192.0.2.77" if af == 4 else "2001:db8:1::77"
     asked = fragment.cut(link, fragment.built(ip(af, CLIENT[af], bare) / ask(af, data=DATA)))
-    for iface, cut in ((0, asked), (1, from_server(af, reply(af, 7, DATA), LIP[af]))):
+    for iface, cut in ((0, asked), (1, from_server(af, reply(af, 7, DATA), LIP[af])), (0, no_echo(af))):
         results = send(b, ORDERS[order](cut), iface)
         assert {r.verdict for r in results} == {"kernel"} and len(results) == len(ORDERS[order](cut))
-    head = IP(src=CLIENT[4], dst=VIP[4], flags="MF", proto=1)
-    if af == 6:
-        head = IPv6(src=CLIENT[6], dst=VIP[6]) / IPv6ExtHdrFragment(nh=58, m=1)
-    assert b.send(link / head / Raw(bytes([13 if af == 4 else 139]) * 64)).verdict == "kernel"
-    assert not b.engine.conns()
+    assert not b.engine.conns() and b.engine.used()["held"] == 0
     b.audit()
+
+
+def no_echo(af: int) -> fragment.Cut:
+    """Of ICMP, to the VIP: a timestamp's request, a node information query."""
+    head = ip(af, CLIENT[af], VIP[af], **{"proto" if af == 4 else "nh": 1 if af == 4 else 58})
+    return fragment.cut(Ether(src=MAC_CLIENT, dst=MAC_LB0), head / Raw(bytes([13 if af == 4 else 139, 0]) + DATA))
+
+
+@FAMILIES
+@WORKERS
+def test_no_echo_by_whichever_worker(af: int, workers: int) -> None:
+    c = Cluster(workers, **settings("fullnat"))
+    for order in ("in order", "reversed"):
+        assert {r.verdict for r in send(c, ORDERS[order](no_echo(af)))} == {"kernel"}
+    assert c.totals("frag_expired") == 0
+    c.audit()
 
 
 @FAMILIES

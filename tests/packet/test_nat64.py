@@ -17,7 +17,7 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrRouting,
 )  # fmt: skip
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
-from scapy.layers.sctp import SCTP, SCTPChunkInit, SCTPChunkInitAck
+from scapy.layers.sctp import SCTP, SCTPChunkData, SCTPChunkInit, SCTPChunkInitAck
 from scapy.packet import Packet, Raw
 
 from lbd.shm import _shm as shm
@@ -276,6 +276,16 @@ def test_sctp() -> None:
     assert only(b.send(from_server(answer, tos=0x2E), 1), 0) == to_client(answer, tos=0x2E)
     quoted = IP(src=LIP[4], dst=server(4, 1)) / SCTP(sport=lport, dport=8080, tag=0) / chunk
     told = Ether(only(b.send(from_server(ICMP(type=3, code=3) / quoted), 1), 0))
+    data = SCTPChunkData(tsn=1, data=b"odd", beginning=1, ending=1)
+    l4 = SCTP(sport=40000, dport=80, tag=9) / data
+    got = only(b.send(from_client(l4)), 1)
+    assert got == to_server(l4, lport, Ether(got)[IP].id)
+    l4 = SCTP(sport=8080, dport=lport, tag=7) / data
+    assert only(b.send(from_server(l4), 1), 0) == to_client(l4)
+    about = IPv6(src=VIP[6], dst=CLIENT[6]) / SCTP(sport=80, dport=40000, tag=7) / data
+    back = Ether(only(b.send(from_client(ICMPv6PacketTooBig(mtu=1400) / about)), 1))
+    want = IP(src=server(4, 1), dst=LIP[4], id=back[ICMP].payload.id) / l4
+    assert bytes(back)[-len(want) :] == bytes(want) and back[ICMP].nexthopmtu == 1380
     want = IPv6(src=CLIENT[6], dst=VIP[6]) / SCTP(sport=40000, dport=80, tag=0) / chunk
     assert bytes(told)[-len(want) :] == bytes(want)
     b.audit()

@@ -1,6 +1,7 @@
 """SCTP in every mode: what leaves is built again with scapy; states by scenario; the checksum, tags, ICMP errors, workers."""
 
 from dataclasses import dataclass, field
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -29,6 +30,7 @@ from scapy.layers.sctp import (
 from scapy.packet import Packet, Raw
 
 from lbd.shm import _shm as shm
+from tests.packet import fragment
 from tests.packet.balancer import (
     CLIENT,
     LIP,
@@ -50,6 +52,7 @@ from tests.unit.test_datapath_hash import KEY as RSS_KEY
 MODES = {"fullnat": shm.MODE_FULLNAT, "nat": shm.MODE_NAT, "dr": shm.MODE_DR, "tunnel": shm.MODE_TUNNEL}
 MODE = pytest.mark.parametrize("mode", MODES)
 TWO_WAY = pytest.mark.parametrize("mode", ["fullnat", "nat"])
+TWO_WAYS = pytest.mark.parametrize("mode,af", [("fullnat", 4), ("fullnat", 6), ("nat", 4), ("nat", 6), ("nat64", 6)])
 ONE_WAY = pytest.mark.parametrize("mode", ["dr", "tunnel"])
 FAMILIES = pytest.mark.parametrize("af", [4, 6])
 CPORT = 40000
@@ -94,11 +97,21 @@ class Association:
     lport: int = field(default=0, init=False)  # FULLNAT
     n: int = field(default=1, init=False)  # the real server's number
 
+    @property
+    def far(self) -> int:
+        """The real server's family."""
+        return 4 if self.mode == "nat64" else self.af
+
+    @property
+    def local(self) -> tuple[str, int]:
+        """Whom the real server takes for the client."""
+        return (CLIENT[self.af], self.port) if self.mode == "nat" else (LIP[self.far], self.lport)
+
     def client(self, what: str, tag: int | None = None) -> Result:
         right = 0 if what == "INIT" else CTAG if what.endswith(" T") else STAG
         l4 = packet(what, self.port, 80, right if tag is None else tag)
         r = self.b.send(bytes(from_client(self.af, l4)))
-        if r.verdict == "forward" and self.mode == "fullnat":
+        if r.verdict == "forward" and self.mode in ("fullnat", "nat64"):
             self.lport = Ether(r.out[0][1])[SCTP].sport
         if r.verdict == "forward":
             self.n = r.out[0][1][5]
@@ -106,17 +119,17 @@ class Association:
 
     def server(self, what: str, tag: int | None = None) -> Result:
         right = STAG if what.endswith(" T") else CTAG
-        to, dport = (LIP, self.lport) if self.mode == "fullnat" else (CLIENT, self.port)
+        to, dport = self.local
         l4 = packet(what, 8080, dport, right if tag is None else tag)
         link = Ether(src=server_mac(self.n), dst=MAC_LB1)
-        return self.b.send(bytes(link / ip(self.af, server(self.af, self.n), to[self.af], **fields(self.af)) / l4), 1)
+        return self.b.send(bytes(link / ip(self.far, server(self.far, self.n), to, **fields(self.far)) / l4), 1)
 
     def open(self) -> None:
         self.client("INIT")
-        if self.mode in ("fullnat", "nat"):
+        if self.mode in ("fullnat", "nat", "nat64"):
             self.server("INIT ACK")
         self.client("COOKIE ECHO")
-        if self.mode in ("fullnat", "nat"):
+        if self.mode in ("fullnat", "nat", "nat64"):
             self.server("COOKIE ACK")
 
     @property
@@ -129,7 +142,11 @@ class Association:
 
 
 def balancer(mode: str, **more: object) -> Balancer:
-    return Balancer(mode=MODES[mode], protocols=("sctp",), **{"servers": 1, **more})  # type: ignore[arg-type]
+    return Balancer(**{**config(mode), **more})  # type: ignore[arg-type]
+
+
+def config(mode: str) -> dict[str, object]:
+    return {"mode": MODES.get(mode, shm.MODE_FULLNAT), "cross": mode == "nat64", "protocols": ("sctp",), "servers": 1}
 
 
 def from_client(af: int, l4: Packet, **more: int) -> Packet:
@@ -281,8 +298,7 @@ def play(a: Association, steps: list[str], tag: int | None = None) -> None:
         assert r.verdict == "forward", (step, r)
 
 
-@TWO_WAY
-@FAMILIES
+@TWO_WAYS
 @pytest.mark.parametrize("steps,state", SCENARIOS.values(), ids=SCENARIOS)
 def test_states(mode: str, af: int, steps: list[str], state: str) -> None:
     b = balancer(mode)
@@ -494,13 +510,78 @@ def test_other_ports_are_the_kernels(af: int) -> None:
     assert (r.verdict, r.reason) == ("kernel", "not_for_us")
 
 
-def test_fragments_are_dropped() -> None:
-    """The checksum covers the whole packet, so its change can't be known from a part."""
+@TWO_WAYS
+@pytest.mark.parametrize("order", fragment.ORDERS)
+def test_fragments(mode: str, af: int, order: str) -> None:
+    """There and back. The checksum covers the whole packet: its change is known when the last fragment has told the length."""
+    b = balancer(mode)
+    a = Association(b, mode, af)
+    a.open()
+    cut = fragment.ORDERS[order](fragment.from_client(af, large(CPORT, 80, STAG)))
+    frames = fragment.frames_out(fragment.send(b, cut))
+    assert len(frames) == len(cut)
+    got = fragment.from_addresses(fragment.together(frames))
+    sport = CPORT if mode == "nat" else a.lport
+    assert got == fragment.expected(a.far, a.local[0], server(a.far, 1), large(sport, 8080, STAG))
+    cut = fragment.ORDERS[order](fragment.from_server(a.far, large(8080, a.local[1], CTAG), a.local[0]))
+    frames = fragment.frames_out(fragment.send(b, cut, 1))
+    assert len(frames) == len(cut)
+    got = fragment.from_addresses(fragment.together(frames))
+    assert got == fragment.expected(af, VIP[af], CLIENT[af], large(80, CPORT, CTAG))
+    assert b.engine.used()["held"] == 0
+    b.audit()
+
+
+def large(sport: int, dport: int, tag: int) -> Packet:
+    return SCTP(sport=sport, dport=dport, tag=tag) / SCTPChunkData(tsn=7, data=fragment.payload(2900), beginning=1, ending=1)
+
+
+@ONE_WAY
+@FAMILIES
+def test_fragments_one_way(mode: str, af: int) -> None:
+    """Nothing of it changes, and nothing waits."""
+    b = balancer(mode)
+    Association(b, mode, af).open()
+    *most, _ = fragment.from_client(af, large(CPORT, 80, STAG))
+    assert len(fragment.frames_out(fragment.send(b, most))) == len(most)
+
+
+@pytest.mark.parametrize("order", fragment.ORDERS)
+@pytest.mark.parametrize("what", ["INIT", "ABORT"])
+def test_fragments_change_the_state(what: str, order: str) -> None:
+    """As the packet would: once, with the first one."""
     b = balancer("fullnat")
-    p = from_client(4, packet("INIT", CPORT, 80, 0))
-    p[IP].flags = "MF"
-    r = b.send(p)
-    assert (r.verdict, r.reason) == ("drop", "frag_unsupported")
+    a = Association(b, "fullnat", 4)
+    if what != "INIT":
+        a.open()
+    l4 = packet(what, CPORT, 80, 0 if what == "INIT" else STAG) / SCTPChunkError(error_causes=bytes(1200))
+    fragment.frames_out(fragment.send(b, fragment.ORDERS[order](fragment.from_client(4, l4))))
+    assert a.state == {"INIT": "INIT", "ABORT": "CLOSED"}[what] and len(b.engine.conns()) == 1
+    b.audit()
+
+
+def test_fragments_too_big() -> None:
+    """The first one is answered as soon as it comes."""
+    b = balancer("fullnat", mtu=(1500, 600))
+    Association(b, "fullnat", 4).open()
+    first, *rest = fragment.from_client(4, large(CPORT, 80, STAG), 1400)
+    r = b.send(first)
+    assert (r.verdict, r.reason) == ("consume", "mtu_exceeded")
+    assert {r.reason for r in fragment.send(b, rest)} == {"frag_orphan"}
+
+
+def test_no_place_for_the_first_one() -> None:
+    """Then the datagram is lost, and counted."""
+    b = balancer("fullnat", frags=(16, 1))
+    Association(b, "fullnat", 4).open()
+    first, *_ = fragment.from_client(4, large(CPORT, 80, STAG))
+    assert b.send(first).verdict == "hold"
+    other, *others = fragment.from_client(4, large(CPORT, 80, STAG), ident=5)
+    assert b.send(other).verdict == "hold", "the other one makes way"
+    assert [r.reason for r in fragment.send(b, others)] == ["frag_table_full"] * len(others)
+    b.later(31)
+    assert b.engine.used()["held"] == 0 and b.engine.counters()["drops"]["frag_timeout"] == 1
+    b.audit()
 
 
 @FAMILIES
@@ -581,12 +662,11 @@ def test_icmp_errors_one_way(mode: str, af: int) -> None:
 # --- several workers -------------------------------------------------------------------------------------------------
 
 
-@MODE
-@FAMILIES
+@pytest.mark.parametrize("mode,af", [*product(MODES, (4, 6)), ("nat64", 6)])
 @pytest.mark.parametrize("workers", [2, 3])
 @pytest.mark.parametrize("rss", [False, True], ids=["unknown RSS", "known RSS"])
 def test_packets_arrive_at_any_worker(mode: str, af: int, workers: int, rss: bool) -> None:
-    c = Cluster(workers, mode=MODES[mode], servers=1, protocols=("sctp",))
+    c = Cluster(workers, **config(mode))
     if rss:
         c.set_rss(RSS_KEY, True)
     for port in range(2000, 2040):
@@ -594,4 +674,26 @@ def test_packets_arrive_at_any_worker(mode: str, af: int, workers: int, rss: boo
         a.open()
         assert a.state == "ESTABLISHED"
     assert max(c.hops) <= 1 and len({r["worker"] for r in c.conns()}) == workers
+    c.audit()
+
+
+@TWO_WAYS
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("rss", [False, True], ids=["unknown RSS", "known RSS"])
+@pytest.mark.parametrize("order", ["in order", "reversed", "first second"])
+def test_fragments_arrive_at_any_worker(mode: str, af: int, workers: int, rss: bool, order: str) -> None:
+    c = Cluster(workers, **config(mode))
+    if rss:
+        c.set_rss(RSS_KEY, True)
+    for port in range(2000, 2004):
+        a = Association(c, mode, af, port)
+        a.open()
+        cut = fragment.ORDERS[order](fragment.from_client(af, large(port, 80, STAG), ident=port))
+        got = fragment.from_addresses(fragment.together(fragment.frames_out(fragment.send(c, cut))))
+        sport = port if mode == "nat" else a.lport
+        assert got == fragment.expected(a.far, a.local[0], server(a.far, 1), large(sport, 8080, STAG))
+        cut = fragment.ORDERS[order](fragment.from_server(a.far, large(8080, a.local[1], CTAG), a.local[0], ident=port))
+        got = fragment.from_addresses(fragment.together(fragment.frames_out(fragment.send(c, cut, 1))))
+        assert got == fragment.expected(af, VIP[af], CLIENT[af], large(80, port, CTAG))
+    assert max(c.hops) <= 3
     c.audit()

@@ -460,6 +460,20 @@ def test_fragments(af: int, kind: str, order: str) -> None:
 
 
 @FAMILIES
+@pytest.mark.parametrize("order", fragment.ORDERS)
+def test_fragments_of_other_icmp(af: int, order: str) -> None:
+    """No rule is for it, and it must not leave as it is: dropped as soon as the first one shows what it is, nothing waits."""
+    b = Gateway()
+    head = ip(af, HOST[af], REMOTE[af], **{"proto" if af == 4 else "nh": 1 if af == 4 else 58})
+    other = head / Raw(bytes([13 if af == 4 else 139, 0]) + fragment.payload(3000))
+    cut = fragment.ORDERS[order](fragment.cut(Ether(src=MAC_HOST, dst=MAC_LB1), other))
+    results = fragment.send(b, cut, 1)
+    assert len(results) == len(cut) and {r.reason for r in results} == {"frag_unsupported", "frag_orphan"}
+    assert b.engine.used()["held"] == 0
+    b.audit()
+
+
+@FAMILIES
 @pytest.mark.parametrize("kind", KINDS)
 def test_fragments_do_not_leave_with_an_internal_address(af: int, kind: str) -> None:
     b = Gateway()

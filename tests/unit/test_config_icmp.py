@@ -12,7 +12,7 @@ PING6 = 'address = "2001:db8::10"\nprotocol = "icmp"'
 ONE, ONE6 = 'address = "10.0.1.1"', 'address = "fd00:1::1"'
 
 
-@pytest.mark.parametrize(("service", "server", "number"), [(PING, ONE, 1), (PING6, ONE6, 58)])
+@pytest.mark.parametrize(("service", "server", "number"), [(PING, ONE, 1), (PING6, ONE6, 58), (PING6, ONE, 58)])
 def test_what_it_becomes(service: str, server: str, number: int) -> None:
     s = desired(service, server)
     assert (s.protocol, s.port, s.real_servers[0].port, s.persistence) == (number, 0, 0, 0)
@@ -49,8 +49,8 @@ REFUSED: list[tuple[str, str, str, str]] = [
     (f'{PING}\naddresses = ["192.0.2.11:80"]', ONE, "service[0].addresses[0]", f'{NO_PORT} 80; write "192.0.2.11"'),
     (f'{PING}\naddresses = ["192.0.2.11:80/tcp"]', ONE, "service[0].addresses[0]", "not tcp; make it a service of its own"),
     (f'{PING}\nsorry_server = "10.0.1.9:80"', ONE, "service[0].sorry_server", f'{NO_PORT} 80; write "10.0.1.9"'),
-    (PING6, ONE, "service[0].real_server[0].address", "must be IPv6, not IPv4: ICMP echo is not translated between them"),
-    (f'{PING6}\nsorry_server = "10.0.1.9"', ONE6, "service[0].sorry_server", "must be IPv6 as the service's address, not IPv4"),
+    (PING, ONE6, "service[0].real_server[0].address", "fullnat translates from an IPv6 service to IPv4 real servers"),
+    (f'{PING}\nsorry_server = "fd00:1::9"', ONE, "service[0].sorry_server", "must be IPv4 as the service's address, not IPv6"),
     (f"{PING}\none_packet = true", ONE, "service[0].one_packet", "UDP alone"),
     (f'{PING}\nhealth = {{ type = "tcp" }}', ONE, "service[0].health", "since 10.0.1.1 has none; add port = 80"),
     ('address = "192.0.2.10:80"\nsorry_server = "10.0.1.9"', f'{ONE[:-1]}:80"', "service[0].sorry_server",

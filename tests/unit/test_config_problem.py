@@ -278,12 +278,6 @@ BROKEN = {
         "service[1].hash_target",
         'goes with scheduler = "conhash", not with "wlc"; remove it',
     ),
-    "service, sctp by NAT64": (
-        '[[service]]\nname = "6"\naddress = "[2001:db8::1]:80"\nprotocol = "sctp"\n' + ONE,
-        5,
-        "service[1].real_server[0].address",
-        "must be IPv6, not IPv4: SCTP is not translated between them",
-    ),
     "service, quic": (SECOND + 'quic = "quic-bl"', 4, "service[1].quic", 'did you mean "quic-lb"?'),
     "service, quic of tcp": (SECOND + 'quic = "dpvs"', 4, "service[1].quic", 'needs protocol = "udp", not "tcp"'),
     "service, quic_config": (

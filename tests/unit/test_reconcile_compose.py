@@ -470,15 +470,19 @@ def test_local_addresses_that_ask() -> None:
     steering = Steering(program, lambda address: False, never, set)
     lips = (LocalAddress(bytes([10, 0, 0, 1]), 2000, 3000), LocalAddress(bytes(15) + b"\2", 2000, 3000))
 
-    def pinged(protocol: int, mode: str) -> Desired:
-        return Desired((Service("s", bytes(4 if protocol == 1 else 16), 0, protocol, "rr", (), mode=mode),), lips)
+    def pinged(protocol: int, mode: str, *families: int) -> Desired:
+        servers = tuple(RealServer(bytes(4 if af == 4 else 16), 0, 1, True) for af in families)
+        return Desired((Service("s", bytes(4 if protocol == 1 else 16), 0, protocol, "rr", servers, mode=mode),), lips)
 
     for wanted, log in (
         (pinged(6, "fullnat"), ["+lip 1 2000-3000", "+lip 2 2000-3000"]),
         (pinged(1, "dr"), []),
         (pinged(1, "fullnat"), ["+echo 1 2000-3000"]),
         (pinged(58, "fullnat"), ["+lip 1 2000-3000", "+echo 2 2000-3000"]),
-        (pinged(58, "nat"), ["+lip 2 2000-3000"]),
+        (pinged(58, "fullnat", 6), []),
+        (pinged(58, "fullnat", 6, 4), ["+echo 1 2000-3000"]),
+        (pinged(58, "fullnat", 4), []),
+        (pinged(58, "nat", 6), ["+lip 1 2000-3000", "+lip 2 2000-3000"]),
     ):
         program.log.clear()
         steering.prepare(wanted)

@@ -22,7 +22,7 @@ LB_SERVER = {4: "10.77.0.1", 6: "fd77::1"}
 SERVER = {4: "10.77.0.11", 6: "fd77::11"}
 LIP = {4: "10.77.0.2", 6: "fd77::2"}
 NEAR = {4: "192.0.2.10", 6: "2001:db8:1::10"}  # added by lbd, as is
-NEAR_NAT = {4: "192.0.2.12", 6: "2001:db8:1::12"}  # which is for pings alone
+NEAR_PING = {"nat": {4: "192.0.2.12", 6: "2001:db8:1::12"}, "nat64": {6: "2001:db8:1::13"}}  # which are for pings alone
 # on the real server's lo
 FAR = {mode: {4: f"203.0.113.{n}", 6: f"2001:db8:51::{n}"} for n, mode in enumerate(("dr", "tunnel", "gre", "gue"), 1)}
 REMOTE = {4: "192.0.2.101", 6: "2001:db8:1::101"}  # whom SNAT's hosts talk to, from POOL
@@ -36,8 +36,9 @@ KINDS = {"tcp": (socket.SOCK_STREAM, socket.IPPROTO_TCP), "udp": (socket.SOCK_DG
 SIZES = {"tcp": (1, 1000, 5000), "udp": (1, 1000), "sctp": (1, 1000, 5000)}
 MODULES = ("ipip", "sit", "ip6_tunnel", "ip_gre", "ip6_gre", "fou", "fou6", "sctp")
 CASES = [(mode, family, protocol) for mode in MODES for family in (4, 6) for protocol in KINDS
-         if not (mode == "nat64" and family == 4) and not (mode in ("snat", "nat64") and protocol == "sctp")]  # fmt: skip
+         if (mode, family) != ("nat64", 4) and (mode, protocol) != ("snat", "sctp")]  # fmt: skip
 PINGED = [(mode, family, "icmp") for mode in ("fullnat", "nat", *FAR) for family in (4, 6)]  # services of ICMP, a VIP for each
+PINGED.append(("nat64", 6, "icmp"))
 PINGS = 3
 Cases = Sequence[tuple[str, int, str]]  # mode, family, protocol
 
@@ -52,7 +53,7 @@ def vip(mode: str, family: int) -> str:
 
 
 def pinged(mode: str, family: int) -> str:
-    return NEAR_NAT[family] if mode == "nat" else vip(mode, family)
+    return NEAR_PING[mode][family] if mode in NEAR_PING else vip(mode, family)
 
 
 def real(mode: str, family: int) -> int:
@@ -88,7 +89,7 @@ def configuration(front: str, cases: Cases = CASES, pinged_ones: Cases = PINGED)
             at, port = SERVER[real(mode, family)], PORTS[mode]
             text += service(mode, family, protocol, endpoint(vip(mode, family), port), endpoint(at, port), front)
     for mode, family, protocol in pinged_ones:
-        text += service(mode, family, protocol, pinged(mode, family), SERVER[family], front)
+        text += service(mode, family, protocol, pinged(mode, family), SERVER[real(mode, family)], front)
     for family in outbound(cases):
         network = "10.77.0.0/24" if family == 4 else "fd77::/64"
         text += f"""
@@ -248,9 +249,9 @@ def play(cases: Cases = CASES, pinged_ones: Cases = PINGED, sizes: Iterable[int]
     for family in outbound(cases):
         found[key("snat", family, "icmp")] = ping("server", REMOTE[family])
     for mode, family, protocol in pinged_ones:
-        before = asked(family)
+        before = asked(real(mode, family))
         said = ping("client", pinged(mode, family))
-        found[key(mode, family, protocol)] = [*said, f"{asked(family) - before} came"]
+        found[key(mode, family, protocol)] = [*said, f"{asked(real(mode, family)) - before} came"]
         note(mode, family, *found[key(mode, family, protocol)])
     return found
 

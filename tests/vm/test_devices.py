@@ -22,8 +22,8 @@ def guest(stage: Stage, program: str, nics: int) -> dict:
 
 def every_mode(test: Callable[..., None]) -> Callable[..., None]:
     """What guest_site.play is evidence for; the device is the test's parameter."""
-    for modes, families, protocols in (("fullnat nat dr ipip gre gue", "4 6", "tcp udp sctp icmp"), ("nat64", "6", "tcp udp"),
-                                       ("snat", "4 6", "tcp udp icmp")):  # fmt: skip
+    for modes, families, protocols in (("fullnat nat dr ipip gre gue", "4 6", "tcp udp sctp icmp"),
+                                       ("nat64", "6", "tcp udp sctp icmp"), ("snat", "4 6", "tcp udp icmp")):  # fmt: skip
         test = pytest.mark.cell(modes, families, protocols, "{device}")(test)
     return test
 

@@ -16,6 +16,7 @@ GUEST = Path(__file__).parent / "guest_sctp.py"
 @pytest.mark.slow
 @pytest.mark.timeout(920)
 @pytest.mark.cell("fullnat nat dr ipip gre gue", "4 6", "sctp", "veth")
+@pytest.mark.cell("nat64", "6", "sctp", "veth")
 def test_the_kernels_sctp(stage: Stage) -> None:
     done = stage.play([], [sys.executable, str(GUEST)])
     assert done.returncode == 0, done.stdout + done.stderr
