@@ -339,7 +339,7 @@ cdef void carry_all(uint8_t *into, const uint8_t *gone):
     free(e)
 
 
-def templates_kept(segment: int, host: int) -> bytes | None:
+def templates_kept(segment: int, host: int) -> bytearray | None:
     """All persistence templates of a host segment that last still, 64 bytes each (kept.pxd), by the tables of a worker's segment
     (both by descriptor), while workers go on or when they have ended. None: that worker is in the midst of a batch of commands, or
     had none yet, so that its tables don't say what is configured. Raises OSError if one can't be mapped."""
@@ -379,21 +379,20 @@ cdef void template_tables(CEngine *e, uint8_t *host):
     e.now_ns = lbd_monotonic()
 
 
-cdef bytes pack_templates(CEngine *e):
+cdef bytearray pack_templates(CEngine *e):
+    """Once in memory, however many they are."""
     cdef uint64_t i, n = 0
+    cdef bytearray rows
     cdef Kept *to
     with nogil:
         for i in range(<uint64_t> e.workers * e.max_template):
             n += e.template[i].svc != 0
-        to = <Kept *> malloc(n * sizeof(Kept) + 1)
-    if to == NULL:
-        raise MemoryError()
-    try:
-        with nogil:
-            n = templates_keep(e, to, n)
-        return (<char *> to)[:n * sizeof(Kept)]
-    finally:
-        free(to)
+    rows = bytearray(n * sizeof(Kept))
+    to = <Kept *> <char *> rows
+    with nogil:
+        n = templates_keep(e, to, n)
+    del rows[n * sizeof(Kept):]
+    return rows
 
 
 cdef uint64_t unpack_templates(CEngine *e, bytes kept, dict numbers) except? 0:
@@ -715,7 +714,7 @@ cdef class Engine:
     def templates_kept(self, now_ns: int) -> bytes:
         """As the function of this name."""
         self.e.now_ns = now_ns
-        return pack_templates(self.e)
+        return bytes(pack_templates(self.e))
 
     def templates_return(self, kept: bytes, numbers: dict, now_ns: int) -> int:
         """As the function of this name; then recover."""

@@ -85,6 +85,7 @@ def to_text(report: Report) -> str:
         ("  process", need.process, "estimate"),
         ("each worker", need.worker, f"× {need.workers}"),
         ("shared", need.shared, "scheduling tables, rings between workers"),
+        *([("templates", need.templates, "at most, while persistence is written down")] if need.templates else []),
         ("master", need.master, "estimate"),
         ("total", need.total, ""),
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much memory lbd takes: everything is allocated at the start, so it follows from the table sizes.
 
-    total = workers × (connections + tables + frames + sockets + process) + shared + master
+    total = workers × (connections + tables + frames + sockets + process) + shared + templates + master
 
     connections  125 bytes × connections_ipv4 + 189 bytes × connections_ipv6:
                  records and index, in a file of run_dir
@@ -13,6 +13,8 @@
     shared       4 bytes × 1024 × services, at least 16 MiB: scheduling tables;
                  for each worker 32 bytes × persistence_templates;
                  for each ordered pair of workers 24 bytes × frames: rings between them
+    templates    if a service has persistence: for each worker 192 bytes × persistence_templates, while the
+                 file of run_dir that keeps them is written anew: the old one, the new one, and a copy
     master       80 MiB, and 7 KiB for each service and real server of the file
 
 The first three and `shared` are asked of the layouts themselves; the figures above are what they come to, and
@@ -27,6 +29,7 @@ from lbd.config.model import Config
 SOCKET_ENTRY = 8 + 8 + 16 + 16  # bytes: fill and completion ring, rx and tx ring
 WORKER_PROCESS = 10 << 20
 MASTER_PROCESS = 80 << 20
+KEPT = 3 * 64  # of a template, while the file is replaced (lbd/master/template.py)
 MASTER_ITEM = 7 << 10  # after reloads that change everything; 4 KiB before
 
 
@@ -42,6 +45,7 @@ class Memory:
     process: int
     shared: int
     master: int
+    templates: int = 0  # at most
 
     @property
     def worker(self) -> int:
@@ -54,7 +58,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        return self.workers * self.worker + self.shared + self.master
+        return self.workers * self.worker + self.shared + self.templates + self.master
 
 
 def memory(config: Config, mtus: Iterable[int] = ()) -> Memory:
@@ -75,6 +79,7 @@ def memory(config: Config, mtus: Iterable[int] = ()) -> Memory:
         process=WORKER_PROCESS,
         shared=segments["host"],
         master=MASTER_PROCESS + MASTER_ITEM * items,
+        templates=KEPT * sizes["workers"] * sizes["templates"] if any(s.persistence for s in config.service) else 0,
     )
 
 

@@ -32,7 +32,7 @@ _RXNFC_BYTES = 192  # struct ethtool_rxnfc with its flow specification
 _RXFH_FLOWS = (("tcp4", 1), ("udp4", 2), ("tcp6", 5), ("udp6", 6))  # TCP_V4_FLOW, …
 _FUNCTIONS = {1: "toeplitz", 2: "xor", 4: "crc32"}
 _SYSTEM_KEY = Path("/proc/sys/net/core/netdev_rss_key")
-_SYSTEM_KEY_DRIVERS = {"igb": 40}  # bytes of it that the device has; seen to be obeyed in tests/vm/test_fullnat.py
+_SYSTEM_KEY_DRIVERS = {"igb": 40}  # bytes of it that the device has; seen to be obeyed in tests/vm/test_mode.py
 _UNKNOWN = (errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ENODEV)
 
 

@@ -14,7 +14,7 @@ def boot() -> str:
     return BOOT_ID.read_text().strip()
 
 
-def write_whole(path: Path, *parts: bytes) -> None:
+def write_whole(path: Path, *parts: bytes | bytearray) -> None:
     """Mode 0600. A reader sees the old file or the new one, whenever a process dies; OSError leaves the old one.
 
     No fsync: a power cut takes what is recorded along with the record.

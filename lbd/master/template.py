@@ -58,14 +58,14 @@ def booted() -> bytes:
     return UUID(boot()).bytes
 
 
-def digest(*parts: bytes) -> bytes:
+def digest(*parts: bytes | bytearray) -> bytes:
     whole = hashlib.blake2b(digest_size=DIGEST)
     for part in parts:
         whole.update(part)
     return whole.digest()
 
 
-def write(run_dir: Path, rows: bytes) -> None:
+def write(run_dir: Path, rows: bytes | bytearray) -> None:
     """In one step; without a row there is no file. OSError."""
     path = run_dir / NAME
     if not rows:

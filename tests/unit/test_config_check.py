@@ -119,8 +119,16 @@ def test_memory_is_what_the_layouts_need() -> None:
     )
     assert need.area <= segments["area"] < need.area + 4096
     parts = need.connections + need.tables + need.frames + need.sockets + need.process
-    assert need.total == 2 * parts + need.shared + need.master
+    assert need.total == 2 * parts + need.shared + need.templates + need.master
     assert need.sockets == 2 * 2048 * 48
+
+
+def test_kept_templates_count_where_a_service_has_persistence() -> None:
+    text = BASE + "[workers]\ncount = 2\n[tables]\npersistence_templates = 1024\n"
+    plain = '[[service]]\nname = "web"\naddress = "192.0.2.10:80"\n'
+    assert memory(loads(text + plain)).templates == 0
+    need = memory(loads(text + plain + 'persistence = "6m"\n'))
+    assert need.templates == 2 * 1024 * 192 and need.total == memory(loads(text + plain)).total + need.templates
 
 
 @pytest.mark.parametrize(

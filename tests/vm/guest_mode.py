@@ -19,6 +19,7 @@ from tests.vm import guest_rss
 from tests.vm import guest_site as site
 from tests.vm.guest import LBD, control, endpoint, note, process, sh, until
 
+FRAMES = 4096  # of each worker
 CONFIG = """
 [daemon]
 run_dir = "{run}"
@@ -29,7 +30,7 @@ poll = "adaptive"
 [tables]
 connections_ipv4 = 4096
 connections_ipv6 = 4096
-frames = 4096
+frames = {frames}
 services = 128
 real_servers = 128
 hugepages = "off"
@@ -104,6 +105,12 @@ def curl(*urls: str) -> str:
     return sh("ip netns exec client curl -gsS -m 20 " + " ".join(urls))
 
 
+def buffers(pid: int) -> int:
+    """Bytes of all packet buffers and their ledger."""
+    fds = Path(f"/proc/{pid}/fd")
+    return max(fd.stat().st_size for fd in fds.iterdir() if "lbd-area" in os.readlink(fd))
+
+
 def main(model: str, zero_copy: str) -> None:
     work = Path(tempfile.mkdtemp(dir="/dev/shm"))
     run = work / "run"
@@ -114,7 +121,7 @@ def main(model: str, zero_copy: str) -> None:
     # igb: one queue per CPU; virtio-net over a cable: one
     workers = len(list(Path("/sys/class/net/eth1/queues").glob("rx-*")))
     services = "".join(service(mode, family) for mode, family in CASES) + site.configuration("eth1") + decap.CONFIG
-    (work / "lbd.toml").write_text(CONFIG.format(run=run, zero_copy=zero_copy, workers=workers) + services)
+    (work / "lbd.toml").write_text(CONFIG.format(run=run, zero_copy=zero_copy, workers=workers, frames=FRAMES) + services)
     (work / "nginx.conf").write_text(NGINX.format(dir=work))
     note("the network is there")
     with process(["ip", "netns", "exec", "server", "nginx", "-c", str(work / "nginx.conf")], work / "nginx.out"), \
@@ -125,20 +132,31 @@ def main(model: str, zero_copy: str) -> None:
             return control(run, what)
 
         until("lbd is ready", lambda: asked("status").get("ready"), 500)
+        def counted() -> list[list[int]]:
+            return [[w["handed_out"], w["handed_in"], w["misplaced"]] for w in asked("workers")["workers"]]
+
+        def since(before: list[list[int]]) -> list[list[int]]:
+            return [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(counted(), before, strict=True)]
+
+        area = buffers(daemon.pid) // workers // FRAMES
         answers, handed = {}, {}
         for mode, family in CASES:
-            url = f"http://{virtual(mode, family)}/"
+            url, before = f"http://{virtual(mode, family)}/", counted()
             until(f"HTTP by {mode}, IPv{family}", lambda url=url: curl(url) == "hello\n", 60)
             # a connection each: that answers come back to the worker that chose the port shows in its hand-over counters
             answers[f"{mode}{family}"] = curl("-H 'Connection: close'", *[url] * CONNECTIONS[mode]).count("hello\n")
-            handed[mode] = [(w["handed_out"], w["handed_in"], w["misplaced"]) for w in asked("workers")["workers"]]
+            handed[f"{mode}{family}"] = since(before)
         vips = [f"http://{virtual(mode, family)}/" for mode in ("fullnat", "nat") for family in (4, 6)]
         rss = guest_rss.change(work, vips, asked, until, sh, curl) if workers > 1 else None
         tunnelled = decap.play(site.NEAR, NEAR_PORTS["fullnat"], curl)
         talks = site.play()
+        for family in (4, 6):
+            before = counted()
+            said = [site.talk("server", site.SERVER[family], site.REMOTE[family], site.PORTS["snat"], "tcp") for _ in range(6)]
+            answers[f"snat{family}"], handed[f"snat{family}"] = said.count("right"), since(before)
         metrics = urllib.request.urlopen("http://127.0.0.1:9911/metrics", timeout=60).read().decode()
         print(json.dumps({
-            "model": model, "kernel": os.uname().release, "answers": answers, "handed": handed, "rss": rss,
+            "model": model, "buffers": area, "kernel": os.uname().release, "answers": answers, "handed": handed, "rss": rss,
             "tunnelled": tunnelled, "tunnels": asked("tunnels")["tunnels"], "talks": talks,
             "status": asked("status")["interfaces"],
             "metric": [line for line in metrics.splitlines() if line.startswith("lbd_xsk_zero_copy{")],
