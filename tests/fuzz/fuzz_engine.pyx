@@ -55,13 +55,16 @@ from lbd.datapath.hdr cimport PROTO_SCTP, PROTO_TCP, PROTO_UDP
 from lbd.datapath.lifetime cimport engine_expire, table_of, timer_of
 from lbd.datapath.link cimport link_of, tag_word
 from lbd.datapath.lookup cimport adj_unhash
-from lbd.datapath.neigh cimport ADJ_HASH, ADJ_MAX, Adj, IFACE_PARTIAL, IFACE_UP, IFACE_USED, Iface, LINK_MAX, TPID_AD, TPID_OUTER_Q
+from lbd.datapath.neigh cimport (
+    ADJ_HASH, ADJ_MAX, Adj, IFACE_COMPLETES, IFACE_PARTIAL, IFACE_UP, IFACE_USED, Iface, LINK_MAX, TPID_AD, TPID_OUTER_Q,
+)
 from lbd.datapath.owner cimport OWNER_BUCKETS
 from lbd.datapath.persist cimport HAND_ASK, template_recover
 from lbd.datapath.parse cimport KIND_OUTER
 from lbd.datapath.pipeline cimport engine_burst
 from lbd.datapath.pkt cimport (
-    BURST_MAX, FRAG_NONE, FRAME_SLACK, IFACE_MAX, PKT_HANDED, PKT_ICMP_ERROR, PKT_PARTIAL, PKT_ROUTED, PKT_TUNNEL, Pkt,
+    BURST_MAX, FRAG_NONE, FRAME_SLACK, IFACE_MAX, PKT_COMPLETE, PKT_HANDED, PKT_ICMP_ERROR, PKT_PARTIAL, PKT_ROUTED, PKT_TUNNEL,
+    Pkt,
 )
 from lbd.datapath.reason cimport (
     REASON_COUNT, REASON_NONE, VERDICT_CONSUME, VERDICT_FORWARD, VERDICT_HANDOVER, VERDICT_HOLD,

@@ -21,6 +21,20 @@ cdef bint transport_right(uint8_t proto, const uint8_t *l3, const uint8_t *l4) n
     return csum_fold(csum_partial(l4, size, csum_pseudo(addrs, addrs + alen, alen, proto, size))) == 0xffff
 
 
+cdef bint partial(uint8_t proto, const uint8_t *l3, const uint8_t *l4) noexcept nogil:
+    """Has it the folded pseudo-header sum in its checksum's place, as a local stack leaves it? Of SCTP: nothing."""
+    cdef uint32_t size = ip_size(l3) - <uint32_t> (l4 - l3)
+    cdef uint32_t alen = 4 if l3[0] >> 4 == 4 else 16
+    cdef const uint8_t *addrs = l3 + (12 if alen == 4 else 8)
+    if proto == PROTO_SCTP:
+        return lbd_ld32(l4 + 8) == 0
+    if proto != 6 and proto != 17:
+        return False
+    if proto == 17:
+        size = lbd_bswap16(lbd_ld16(l4 + 4))
+    return lbd_ld16(l4 + (16 if proto == 6 else 6)) == csum_fold(csum_pseudo(addrs, addrs + alen, alen, proto, size))
+
+
 cdef uint32_t tunnel_head(const Pkt *p, const uint8_t *l3) noexcept nogil:
     """Bytes before the inner IP header if the packet goes in a tunnel, else 0: no packet of a connection is of these protocols, and
     UDP's header lies right behind the outer one's, where that of the inner packet does not."""
@@ -122,22 +136,25 @@ cdef void judge_out(const Pkt *p, uint32_t i, const uint8_t *block, const uint8_
         never(l4 < l3 + 20 or l4 >= l3 + ip_size(l3))
         if l3[0] >> 4 == 4:
             never(csum_fold(csum_partial(l3, (l3[0] & 15) * 4, 0)) != 0xffff)
+    never(p.flags & PKT_PARTIAL)                # completed, or
+    if p.flags & PKT_COMPLETE:
+        never(n != 0 or not way.flags & IFACE_COMPLETES or not partial(proto, l3, l4))
+        return
     if p.frag != FRAG_NONE:                     # its checksum is the datagram's, or bytes of its payload
-        never(p.flags & PKT_PARTIAL and not transport_right(proto, l3, l4))
         return
     if p.flags & PKT_ICMP_ERROR:
         proto = 1 if l3[0] >> 4 == 4 else 58
         never(not transport_right(proto, l3, l4))
         if n == 0 and translated(p, i, before):         # into an error of the other family
             return
-    if p.flags & PKT_PARTIAL:
-        never(not transport_right(proto, l3, l4))
-        return
     if n:                                       # (its family is the outer header's)
         came = before + (l3 - block)
     else:
         came = came_at(p, i, before, l3 - block)
     if came == NULL:
+        return
+    if world.e.iface[p.ifin].flags & IFACE_PARTIAL and partial(number_in(proto, came), came, before + (l4 - block)):
+        never(not transport_right(proto, l3, l4))
         return
     never(transport_right(proto, l3, l4) != transport_right(number_in(proto, came), came, before + (l4 - block))
           and not (proto == 17 and lbd_ld16(before + (l4 - block) + 6) == 0))

@@ -262,7 +262,7 @@ cdef void set_network(uint8_t setup) noexcept nogil:
         memcpy(f.mac, b"\x02\x00\x00\x00\x01\x00", 6)
         f.mac[5] = i
         f.mtu = 1500 if not setup & 32 else (1280 if i == 0 else 68)
-        f.flags = IFACE_USED | IFACE_UP | (IFACE_PARTIAL if setup & 1 else 0)
+        f.flags = IFACE_USED | IFACE_UP | (IFACE_PARTIAL if setup & 1 else 0) | (IFACE_COMPLETES if i else 0)
         f.ifindex = i + 2
         address(addr4, 4, i, 1)
         memcpy(f.addr4, addr4, 4)
