@@ -6,16 +6,16 @@
 # TTL 64. IPv4 in IPv4 copies DF; without DF the inner packet's identification serves for the outer one too. IPv6 in IPv4 may not be
 # fragmented.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
-from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_ld32, lbd_st16, lbd_st32
+from libc.string cimport memcpy
+from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_copy16, lbd_ld32, lbd_likely, lbd_st16, lbd_st32
 from lbd.datapath.chain cimport pkt_sum
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt
 from lbd.datapath.flow cimport Tuple, tuple_hash
 from lbd.datapath.hdr cimport *
-from lbd.datapath.csum cimport csum_fold, csum_partial, csum_pseudo
+from lbd.datapath.csum cimport csum_fold, csum_pseudo
 from lbd.datapath.ip4 cimport ip4_write
-from lbd.datapath.conn cimport ConnTable, conn_common, conn_server, conn_tuple
+from lbd.datapath.conn cimport ConnTable, conn4, conn6, conn_common, conn_server, conn_tuple
 from lbd.datapath.neigh cimport Adj
 from lbd.datapath.svc cimport SVC_NONE, TUNNEL_CSUM, TUNNEL_GRE, TUNNEL_GUE, TUNNEL_IPIP, TUNNEL_KIND
 from lbd.datapath.tunnel cimport conn_way, encap_bytes, shim_bytes
@@ -29,20 +29,37 @@ cdef inline bint is_set(const uint8_t *addr) noexcept nogil:
     return (lbd_ld32(addr) | lbd_ld32(addr + 4) | lbd_ld32(addr + 8) | lbd_ld32(addr + 12)) != 0
 
 
-cdef inline bint outer_source(Engine *e, uint32_t svc, const Adj *a, uint8_t *addr, int raf) noexcept nogil:
-    """False: lbd has no address of that family."""
-    memset(addr, 0, 16)
+cdef inline uint32_t outer_source4(const Engine *e, uint32_t svc, const Adj *a) noexcept nogil:
+    """0: lbd has none."""
+    if svc != SVC_NONE and lbd_ld32(e.svc[svc].source4) != 0:
+        return lbd_ld32(e.svc[svc].source4)
+    if e.lip4_n:
+        return lbd_ld32(e.lip[e.lip4[0]].addr)
+    return lbd_ld32(e.iface[a.link].addr4)
+
+
+cdef inline const uint8_t *outer_source6(const Engine *e, uint32_t svc, const Adj *a) noexcept nogil:
+    """NULL: lbd has none."""
+    if svc != SVC_NONE and is_set(e.svc[svc].source6):
+        return e.svc[svc].source6
+    if e.lip6_n:
+        return e.lip[e.lip6[0]].addr
+    return e.iface[a.link].addr6 if is_set(e.iface[a.link].addr6) else NULL
+
+
+cdef inline bint outer_source(const Engine *e, uint32_t svc, const Adj *a, uint8_t *addr, int raf) noexcept nogil:
+    """False: lbd has no address of that family. addr: 4 or 16 bytes."""
+    cdef const uint8_t *src
+    cdef uint32_t word
     if raf == 4:
-        if svc != SVC_NONE:
-            memcpy(addr, e.svc[svc].source4, 4)
-        if not is_set(addr):
-            memcpy(addr, <const uint8_t *> e.lip[e.lip4[0]].addr if e.lip4_n else <const uint8_t *> e.iface[a.link].addr4, 4)
-        return is_set(addr)
-    if svc != SVC_NONE:
-        memcpy(addr, e.svc[svc].source6, 16)
-    if not is_set(addr):
-        memcpy(addr, <const uint8_t *> e.lip[e.lip6[0]].addr if e.lip6_n else <const uint8_t *> e.iface[a.link].addr6, 16)
-    return is_set(addr)
+        word = outer_source4(e, svc, a)
+        lbd_st32(addr, word)
+        return word != 0
+    src = outer_source6(e, svc, a)
+    if src == NULL:
+        return False
+    lbd_copy16(addr, src)
+    return True
 
 
 cdef inline void outer4(Pkt *p, const uint8_t *src, const uint8_t *dst, uint32_t shim, uint8_t proto) noexcept nogil:
@@ -116,6 +133,11 @@ cdef inline void gue_sum(const Engine *e, Pkt *p, int raf) noexcept nogil:
         u.check = 0xffff
 
 
+cdef inline uint32_t server4(ConnTable *t, uint32_t i, int af) noexcept nogil:
+    """The real server of a record of mode tunnel, if that is IPv4."""
+    return conn4(t, i).daddr if af == 4 else lbd_ld32(conn6(t, i).daddr)
+
+
 cdef inline void encap_from(const Engine *e, Pkt *p, ConnTable *t, uint32_t i, const uint8_t *src, int af,
                             int raf) noexcept nogil:
     """Behind a header of the real server's family raf, from src. What lies before the inner header is not moved: the link layer is
@@ -125,8 +147,13 @@ cdef inline void encap_from(const Engine *e, Pkt *p, ConnTable *t, uint32_t i, c
     cdef uint32_t way = conn_way(t, i, af)[0]
     cdef uint32_t n = encap_bytes(way, raf)
     cdef uint8_t proto = PROTO_IPIP if af == 4 else PROTO_IPV6
-    conn_server(t, i, server, af)
-    if way & TUNNEL_KIND == TUNNEL_GRE:
+    if raf == 4:
+        lbd_st32(server, server4(t, i, af))
+    else:
+        conn_server(t, i, server, af)
+    if lbd_likely(way == TUNNEL_IPIP):
+        pass
+    elif way & TUNNEL_KIND == TUNNEL_GRE:
         gre_write(e, p, way, af)
         proto = PROTO_GRE
     elif way & TUNNEL_KIND == TUNNEL_GUE:

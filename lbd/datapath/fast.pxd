@@ -25,7 +25,7 @@ from lbd.datapath.parse cimport checksum_is_partial, l4_sound
 from lbd.datapath.svc cimport DEST_NONE
 from lbd.datapath.tally cimport tally
 from lbd.datapath.tcp cimport edges_step, STATE_ESTABLISHED, STATE_UDP, STATE_UDP_ONEWAY
-from lbd.datapath.tunnel cimport server_af, tunnel_room
+from lbd.datapath.tunnel cimport conn_way, server_af, tunnel_room_by
 
 cdef enum Lane:                 # Engine.fast, by interface
     LANE_CLOSED = 0             # checksums are to be verified, or a test says so
@@ -197,39 +197,56 @@ cdef inline void noted(Engine *e, Pkt *p, ConnCommon *c, const Adj *a, uint32_t 
     tally(e, whose & 0xffff, whose >> 16, direction, bytes)
 
 
-cdef inline bint fast_wrap(Engine *e, Pkt *p, uint32_t i, uint32_t direction, int af) noexcept nogil:
-    """Of a connection whose packets get another IP header, if this is one (i: its record, of family af): tunnel, NAT64."""
+cdef inline bint fast_tunnel(Engine *e, Pkt *p, uint32_t i, int af, int raf) noexcept nogil:
+    """Of a tunnel's connection (i: its record) to a real server of family raf."""
     cdef ConnTable *tab = table_of(e, af)
     cdef ConnCommon *c = conn_common(tab, i, af)
+    cdef const Adj *a = e.adj + c.adj_fwd
+    cdef uint8_t *ip = p.data + ETH_HLEN
+    cdef uint8_t *l4 = p.data + (L4_4 if af == 4 else L4_6)
+    cdef uint8_t src[16]
+    if a.reach == 0 or not outer_source(e, c.svc, a, src, raf):
+        return False
+    if not passes(e, p, c, l4, ip[8 if af == 4 else 7], tunnel_room_by(e, p, c, conn_way(tab, i, af)[0], a.reach, raf), 0):
+        return False
+    passed(e, p, i, a, l4, 20 if af == 4 else 40, 0, af)
+    if lbd_unlikely(p.flags & PKT_PARTIAL):
+        check_complete(e, p)
+    hop(ip, conn4(tab, i).ip_delta[0] if af == 4 else 0, af)
+    encap_from(e, p, tab, i, src, af, raf)
+    lbd_copy12(p.data, a.dmac)
+    lbd_st16(p.data + 12, lbd_bswap16(ETH_P_IP if raf == 4 else ETH_P_IPV6))
+    return True
+
+
+cdef inline bint fast_translate(Engine *e, Pkt *p, uint32_t i, uint32_t direction) noexcept nogil:
+    """Of a NAT64 connection (i: its record)."""
+    cdef ConnCommon *c = conn_common(&e.t6, i, 6)
     cdef const Adj *a = e.adj + (&c.adj_fwd)[direction]
     cdef uint8_t *l4 = p.data + p.l4
-    cdef uint32_t head = p.l4 - ETH_HLEN, room
-    cdef bint tunnel = (c.flags & CONN_ONE_WAY) != 0
-    cdef uint8_t src[16]
-    if not c.flags & CONN_WRAPS or not settled(c, p.proto, direction, ANY_WRAPPED) or a.reach == 0:
-        return False
+    cdef uint32_t head = p.l4 - ETH_HLEN
     p.frag = FRAG_NONE
-    if tunnel:
-        room = tunnel_room(e, p, tab, i, a.reach, af)
-        if not outer_source(e, c.svc, a, src, server_af(c, af)):
-            return False
-    else:
-        room = nat64_mtu(p, a.reach)
-        if nat64_obstacle(p, direction) != REASON_NONE:
-            return False
-    if not passes(e, p, c, l4, p.data[ETH_HLEN + (8 if p.af == 4 else 7)], room, direction):
+    if a.reach == 0 or nat64_obstacle(p, direction) != REASON_NONE:
         return False
-    passed(e, p, i, a, l4, head, direction, af)
-    if tunnel:
-        if lbd_unlikely(p.flags & PKT_PARTIAL):
-            check_complete(e, p)
-        hop(p.data + ETH_HLEN, conn4(tab, i).ip_delta[0] if af == 4 else 0, af)
-        encap_from(e, p, tab, i, src, af, server_af(c, af))
-    elif af == 6:
-        nat64_packet(e, p, conn6(tab, i))
+    if not passes(e, p, c, l4, p.data[ETH_HLEN + (8 if p.af == 4 else 7)], nat64_mtu(p, a.reach), direction):
+        return False
+    passed(e, p, i, a, l4, head, direction, 6)
+    nat64_packet(e, p, conn6(&e.t6, i))
     lbd_copy12(p.data, a.dmac)
     lbd_st16(p.data + 12, lbd_bswap16(ETH_P_IP if p.af == 4 else ETH_P_IPV6))
     return True
+
+
+cdef inline bint fast_wrap(Engine *e, Pkt *p, uint32_t i, uint32_t direction, int af) noexcept nogil:
+    """Of a connection whose packets get another IP header, if this is one (i: its record, of family af): tunnel, NAT64."""
+    cdef const ConnCommon *c = conn_common(table_of(e, af), i, af)
+    if not c.flags & CONN_WRAPS or not settled(c, p.proto, direction, ANY_WRAPPED):
+        return False
+    if c.flags & CONN_ONE_WAY:
+        if lbd_likely(server_af(c, af) == af):
+            return fast_tunnel(e, p, i, af, af)
+        return fast_tunnel(e, p, i, af, 10 - af)
+    return af == 6 and fast_translate(e, p, i, direction)
 
 
 cdef inline bint fast_far(Engine *e, Pkt *p, uint32_t ref) noexcept nogil:

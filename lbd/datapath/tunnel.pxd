@@ -55,10 +55,9 @@ cdef inline bint may_fragment(const Pkt *p, int raf) noexcept nogil:
     return p.af == 4 and raf == 4 and not (<const IpHdr *> (p.data + p.l3)).frag_off & lbd_bswap16(IP_DF)
 
 
-cdef inline uint32_t tunnel_room(Engine *e, const Pkt *p, ConnTable *t, uint32_t i, uint32_t mtu, int af) noexcept nogil:
-    """L3 bytes of an inner packet that get to the real server at once; mtu: of the link."""
-    cdef ConnCommon *c = conn_common(t, i, af)
-    cdef int raf = server_af(c, af)
+cdef inline uint32_t tunnel_room_by(Engine *e, const Pkt *p, const ConnCommon *c, uint32_t way, uint32_t mtu,
+                                    int raf) noexcept nogil:
+    """L3 bytes of an inner packet that get to the real server, of family raf, at once; mtu: of the link."""
     cdef uint32_t known
     if c.dest != DEST_NONE and e.dest[c.dest].pmtu:
         known = e.dest[c.dest].pmtu
@@ -66,7 +65,12 @@ cdef inline uint32_t tunnel_room(Engine *e, const Pkt *p, ConnTable *t, uint32_t
             e.dest[c.dest].pmtu = 0
         elif known < mtu and not may_fragment(p, raf):
             mtu = known
-    return mtu - encap_bytes(conn_way(t, i, af)[0], raf)
+    return mtu - encap_bytes(way, raf)
+
+
+cdef inline uint32_t tunnel_room(Engine *e, const Pkt *p, ConnTable *t, uint32_t i, uint32_t mtu, int af) noexcept nogil:
+    cdef const ConnCommon *c = conn_common(t, i, af)
+    return tunnel_room_by(e, p, c, conn_way(t, i, af)[0], mtu, server_af(c, af))
 
 
 cdef inline uint32_t pmtu_learn(Engine *e, uint32_t dest, uint32_t mtu, int raf) noexcept nogil:
