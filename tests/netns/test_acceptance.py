@@ -7,6 +7,7 @@ test_load.py has the loads themselves. No health checks here: their connections 
 
 import hashlib
 import os
+import random
 import socket
 import struct
 from collections.abc import Callable
@@ -30,6 +31,7 @@ pytestmark = [pytest.mark.root, pytest.mark.netns]
 families = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 Site = tuple[Testbed, Daemon]
 BIG = 4 << 20
+LARGE = 100_000_000
 CONNECTIONS = 64
 PARALLEL = 8
 
@@ -98,6 +100,19 @@ def test_files_arrive_unharmed(site: Site) -> None:
         downloads, echoes = pool.map(download, range(PARALLEL)), pool.map(echo, range(PARALLEL))
         assert set(downloads) == {hashlib.sha256(content).hexdigest()}
         assert all(echoes)
+
+
+@pytest.mark.cell("fullnat", "{family}", "tcp", "veth")
+@families
+def test_a_large_file_arrives_unharmed(site: Site, family: int) -> None:
+    testbed, _ = site
+    content = random.Random(1).randbytes(LARGE)
+    for server in testbed.servers:
+        (server.directory / "files/large").write_bytes(content)
+    argv = ["sh", "-c", f"curl -sS -m 60 http://{host(testbed, family)}/large | sha256sum"]
+    assert testbed.client.run(argv, timeout=90).split()[0] == hashlib.sha256(content).hexdigest()
+    for server in testbed.servers:
+        (server.directory / "files/large").unlink()
 
 
 def host(testbed: Testbed, family: int) -> str:

@@ -199,8 +199,7 @@ def test_nat(nat: tuple[Testbed, Daemon], family: int, large: Path) -> None:
         (server.directory / "files/large").symlink_to(large)
     took = load.curl(testbed.client, load.url(testbed.vip(family), path="/large"), "-o", str(got), timeout=60)
     assert took.status == 200 and filecmp.cmp(got, large, shallow=False)
-    handed = [w["handed_in"] for w in daemon.get("/v1/workers")["workers"] if "handed_in" in w]
-    assert not handed or sum(handed) > 0
+    assert sum(w["handed_in"] for w in daemon.get("/v1/workers")["workers"]) > 0, "answers come to either worker"
 
 
 @pytest.mark.cell("nat", "{family}", "udp", "veth")
