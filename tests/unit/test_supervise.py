@@ -519,7 +519,7 @@ async def test_adoption_of_the_dead_the_hung_and_the_strange(
     found = [worker_pid(tmp_path, number) for number in range(3)]
     os.kill(found[0], signal.SIGKILL)
     os.kill(found[1], signal.SIGSTOP)
-    await until(lambda: not exists(found[0]))
+    await until(lambda: not exists(found[0]) and stopped(found[1]))
     monkeypatch.setattr("lbd.master.adoption.adopt_segment", strange)
     adoption = master.supervisor.adopt(tmp_path)
     assert adoption.workers == []
@@ -528,6 +528,12 @@ async def test_adoption_of_the_dead_the_hung_and_the_strange(
     assert list(adoption.refused) == ["worker-2.sock"]
     assert "another version of lbd: stop that one first" in adoption.refused["worker-2.sock"]
     assert exists(found[2]), "a worker that is refused goes on"
+
+
+def stopped(pid: int) -> bool:
+    """All of its threads: a signal reaches them one after the other, on a busy machine late."""
+    states = [stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(states) == {"T"}
 
 
 def strange(given):
