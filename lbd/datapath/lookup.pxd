@@ -39,17 +39,20 @@ cdef inline uint32_t svc_bucket(Engine *e, const uint8_t *vaddr, uint16_t vport,
     return hash_addr(vaddr, svc_extra(vport, proto, af)) & e.svc_hash_mask
 
 
+cdef inline bint svc_is(const Svc *s, uint64_t first, uint64_t second, uint32_t key) noexcept nogil:
+    """Is it at this address (16 bytes as two words, IPv4 padded with zeros) and svc_key?"""
+    return lbd_ld32(&s.vport) == key and lbd_ld64(s.vaddr) == first and lbd_ld64(s.vaddr + 8) == second
+
+
 cdef inline uint32_t svc_by_words(Engine *e, uint64_t first, uint64_t second, uint16_t vport, uint8_t proto,
                                   uint8_t af) noexcept nogil:
     """Number of the service at this address (16 bytes as two words, IPv4 padded with zeros) and port, or SVC_NONE."""
     cdef uint32_t n = e.svc_hash[hash_words(first, second, svc_extra(vport, proto, af)) & e.svc_hash_mask]
     cdef uint32_t key = svc_key(vport, proto, af)
-    cdef Svc *s
     while n:
-        s = e.svc + (n - 1)
-        if lbd_ld32(&s.vport) == key and lbd_ld64(s.vaddr) == first and lbd_ld64(s.vaddr + 8) == second:
+        if svc_is(e.svc + (n - 1), first, second, key):
             return n - 1
-        n = s.next
+        n = e.svc[n - 1].next
     return SVC_NONE
 
 

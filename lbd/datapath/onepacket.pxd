@@ -15,7 +15,7 @@ from lbd.datapath.frag cimport Frag
 from lbd.datapath.forward cimport count_packet, drop, send_out, way_out
 from lbd.datapath.hdr cimport ETH_HLEN, PROTO_UDP
 from lbd.datapath.lifetime cimport table_of
-from lbd.datapath.lookup cimport svc_at, svc_by_words, svc_key
+from lbd.datapath.lookup cimport svc_at, svc_by_words, svc_is, svc_key
 from lbd.datapath.nat cimport TTL_DELTA, hop, rewrite
 from lbd.datapath.neigh cimport Adj
 from lbd.datapath.open cimport back_from, client_end, conn_aside, conn_fill, conn_room, mode_of, scheduled
@@ -129,9 +129,7 @@ cdef inline uint32_t lane_service(Engine *e, const uint8_t *ends, int af) noexce
     cdef uint64_t second = 0 if af == 4 else lbd_ld64(ends + 24)
     cdef uint16_t vport = lbd_ld16(ends + (10 if af == 4 else 34))
     cdef uint32_t n = e.one_packet_last
-    cdef uint32_t key = svc_key(vport, PROTO_UDP, af)
-    cdef const Svc *s = e.svc + n
-    if lbd_ld32(&s.vport) == key and lbd_ld64(s.vaddr) == first and lbd_ld64(s.vaddr + 8) == second and s.flags & SVC_USED:
+    if svc_is(e.svc + n, first, second, svc_key(vport, PROTO_UDP, af)) and e.svc[n].flags & SVC_USED:
         return n
     n = svc_by_words(e, first, second, vport, PROTO_UDP, af)
     if n != SVC_NONE:

@@ -7,32 +7,31 @@ cdef uint32_t ip_size(const uint8_t *l3) noexcept nogil:
     return lbd_bswap16(lbd_ld16(l3 + 2)) if l3[0] >> 4 == 4 else 40 + lbd_bswap16(lbd_ld16(l3 + 4))
 
 
+cdef uint64_t pseudo(uint8_t proto, const uint8_t *l3, uint32_t size) noexcept nogil:
+    cdef uint32_t alen = 4 if l3[0] >> 4 == 4 else 16
+    cdef const uint8_t *addrs = l3 + (12 if alen == 4 else 8)
+    return csum_pseudo(addrs, addrs + alen, alen, proto, size)
+
+
 cdef bint transport_right(uint8_t proto, const uint8_t *l3, const uint8_t *l4) noexcept nogil:
     """The transport checksum of the packet whose headers lie there; the engine's offsets, this one's arithmetic."""
     cdef uint32_t size = ip_size(l3) - <uint32_t> (l4 - l3)
-    cdef uint32_t alen = 4 if l3[0] >> 4 == 4 else 16
-    cdef const uint8_t *addrs = l3 + (12 if alen == 4 else 8)
     if proto == PROTO_SCTP:
         return sctp_checksum(l4, size) == lbd_ld32(l4 + 8)
     if proto == 17:
         size = lbd_bswap16(lbd_ld16(l4 + 4))
     if proto == 1:
         return csum_fold(csum_partial(l4, size, 0)) == 0xffff
-    return csum_fold(csum_partial(l4, size, csum_pseudo(addrs, addrs + alen, alen, proto, size))) == 0xffff
+    return csum_fold(csum_partial(l4, size, pseudo(proto, l3, size))) == 0xffff
 
 
 cdef bint partial(uint8_t proto, const uint8_t *l3, const uint8_t *l4) noexcept nogil:
     """Has it the folded pseudo-header sum in its checksum's place, as a local stack leaves it? Of SCTP: nothing."""
-    cdef uint32_t size = ip_size(l3) - <uint32_t> (l4 - l3)
-    cdef uint32_t alen = 4 if l3[0] >> 4 == 4 else 16
-    cdef const uint8_t *addrs = l3 + (12 if alen == 4 else 8)
     if proto == PROTO_SCTP:
         return lbd_ld32(l4 + 8) == 0
-    if proto != 6 and proto != 17:
-        return False
     if proto == 17:
-        size = lbd_bswap16(lbd_ld16(l4 + 4))
-    return lbd_ld16(l4 + (16 if proto == 6 else 6)) == csum_fold(csum_pseudo(addrs, addrs + alen, alen, proto, size))
+        return lbd_ld16(l4 + 6) == csum_fold(pseudo(proto, l3, lbd_bswap16(lbd_ld16(l4 + 4))))
+    return proto == 6 and lbd_ld16(l4 + 16) == csum_fold(pseudo(proto, l3, ip_size(l3) - <uint32_t> (l4 - l3)))
 
 
 cdef uint32_t tunnel_head(const Pkt *p, const uint8_t *l3) noexcept nogil:

@@ -661,14 +661,19 @@ def test_icmp_errors_one_way(mode: str, af: int) -> None:
 
 # --- several workers -------------------------------------------------------------------------------------------------
 
+def cluster(mode: str, workers: int, rss: bool) -> Cluster:
+    c = Cluster(workers, **config(mode))
+    if rss:
+        c.set_rss(RSS_KEY, True)
+    return c
+
+
 
 @pytest.mark.parametrize("mode,af", [*product(MODES, (4, 6)), ("nat64", 6)])
 @pytest.mark.parametrize("workers", [2, 3])
 @pytest.mark.parametrize("rss", [False, True], ids=["unknown RSS", "known RSS"])
 def test_packets_arrive_at_any_worker(mode: str, af: int, workers: int, rss: bool) -> None:
-    c = Cluster(workers, **config(mode))
-    if rss:
-        c.set_rss(RSS_KEY, True)
+    c = cluster(mode, workers, rss)
     for port in range(2000, 2040):
         a = Association(c, mode, af, port)
         a.open()
@@ -682,9 +687,7 @@ def test_packets_arrive_at_any_worker(mode: str, af: int, workers: int, rss: boo
 @pytest.mark.parametrize("rss", [False, True], ids=["unknown RSS", "known RSS"])
 @pytest.mark.parametrize("order", ["in order", "reversed", "first second"])
 def test_fragments_arrive_at_any_worker(mode: str, af: int, workers: int, rss: bool, order: str) -> None:
-    c = Cluster(workers, **config(mode))
-    if rss:
-        c.set_rss(RSS_KEY, True)
+    c = cluster(mode, workers, rss)
     for port in range(2000, 2004):
         a = Association(c, mode, af, port)
         a.open()
