@@ -41,14 +41,16 @@ cdef struct Pkt:            # 64 bytes
     uint16_t frag_size      # fragment: bytes of the datagram's payload in it
     uint8_t af              # 4 or 6, 0 = not IP
     uint8_t proto           # IP protocol
-    uint8_t ifin            # iface number it came in by
+    uint8_t owner           # worker it belongs to (HANDOVER)
+    uint8_t tcp_flags       # SCTP: type of the first chunk
+    uint8_t tpid            # protocols of the tags (Tpid of neigh.pxd); of no meaning without a tag
+    uint8_t spare
+    # NB: from here on one word (dispatch.pxd), of which fast.pxd writes the first half at once
     uint8_t ifout           # iface number it leaves by (FORWARD, CONSUME)
     uint8_t verdict
     uint8_t reason
+    uint8_t frag            # PktFrag
     uint8_t flags
     uint8_t hops            # hand-overs so far
-    uint8_t owner           # worker it belongs to (HANDOVER)
     uint8_t chain           # its further frames: number + 1 in Engine.chain, 0: it lies in one (chain.pxd)
-    uint8_t tcp_flags       # SCTP: type of the first chunk
-    uint8_t tpid            # protocols of the tags (Tpid of neigh.pxd); of no meaning without a tag
-    uint8_t frag            # PktFrag
+    uint8_t ifin            # iface number it came in by

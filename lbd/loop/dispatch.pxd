@@ -1,6 +1,6 @@
 # What becomes of a burst: to a transmit ring, to another worker, to the kernel, or the frame is free again.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from lbd.datapath.compiler cimport lbd_likely, lbd_unlikely, lbd_compiler_barrier
+from lbd.datapath.compiler cimport lbd_ld64, lbd_likely, lbd_unlikely, lbd_compiler_barrier
 from lbd.datapath.hdr cimport PROTO_TCP
 from lbd.datapath.pkt cimport Pkt, PKT_COMPLETE
 from lbd.datapath.reason cimport *
@@ -11,7 +11,8 @@ from lbd.loop.frames cimport frame_of
 from lbd.loop.capture cimport slow_path
 from lbd.shm.layout cimport FRAME_HAND, HAND_MORE, HAND_PROCESS, HAND_REST, HAND_TRANSMIT, Hand
 from lbd.shm.ring cimport lbd_ring_room, lbd_ring_slot, lbd_ring_refuse
-from lbd.xdp.io cimport XDP_TX_METADATA, port_tx_completes, port_tx_put, port_tx_reserve, port_tx_write
+from lbd.xdp.io cimport (XDP_TX_METADATA, port_tx_byte, port_tx_completes, port_tx_put, port_tx_reserve, port_tx_sound,
+                         port_tx_stage, port_tx_write)
 from lbd.xdp.port cimport Port
 
 
@@ -123,26 +124,38 @@ cdef inline bint leaves(const Pkt *p) noexcept nogil:
     return p.verdict == VERDICT_FORWARD or p.verdict == VERDICT_CONSUME
 
 
+cdef inline bint alike(const Pkt *p, uint8_t iface) noexcept nogil:
+    """It leaves, by this interface, and is plain: ifout, verdict, flags and chain as one word, little-endian. (FORWARD and CONSUME
+    differ by one bit.)"""
+    cdef uint64_t asked = (<uint64_t> 0xff << 48 | <uint64_t> PKT_COMPLETE << 32
+                           | (0xff ^ VERDICT_FORWARD ^ VERDICT_CONSUME) << 8 | 0xff)
+    return lbd_ld64(&p.ifout) & asked == (iface | (VERDICT_FORWARD & VERDICT_CONSUME) << 8)
+
+
 cdef inline uint32_t send_alike(Loop *l, Pkt *pkts, uint32_t n) noexcept nogil:
-    """Of n packets, the first of which leaves, as many from there on as leave by the same port, are plain, and can be put. Returns
-    how many: nearly always all of a burst."""
+    """Of n packets, the first of which leaves and is plain, as many from there on as leave by the same port, are plain, and can be
+    put. Returns how many: nearly always all of a burst."""
     cdef uint8_t iface = pkts[0].ifout
     cdef Port *port = &l.port[iface]
     cdef const uint8_t *area = l.area
-    cdef uint32_t k = 0, slot = port.tx.cached_prod, bytes = 0
-    cdef Pkt *p
+    cdef uint32_t k = 0, j, length, bytes = 0, slot = port.tx.cached_prod, shift = port.shift, frames_total = port.frames_total
+    cdef uint64_t addr
+    cdef uint8_t *ledger = port.ledger
+    cdef uint8_t put = port_tx_byte(port)
     if lbd_unlikely(port.fd < 0):
         return 0
     n = port_tx_reserve(port, n)
     while k < n:
-        p = pkts + k
-        if lbd_unlikely(not leaves(p)) or lbd_unlikely(p.ifout != iface) or lbd_unlikely(not plain(p)):
+        addr = <uint64_t> (pkts[k].data - area)
+        length = pkts[k].len
+        if lbd_unlikely(not alike(pkts + k, iface)) or lbd_unlikely(not port_tx_sound(addr, length, shift, frames_total)):
             break
-        if lbd_unlikely(not port_tx_write(port, slot + k, <uint64_t> (p.data - area), p.len, 0)):
-            break
-        bytes += p.len
+        port_tx_write(port, slot + k, addr, length, 0)
+        bytes += length
         k += 1
-    port.tx.cached_prod = slot + k
+    port_tx_stage(port, slot + k)
+    for j in range(k):
+        ledger[<uint64_t> (pkts[j].data - area) >> shift] = put
     port.stat.tx_pkts += k
     port.stat.tx_bytes += bytes
     return k

@@ -112,34 +112,42 @@ cdef inline uint32_t port_tx_reserve(Port *p, uint32_t n) noexcept nogil:
     return n if n < room else room
 
 
-cdef inline bint port_tx_write(Port *p, uint32_t slot, uint64_t addr, uint32_t length, uint32_t options) noexcept nogil:
-    """Write one descriptor to `slot`, unpublished: the next free one (port_tx_reserve), and cached_prod, which counts it, is the
-    caller's to move. False: not within one frame; the frame stays yours.
+cdef inline bint port_tx_sound(uint64_t addr, uint32_t length, uint32_t shift, uint32_t frames_total) noexcept nogil:
+    """Within one frame, and not empty? NB: the kernel skips an invalid descriptor without a completion; the frame would be lost to
+    both sides."""
+    cdef uint32_t left = <uint32_t> ~addr & ((<uint32_t> 1 << shift) - 1)      # bytes after the first one
+    return length - 1 <= left and addr >> shift < frames_total
 
-    NB: the kernel skips an invalid descriptor without a completion; the frame would be lost to both sides.
-    """
-    cdef xdp_desc *d
-    cdef uint32_t shift = p.shift
-    cdef uint64_t frame = addr >> shift
-    if length == 0 or (addr + length - 1) >> shift != frame or frame >= p.frames_total:
-        return False
-    d = xsk_ring_prod__tx_desc(&p.tx, slot)
+
+cdef inline void port_tx_write(Port *p, uint32_t slot, uint64_t addr, uint32_t length, uint32_t options) noexcept nogil:
+    """A sound descriptor into `slot`, one of the next free ones (port_tx_reserve). To do after, of one or several: port_tx_stage,
+    then the ledger of each frame: port_tx_byte."""
+    cdef xdp_desc *d = xsk_ring_prod__tx_desc(&p.tx, slot)
     d.addr = addr
-    d.len = length
-    d.options = options
+    (<uint64_t *>&d.len)[0] = length | <uint64_t>options << 32        # and options, little-endian
+
+
+cdef inline void port_tx_stage(Port *p, uint32_t end) noexcept nogil:
+    """All slots before `end` are written, unpublished: from here on a successor takes their frames back."""
     port_in_order()
-    p.stat.spare[WORD_TX_STAGED] = slot + 1
+    p.stat.spare[WORD_TX_STAGED] = end
     port_in_order()
-    p.ledger[frame] = <uint8_t>(FRAME_TX | p.iface << 4)
-    return True
+    p.tx.cached_prod = end
+
+
+cdef inline uint8_t port_tx_byte(const Port *p) noexcept nogil:
+    """What the ledger says of a frame that is put."""
+    return <uint8_t>(FRAME_TX | p.iface << 4)
 
 
 cdef inline bint port_tx_put(Port *p, uint64_t addr, uint32_t length, uint32_t options) noexcept nogil:
     """Write one descriptor, unpublished. False: ring full, or not within one frame; the frame stays yours."""
     cdef uint32_t slot = p.tx.cached_prod
-    if xsk_prod_nb_free(&p.tx, 1) == 0 or not port_tx_write(p, slot, addr, length, options):
+    if xsk_prod_nb_free(&p.tx, 1) == 0 or not port_tx_sound(addr, length, p.shift, p.frames_total):
         return False
-    p.tx.cached_prod = slot + 1
+    port_tx_write(p, slot, addr, length, options)
+    port_tx_stage(p, slot + 1)
+    p.ledger[addr >> p.shift] = port_tx_byte(p)
     return True
 
 

@@ -11,6 +11,7 @@
 #     step             stores, in this order                                killed in between: the frame is
 #     port_fill        slot; STAGED word; ledger = FILL; producer           staged: free, as before
 #     port_tx_put      slot; STAGED word; ledger = TX; (submit:) producer   staged: in the worker's hands
+#         of several: all slots; STAGED word; all bytes of the ledger
 #     port_rx_release  ledger = WORK; consumer                              still in the rx ring
 #     port_reclaim     ledger = WORK; consumer                              still in the completion ring
 #
