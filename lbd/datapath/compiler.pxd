@@ -40,6 +40,12 @@ cdef extern from * nogil:
         int carry = __builtin_add_overflow(a, b, &s);
         return s + (uint64_t)carry;
     }
+    static inline uint16_t lbd_sub_borrow16(uint16_t a, uint16_t b)
+    {
+        uint16_t d;
+        int borrow = __builtin_sub_overflow(a, b, &d);
+        return (uint16_t)(d - borrow);
+    }
     /* x % 65535 == 0, by the inverse of 65535 modulo 2^64 */
     static inline int lbd_is_multiple_of_65535(uint64_t x) { return x * 0xfffefffefffeffffull <= 0xffffffffffffffffull / 65535; }
     /* a 4-byte address at the beginning of 16 bytes, the rest 0 */
@@ -72,6 +78,7 @@ cdef extern from * nogil:
     uint64_t lbd_swap32s(uint64_t) noexcept
     uint32_t lbd_swap16s(uint32_t) noexcept
     uint64_t lbd_add_carry(uint64_t, uint64_t) noexcept
+    uint16_t lbd_sub_borrow16(uint16_t, uint16_t) noexcept
     bint lbd_is_multiple_of_65535(uint64_t) noexcept
     void lbd_copy4_wide(void *, const void *) noexcept
     int lbd_ctz(uint32_t) noexcept

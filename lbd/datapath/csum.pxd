@@ -1,7 +1,7 @@
 # Internet checksums (RFC 1071), incremental (RFC 1624, equation 3). Sums are over 16-bit words in memory order, so that no
 # byte is swapped; a "delta" is the 16-bit ones' complement sum of ~old + new over the words that change.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_ld64, lbd_swap16s, lbd_swap32s
+from lbd.datapath.compiler cimport lbd_ld16, lbd_ld32, lbd_ld64, lbd_sub_borrow16, lbd_swap16s, lbd_swap32s
 
 
 cdef inline uint16_t csum_fold(uint64_t s) noexcept nogil:
@@ -55,8 +55,7 @@ cdef inline uint16_t csum_apply(uint16_t check, uint32_t delta) noexcept nogil:
 
 cdef inline uint16_t csum_add(uint16_t check, uint16_t delta) noexcept nogil:
     """csum_apply for a folded delta: ~(~HC + delta) is HC - delta, less one where that borrows."""
-    cdef uint32_t s = <uint32_t> check - delta
-    return <uint16_t> (s + (s >> 16))
+    return lbd_sub_borrow16(check, delta)
 
 
 cdef inline uint16_t csum_sum(uint16_t a, uint16_t b) noexcept nogil:

@@ -12,10 +12,10 @@ from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_ld64, lbd_st16, lbd_
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport FRAG_NONE, Pkt, PKT_PARTIAL, PKT_REPLY
 from lbd.datapath.flow cimport Tuple, ends_hash
-from lbd.datapath.hdr cimport ETH_HLEN, ETH_P_IP, ETH_P_IPV6, PROTO_TCP, PROTO_UDP, TcpHdr, TCP_FIN, TCP_RST, TCP_SYN
+from lbd.datapath.hdr cimport ETH_HLEN, ETH_P_IP, ETH_P_IPV6, PROTO_TCP, PROTO_UDP, TcpHdr, TCP_FIN, TCP_RST, TCP_SYN, tcp_head
 from lbd.datapath.reason cimport REASON_NONE, VERDICT_FORWARD
 from lbd.datapath.conn cimport (CONN_ACTIVE, CONN_LIVE, CONN_MODE, CONN_ONE_WAY, CONN_OTHER_FAMILY, CONN_SYNACK, CONN_WRAPS,
-                                ConnCommon, ConnTable, conn4, conn6, conn_common, conn_edges, conn_side)
+                                Conn4, Conn6, ConnCommon, ConnTable, conn4, conn6, conn_common, conn_edges, conn_side)
 from lbd.datapath.encap cimport encap_from, outer_source
 from lbd.datapath.lifetime cimport table_of, udp_step
 from lbd.datapath.nat cimport check_complete, check_finish, check_update, ends_write, hop
@@ -51,8 +51,7 @@ cdef inline bint parsed(Pkt *p, uint32_t l4, uint32_t tot, uint8_t proto, int af
     p.inner = 0
     p.l3 = ETH_HLEN
     p.l4 = l4
-    p.l3_len = tot
-    p.vlan = 0
+    lbd_st32(&p.l3_len, tot)                    # and vlan: 0
     p.af = af
     p.proto = proto
     return True
@@ -60,35 +59,35 @@ cdef inline bint parsed(Pkt *p, uint32_t l4, uint32_t tot, uint8_t proto, int af
 
 cdef inline bint fast_parse4(Pkt *p) noexcept nogil:
     cdef const uint8_t *d = p.data
-    cdef uint32_t tot
+    cdef uint32_t n
     cdef uint8_t first, proto
     if p.len < L4_4 + 8 or (lbd_ld32(d + 12) & 0x00ffffff) != 0x00450008:         # IPv4, a header of five words
         return False
-    tot = lbd_bswap16(lbd_ld16(d + ETH_HLEN + 2))
-    if lbd_ld16(d + ETH_HLEN + 6) & 0xff3f or tot > p.len - ETH_HLEN or tot < 28:           # MF or offset: a fragment
+    n = <uint32_t> lbd_bswap16(lbd_ld16(d + ETH_HLEN + 2)) - 20         # (too little: more than can be there)
+    if lbd_ld16(d + ETH_HLEN + 6) & 0xff3f or n > p.len - L4_4:         # MF or offset: a fragment
         return False
     if not ip4_sum_ok(d + ETH_HLEN):
         return False
     first = d[ETH_HLEN + 12]
     proto = d[ETH_HLEN + 9]
-    if <uint8_t> (first - 1) >= 223 or first == 127 or not l4_sound(d + L4_4, proto, tot - 20):
+    if <uint8_t> (first - 1) >= 223 or first == 127 or not l4_sound(d + L4_4, proto, n):
         return False
-    return parsed(p, L4_4, tot, proto, 4)
+    return parsed(p, L4_4, n + 20, proto, 4)
 
 
 cdef inline bint fast_parse6(Pkt *p) noexcept nogil:
     cdef const uint8_t *d = p.data
-    cdef uint32_t tot
+    cdef uint32_t n
     cdef uint8_t proto
     if p.len < L4_6 + 8 or (lbd_ld32(d + 12) & 0x00f0ffff) != 0x0060dd86:
         return False
-    tot = 40 + lbd_bswap16(lbd_ld16(d + ETH_HLEN + 4))
-    if tot > p.len - ETH_HLEN or tot < 48 or d[ETH_HLEN + 8] == 0xff or lbd_ld64(d + ETH_HLEN + 8) == 0:
+    n = lbd_bswap16(lbd_ld16(d + ETH_HLEN + 4))
+    if n > p.len - L4_6 or d[ETH_HLEN + 8] == 0xff or lbd_ld64(d + ETH_HLEN + 8) == 0:
         return False
     proto = d[ETH_HLEN + 6]
-    if not l4_sound(d + L4_6, proto, tot - 40):
+    if not l4_sound(d + L4_6, proto, n):
         return False
-    return parsed(p, L4_6, tot, proto, 6)
+    return parsed(p, L4_6, n + 40, proto, 6)
 
 
 cdef inline bint lane_takes(Engine *e, const Pkt *p) noexcept nogil:
@@ -109,13 +108,13 @@ cdef inline void lane_finish(Engine *e, Pkt *p) noexcept nogil:
         check_finish(e, p, True)
 
 
-cdef inline uint8_t *ends_of(const Pkt *p, int af) noexcept nogil:
-    """Of a packet in the lane: addresses and ports, side by side as in a record (conn_side)."""
-    return p.data + ETH_HLEN + (12 if af == 4 else 8)
+cdef inline uint8_t *ends_of(uint8_t *d, int af) noexcept nogil:
+    """In the frame of a packet in the lane: addresses and ports, side by side as in a record (conn_side)."""
+    return d + ETH_HLEN + (12 if af == 4 else 8)
 
 
 cdef inline uint64_t fast_hash(const Engine *e, const Pkt *p, int af) noexcept nogil:
-    return ends_hash(ends_of(p, af), p.proto, e.hash_key, af)
+    return ends_hash(ends_of(p.data, af), p.proto, e.hash_key, af)
 
 
 cdef inline void fast_leave(const Engine *e, Pkt *p, Tuple *t) noexcept nogil:
@@ -141,7 +140,7 @@ cdef inline bint end_is(const uint8_t *end, const uint8_t *came, int af) noexcep
             | (lbd_ld32(end + 32) ^ lbd_ld32(came + 32))) == 0
 
 
-cdef inline bint settled(const ConnCommon *c, uint8_t proto, uint32_t direction, uint32_t any) noexcept nogil:
+cdef inline bint settled(const ConnCommon *c, uint8_t proto, uint64_t direction, uint32_t any) noexcept nogil:
     """Live, of this run, established: proto, state, flags and live as one word, little-endian; `any`: flags that may be or not. An
     unanswered UDP flow is as good for its client's packets."""
     cdef uint32_t word = lbd_ld32(&c.proto) & ~(any << 16)
@@ -153,48 +152,50 @@ cdef inline bint settled(const ConnCommon *c, uint8_t proto, uint32_t direction,
     return word == (live | <uint32_t> STATE_UDP_ONEWAY << 8 | PROTO_UDP) and direction == 0
 
 
-cdef inline bint way_free(Engine *e, const Pkt *p, const ConnCommon *c, uint32_t hops, uint32_t room,
-                          uint32_t direction) noexcept nogil:
-    """Nothing hinders this connection's packet to leave. room: bytes that it may have."""
+cdef inline bint way_free(Engine *e, const Pkt *p, const ConnCommon *c, const uint8_t *d, uint32_t hops, uint64_t bytes,
+                          uint32_t room, uint64_t direction) noexcept nogil:
+    """Nothing hinders this connection's packet to leave. d: its frame; room: bytes that it may have."""
     if c.dest == DEST_NONE:                     # (a record that is not imported has a service)
         return False
-    if p.l3_len > room or hops <= 1:
+    if bytes > room or hops <= 1:
         return False
-    return direction != 0 or e.adj[c.adj_rev].sender == adj_sender(p.data + 6, p.ifin) or e.return_route != 0
+    return direction != 0 or e.adj[c.adj_rev].sender == adj_sender(d + 6, p.ifin) or e.return_route != 0
 
 
-cdef inline bint passes(Engine *e, const Pkt *p, const ConnCommon *c, const uint8_t *l4, uint32_t hops, uint32_t room,
-                        uint32_t direction) noexcept nogil:
+cdef inline bint passes(Engine *e, const Pkt *p, const ConnCommon *c, const uint8_t *d, const uint8_t *l4, uint32_t hops,
+                        uint64_t bytes, uint32_t room, uint64_t direction) noexcept nogil:
     """Of a packet of a settled connection: nothing about it is for the general way."""
-    if not way_free(e, p, c, hops, room, direction):
+    if not way_free(e, p, c, d, hops, bytes, room, direction):
         return False
     return p.proto != PROTO_TCP or not (<const TcpHdr *> l4).flags & (TCP_SYN | TCP_FIN | TCP_RST)
 
 
-cdef inline void passed(Engine *e, Pkt *p, uint32_t i, const Adj *a, const uint8_t *l4, uint32_t head, uint32_t direction,
-                        int af) noexcept nogil:
-    """What the connection, the statistics and whoever sends it learn of the packet. head: bytes of its IP header; af: the record's
-    family."""
+cdef inline void passed(Engine *e, Pkt *p, uint32_t i, const Adj *a, const uint8_t *l4, uint64_t bytes, uint32_t head,
+                        uint64_t direction, int af) noexcept nogil:
+    """What the connection, the statistics and whoever sends it learn of the packet. bytes: of it, with the `head` of its IP header;
+    af: the record's family."""
     cdef ConnTable *tab = table_of(e, af)
     cdef ConnCommon *c = conn_common(tab, i, af)
     if p.proto == PROTO_TCP:
-        edges_step(conn_edges(tab, i, af), <const TcpHdr *> l4, p.l3_len - head, direction)
+        edges_step(conn_edges(tab, i, af), <const TcpHdr *> l4, bytes - head, direction)
     else:
         udp_step(e, i, c, direction, af)
-    noted(e, p, c, a, direction)
+    noted(e, p, c, a, bytes, direction)
 
 
-cdef inline void noted(Engine *e, Pkt *p, ConnCommon *c, const Adj *a, uint32_t direction) noexcept nogil:
+cdef inline void noted(Engine *e, Pkt *p, ConnCommon *c, const Adj *a, uint64_t bytes, uint64_t direction) noexcept nogil:
     """The same, but for sequence numbers."""
     cdef uint32_t whose = lbd_ld32(&c.svc)      # and dest
-    cdef uint32_t bytes = p.l3_len
     c.last_seen = e.now_ms
     lbd_st32(&p.svc, whose)                     # the same in both
-    p.ifout = a.iface
+    leaves_by(p, a)
     p.flags |= PKT_REPLY * direction
-    p.verdict = VERDICT_FORWARD
-    p.reason = REASON_NONE
     tally(e, whose & 0xffff, whose >> 16, direction, bytes)
+
+
+cdef inline void leaves_by(Pkt *p, const Adj *a) noexcept nogil:
+    """ifout, verdict, reason and frag as one word, little-endian: forwarded, no reason, no fragment."""
+    lbd_st32(&p.ifout, a.iface + (<uint32_t> VERDICT_FORWARD << 8))
 
 
 cdef inline bint fast_tunnel(Engine *e, Pkt *p, uint32_t i, int af, int raf) noexcept nogil:
@@ -205,11 +206,14 @@ cdef inline bint fast_tunnel(Engine *e, Pkt *p, uint32_t i, int af, int raf) noe
     cdef uint8_t *ip = p.data + ETH_HLEN
     cdef uint8_t *l4 = p.data + (L4_4 if af == 4 else L4_6)
     cdef uint8_t src[16]
+    cdef uint64_t bytes = p.l3_len
+    cdef uint32_t room
     if a.reach == 0 or not outer_source(e, c.svc, a, src, raf):
         return False
-    if not passes(e, p, c, l4, ip[8 if af == 4 else 7], tunnel_room_by(e, p, c, conn_way(tab, i, af)[0], a.reach, raf), 0):
+    room = tunnel_room_by(e, p, c, conn_way(tab, i, af)[0], a.reach, raf)
+    if not passes(e, p, c, p.data, l4, ip[8 if af == 4 else 7], bytes, room, 0):
         return False
-    passed(e, p, i, a, l4, 20 if af == 4 else 40, 0, af)
+    passed(e, p, i, a, l4, bytes, 20 if af == 4 else 40, 0, af)
     if lbd_unlikely(p.flags & PKT_PARTIAL):
         check_complete(e, p)
     hop(ip, conn4(tab, i).ip_delta[0] if af == 4 else 0, af)
@@ -219,7 +223,7 @@ cdef inline bint fast_tunnel(Engine *e, Pkt *p, uint32_t i, int af, int raf) noe
     return True
 
 
-cdef inline bint fast_translate(Engine *e, Pkt *p, uint32_t i, uint32_t direction) noexcept nogil:
+cdef inline bint fast_translate(Engine *e, Pkt *p, uint32_t i, uint64_t direction) noexcept nogil:
     """Of a NAT64 connection (i: its record)."""
     cdef ConnCommon *c = conn_common(&e.t6, i, 6)
     cdef const Adj *a = e.adj + (&c.adj_fwd)[direction]
@@ -228,16 +232,16 @@ cdef inline bint fast_translate(Engine *e, Pkt *p, uint32_t i, uint32_t directio
     p.frag = FRAG_NONE
     if a.reach == 0 or nat64_obstacle(p, direction) != REASON_NONE:
         return False
-    if not passes(e, p, c, l4, p.data[ETH_HLEN + (8 if p.af == 4 else 7)], nat64_mtu(p, a.reach), direction):
+    if not passes(e, p, c, p.data, l4, p.data[ETH_HLEN + (8 if p.af == 4 else 7)], p.l3_len, nat64_mtu(p, a.reach), direction):
         return False
-    passed(e, p, i, a, l4, head, direction, 6)
+    passed(e, p, i, a, l4, p.l3_len, head, direction, 6)
     nat64_packet(e, p, conn6(&e.t6, i))
     lbd_copy12(p.data, a.dmac)
     lbd_st16(p.data + 12, lbd_bswap16(ETH_P_IP if p.af == 4 else ETH_P_IPV6))
     return True
 
 
-cdef inline bint fast_wrap(Engine *e, Pkt *p, uint32_t i, uint32_t direction, int af) noexcept nogil:
+cdef inline bint fast_wrap(Engine *e, Pkt *p, uint32_t i, uint64_t direction, int af) noexcept nogil:
     """Of a connection whose packets get another IP header, if this is one (i: its record, of family af): tunnel, NAT64."""
     cdef const ConnCommon *c = conn_common(table_of(e, af), i, af)
     if not c.flags & CONN_WRAPS or not settled(c, p.proto, direction, ANY_WRAPPED):
@@ -251,7 +255,7 @@ cdef inline bint fast_wrap(Engine *e, Pkt *p, uint32_t i, uint32_t direction, in
 
 cdef inline bint fast_far(Engine *e, Pkt *p, uint32_t ref) noexcept nogil:
     """IPv4, of a NAT64 connection? ref: the candidate for it, in the IPv6 table."""
-    cdef const uint8_t *came = ends_of(p, 4)
+    cdef const uint8_t *came = ends_of(p.data, 4)
     cdef const uint8_t *end = conn_side(&e.t6, ref >> 1, 1, 6)
     if not ref & 1 or lbd_ld32(end + 12) != lbd_ld32(came) or lbd_ld32(end + 28) != lbd_ld32(came + 4):
         return False
@@ -264,33 +268,38 @@ cdef inline bint fast_forward(Engine *e, Pkt *p, uint32_t ref, int af) noexcept 
     """ref: the candidate that the tag gave. True: rewritten, verdict set. False: as it came."""
     cdef ConnTable *tab = table_of(e, af)
     cdef uint32_t i = ref >> 1
-    cdef uint32_t direction = ref & 1
+    cdef uint64_t direction = ref & 1
     cdef ConnCommon *c = conn_common(tab, i, af)
+    cdef uint8_t *record = conn_side(tab, i, 0, af)
     cdef uint8_t *d = p.data
     cdef uint8_t *l4 = d + (L4_4 if af == 4 else L4_6)
+    cdef uint64_t bytes
     cdef const Adj *a
-    if not end_is(conn_side(tab, i, direction, af), ends_of(p, af), af) or c.fib_gen != e.fib_gen[0]:
+    if not end_is(record + direction * (12 if af == 4 else 36), ends_of(d, af), af) or c.fib_gen != e.fib_gen[0]:
         return False
     if lbd_unlikely(not settled(c, p.proto, direction, ANY_PLAIN)):
         return fast_wrap(e, p, i, direction, af)
     a = e.adj + (&c.adj_fwd)[direction]
-    if not passes(e, p, c, l4, d[ETH_HLEN + (8 if af == 4 else 7)], a.reach, direction):
+    bytes = p.l3_len
+    if not passes(e, p, c, d, l4, d[ETH_HLEN + (8 if af == 4 else 7)], bytes, a.reach, direction):
         return False
-    passed(e, p, i, a, l4, 20 if af == 4 else 40, direction, af)
-    fast_rewrite(p, tab, i, a, direction, af)
+    passed(e, p, i, a, l4, bytes, 20 if af == 4 else 40, direction, af)
+    fast_rewrite(p, d, record, a, direction, af)
     return True
 
 
-cdef inline void fast_rewrite(Pkt *p, ConnTable *tab, uint32_t i, const Adj *a, uint32_t direction, int af) noexcept nogil:
-    """What modes that leave the IP header's form alone change."""
-    cdef const ConnCommon *c = conn_common(tab, i, af)
-    cdef uint8_t *l4 = p.data + (L4_4 if af == 4 else L4_6)
-    hop(p.data + ETH_HLEN, conn4(tab, i).ip_delta[direction] if af == 4 else 0, af)
+cdef inline void fast_rewrite(const Pkt *p, uint8_t *d, const uint8_t *record, const Adj *a, uint64_t direction,
+                              int af) noexcept nogil:
+    """What modes that leave the IP header's form alone change. d: the packet's frame."""
+    cdef const ConnCommon *c = &(<const Conn4 *> record).c if af == 4 else &(<const Conn6 *> record).c
+    cdef const uint8_t *far = record + (1 - direction) * (12 if af == 4 else 36)
+    cdef uint8_t *l4 = d + (L4_4 if af == 4 else L4_6)
+    hop(d + ETH_HLEN, (<const Conn4 *> record).ip_delta[direction] if af == 4 else 0, af)
     if lbd_likely(not c.flags & CONN_ONE_WAY):
-        ends_write(ends_of(p, af), l4, conn_side(tab, i, 1 - direction, af), af)
+        ends_write(ends_of(d, af), l4, far, af)
         # the delta of what comes from the real server is the complement
         check_update(l4, p.proto, c.l4_delta ^ <uint16_t> (0 - direction))
-    lbd_copy12(p.data, a.dmac)
+    lbd_copy12(d, a.dmac)
 
 
 cdef inline bint fast_first(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
@@ -299,15 +308,17 @@ cdef inline bint fast_first(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogi
     cdef ConnTable *tab = table_of(e, af)
     cdef ConnCommon *c = conn_common(tab, i, af)
     cdef const Adj *a = e.adj + c.adj_fwd
-    cdef const TcpHdr *t = <const TcpHdr *> (p.data + (L4_4 if af == 4 else L4_6))
+    cdef uint8_t *d = p.data
+    cdef const TcpHdr *t = <const TcpHdr *> (d + (L4_4 if af == 4 else L4_6))
+    cdef uint64_t bytes = p.l3_len
     if c.live != CONN_LIVE or c.flags & <uint8_t> ~(CONN_MODE & ~CONN_WRAPS) or c.fib_gen != e.fib_gen[0]:
         return False
-    if not way_free(e, p, c, p.data[ETH_HLEN + (8 if af == 4 else 7)], a.reach, 0):
+    if not way_free(e, p, c, d, d[ETH_HLEN + (8 if af == 4 else 7)], bytes, a.reach, 0):
         return False
     if p.proto == PROTO_TCP:
         if t.flags & (TCP_SYN | TCP_FIN) != TCP_SYN:
             return False
-        conn_edges(tab, i, af)[0] = lbd_bswap32(t.seq) + p.l3_len - (20 if af == 4 else 40) - (t.doff >> 4) * 4 + 1
-    noted(e, p, c, a, 0)
-    fast_rewrite(p, tab, i, a, 0, af)
+        conn_edges(tab, i, af)[0] = lbd_bswap32(t.seq) + bytes - (20 if af == 4 else 40) - tcp_head(t) + 1
+    noted(e, p, c, a, bytes, 0)
+    fast_rewrite(p, d, conn_side(tab, i, 0, af), a, 0, af)
     return True

@@ -7,7 +7,8 @@ from lbd.datapath.engine cimport ConnExt, Engine
 from lbd.datapath.ext cimport conn_ext, ext_give
 from lbd.datapath.pkt cimport FRAG_FIRST, FRAG_LATER, FRAG_NONE, Pkt, PKT_NEW, PKT_REPLY, PKT_HANDED, PKT_ICMP_ERROR, PKT_TUNNEL
 from lbd.datapath.flow cimport Tuple, tuple_hash
-from lbd.datapath.hdr cimport ETH_HLEN, TcpHdr, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, TCP_SYN, TCP_ACK, TCP_FIN, TCP_RST
+from lbd.datapath.hdr cimport (ETH_HLEN, TcpHdr, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, TCP_SYN, TCP_ACK, TCP_FIN,
+                               TCP_RST, tcp_head)
 from lbd.datapath.reason cimport *
 from lbd.datapath.conn cimport *
 from lbd.datapath.tcp cimport *
@@ -102,7 +103,7 @@ cdef inline bint tcp_step(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t
     cdef uint32_t seq = lbd_bswap32(t.seq)
     cdef uint32_t event = tcp_event(p.tcp_flags)
     cdef uint32_t *edge = seq_edge(e, i, direction, af)
-    cdef uint32_t payload = p.l3 + p.l3_len - p.l4 - (t.doff >> 4) * 4
+    cdef uint32_t payload = p.l3 + p.l3_len - p.l4 - tcp_head(t)
     cdef uint32_t next, end = seq + payload, state = c.state
     if lbd_likely(event == EVENT_ACK and state == STATE_ESTABLISHED):
         edges_step(seq_edge(e, i, 0, af), t, p.l3 + p.l3_len - p.l4, direction)

@@ -98,6 +98,11 @@ cdef enum:
     GRE_CSUM = 0x8000
 
 
+cdef inline uint32_t tcp_head(const TcpHdr *t) noexcept nogil:
+    """Bytes of the header, options included."""
+    return t.doff >> 2 & 0x3c
+
+
 cdef inline bint is_transport(uint8_t proto) noexcept nogil:
     """One that begins with two ports."""
     return proto == PROTO_TCP or proto == PROTO_UDP or proto == PROTO_SCTP

@@ -171,7 +171,7 @@ cdef inline bint one_packet_lane(Engine *e, Pkt *p) noexcept nogil:
     """A datagram that came in the lane, and has no connection: what one_packet_settle does of nearly all of DR's, without a tuple.
     False: as it came, and so is the scheduler."""
     cdef bint four = p.af == 4
-    cdef const uint8_t *ends = ends_of(p, 4) if four else ends_of(p, 6)
+    cdef const uint8_t *ends = ends_of(p.data, 4) if four else ends_of(p.data, 6)
     cdef uint32_t slot, dest, bytes = p.l3_len, svc = lane_service(e, ends, 4) if four else lane_service(e, ends, 6)
     cdef Svc *s = e.svc + svc
     cdef Dest *d

@@ -78,7 +78,7 @@ cdef inline bint l4_sound(const uint8_t *l4, uint8_t proto, uint32_t l4_len) noe
     if proto == PROTO_TCP:
         if l4_len < sizeof(TcpHdr):
             return False
-        n = ((<const TcpHdr *> l4).doff >> 4) * 4
+        n = tcp_head(<const TcpHdr *> l4)
         if n < sizeof(TcpHdr) or n > l4_len:
             return False
         return True

@@ -4,7 +4,7 @@ from libc.string cimport memcpy, memset
 from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt, PKT_REPLY, PKT_TUNNEL
-from lbd.datapath.hdr cimport (ETH_HLEN, IP_DF, Ip6Hdr, IpHdr, PROTO_TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, TcpHdr)
+from lbd.datapath.hdr cimport (ETH_HLEN, IP_DF, Ip6Hdr, IpHdr, PROTO_TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, TcpHdr, tcp_head)
 from lbd.datapath.csum cimport csum_fold, csum_partial, csum_pseudo
 from lbd.datapath.conn cimport CONN_EXTENDED, CONN_ONE_WAY, ConnCommon, conn6, conn_edges, conn_side
 from lbd.datapath.lifetime cimport table_of
@@ -55,7 +55,7 @@ cdef inline void reset_answer(Engine *e, Pkt *p, uint32_t reason) noexcept nogil
     cdef uint32_t alen = 4 if p.af == 4 else 16
     cdef uint8_t *addrs = p.data + p.l3 + (12 if p.af == 4 else 8)
     cdef uint8_t side[36]
-    cdef uint32_t seq = 0, ack = 0, payload = p.l3 + p.l3_len - p.l4 - (t.doff >> 4) * 4
+    cdef uint32_t seq = 0, ack = 0, payload = p.l3 + p.l3_len - p.l4 - tcp_head(t)
     cdef uint8_t flags = TCP_RST
     p.verdict = VERDICT_DROP
     p.reason = reason

@@ -11,14 +11,25 @@ cdef enum:
     DESTS_NEAR = 512            # real servers whose statistics (64 bytes each) stay near the core by themselves
 
 
-cdef inline void stat_packet(SvcStat *s, uint32_t direction, uint32_t bytes) noexcept nogil:
+cdef inline void stat_packet(SvcStat *s, uint64_t direction, uint32_t bytes) noexcept nogil:
     """in_pkts and in_bytes, or out_pkts and out_bytes, which follow them."""
     cdef uint64_t *pair = &s.in_pkts + 2 * direction
     pair[0] += 1
     pair[1] += bytes
 
 
-cdef inline void tally(Engine *e, uint32_t svc, uint32_t dest, uint32_t direction, uint32_t bytes) noexcept nogil:
+cdef inline void stat_both(SvcStat *s, SvcStat *d, uint64_t direction, uint64_t bytes) noexcept nogil:
+    """stat_packet of a service and a real server. In this order gcc adds in place: a pair alone it would put together in a vector
+    register, by more instructions."""
+    cdef uint64_t *ours = &s.in_pkts + 2 * direction
+    cdef uint64_t *theirs = &d.in_pkts + 2 * direction
+    ours[0] += 1
+    theirs[0] += 1
+    ours[1] += bytes
+    theirs[1] += bytes
+
+
+cdef inline void tally(Engine *e, uint32_t svc, uint32_t dest, uint64_t direction, uint64_t bytes) noexcept nogil:
     """Of a packet in a burst: now, or by tally_enter."""
     cdef Due *due
     if lbd_unlikely(e.dests > DESTS_NEAR):
@@ -28,11 +39,10 @@ cdef inline void tally(Engine *e, uint32_t svc, uint32_t dest, uint32_t directio
         due.svc, due.dest, due.direction, due.bytes = svc, dest, direction, bytes
         e.due_n += 1
         return
-    stat_packet(e.svc_stat + svc, direction, bytes)
-    stat_packet(e.dest_stat + dest, direction, bytes)
+    stat_both(e.svc_stat + svc, e.dest_stat + dest, direction, bytes)
 
 
-cdef inline void tally_scheduled(Engine *e, uint32_t svc, uint32_t dest, uint32_t bytes) noexcept nogil:
+cdef inline void tally_scheduled(Engine *e, uint32_t svc, uint32_t dest, uint64_t bytes) noexcept nogil:
     """Of a client's packet that was given to a real server by itself, which counts as a connection."""
     cdef SvcStat *s = e.svc_stat + svc
     cdef SvcStat *d = e.dest_stat + dest
@@ -41,8 +51,7 @@ cdef inline void tally_scheduled(Engine *e, uint32_t svc, uint32_t dest, uint32_
     if lbd_unlikely(e.dests > DESTS_NEAR):
         tally(e, svc, dest, 0, bytes)
         return
-    stat_packet(s, 0, bytes)
-    stat_packet(d, 0, bytes)
+    stat_both(s, d, 0, bytes)
 
 
 cdef inline void tally_enter(Engine *e) noexcept nogil:
@@ -51,6 +60,5 @@ cdef inline void tally_enter(Engine *e) noexcept nogil:
     cdef const Due *due
     for k in range(e.due_n):
         due = e.due + k
-        stat_packet(e.svc_stat + due.svc, due.direction, due.bytes)
-        stat_packet(e.dest_stat + due.dest, due.direction, due.bytes)
+        stat_both(e.svc_stat + due.svc, e.dest_stat + due.dest, due.direction, due.bytes)
     e.due_n = 0

@@ -2,7 +2,7 @@
 # What it does not know: windows and options; the ends do. A state changes only on evidence that a blind sender lacks (below).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from lbd.datapath.compiler cimport lbd_bswap32
-from lbd.datapath.hdr cimport PROTO_SCTP, TcpHdr
+from lbd.datapath.hdr cimport PROTO_SCTP, TcpHdr, tcp_head
 
 cdef enum TcpState:
     STATE_NONE = 0
@@ -85,9 +85,9 @@ cdef inline void edge_advance(uint32_t *edge, uint32_t to) noexcept nogil:
         edge[0] = to
 
 
-cdef inline void edges_step(uint32_t *edges, const TcpHdr *t, uint32_t l4_len, uint32_t direction) noexcept nogil:
+cdef inline void edges_step(uint32_t *edges, const TcpHdr *t, uint32_t l4_len, uint64_t direction) noexcept nogil:
     """An ACK of an established connection. edges: the client's, the real server's; l4_len: bytes of header and payload."""
-    cdef uint32_t end = lbd_bswap32(t.seq) + l4_len - (t.doff >> 4) * 4
+    cdef uint32_t end = lbd_bswap32(t.seq) + l4_len - tcp_head(t)
     if direction == 1:
         edge_advance(edges + 1, end)
         edge_advance(edges, lbd_bswap32(t.ack_seq))
