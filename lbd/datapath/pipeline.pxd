@@ -88,10 +88,9 @@ cdef inline void stage_parse(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
             slow_parse(e, p, i)
 
 
-cdef inline uint32_t probe(ConnTable *t, uint64_t h, int af) noexcept nogil:
-    """First candidate by tag in the primary bucket, its record on the way into the cache. REF_NONE: the table has none. REF_LOOK:
-    none here, but the bucket goes on."""
-    cdef Bucket *b = conn_bucket(t, h)
+cdef inline uint32_t candidate(ConnTable *t, const Bucket *b, uint64_t h, int af) noexcept nogil:
+    """The first in this bucket by tag, its record on the way into the cache. REF_NONE: there is none. REF_LOOK: none here, but it
+    goes on in an overflow bucket."""
     cdef uint32_t m = lbd_tag_match(b.tag, conn_tag(h))
     cdef uint32_t ref
     if lbd_unlikely(m == 0):
@@ -105,24 +104,54 @@ cdef inline uint32_t probe(ConnTable *t, uint64_t h, int af) noexcept nogil:
     return ref
 
 
+cdef inline uint32_t probe(ConnTable *t, uint64_t h, int af) noexcept nogil:
+    cdef const Bucket *b = conn_bucket(t, h)
+    cdef uint32_t ref = candidate(t, b, h, af)
+    if lbd_unlikely(ref == REF_LOOK):
+        lbd_prefetch(t.index + b.next)
+    return ref
+
+
+cdef inline uint32_t probe_on(ConnTable *t, uint64_t h, int af) noexcept nogil:
+    """Of one that was to be looked for further on: in the first overflow bucket. A table that is nearly full has one of 60 there;
+    without this look each would wait for two lines, one after the other, and then go the general way."""
+    return candidate(t, t.index + conn_bucket(t, h).next, h, af)
+
+
 cdef inline void stage_probe(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
-    cdef uint32_t i, k, far = 0
+    cdef uint8_t beyond[64]
+    cdef uint32_t i, k, on = 0, far = 0
     e.far_probed = e.nat64
     for i in range(n):
         if lbd_unlikely(e.kind[i] == KIND_DONE):
             continue
-        if pkts[i].af == 4:
-            pkts[i].ref = probe(&e.t4, e.hash[i], 4)
-            if lbd_unlikely(pkts[i].ref >= REF_LOOK) and e.far_probed:
+        pkts[i].ref = probe(&e.t4, e.hash[i], 4) if pkts[i].af == 4 else probe(&e.t6, e.hash[i], 6)
+        if lbd_unlikely(pkts[i].ref >= REF_LOOK):
+            beyond[on] = i
+            on += pkts[i].ref == REF_LOOK
+            if pkts[i].af == 4 and e.far_probed:
                 if e.kind[i] == KIND_FAST:
                     fast_leave(e, pkts + i, &e.tuple[i])
                 far_prefetch(e, i)
                 e.later[far] = i
                 far += 1
-        else:
-            pkts[i].ref = probe(&e.t6, e.hash[i], 6)
-    for k in range(far):
+    for k in range(on):
+        i = beyond[k]
+        pkts[i].ref = probe_on(&e.t4, e.hash[i], 4) if pkts[i].af == 4 else probe_on(&e.t6, e.hash[i], 6)
+    if lbd_unlikely(far):
+        stage_probe_far(e, far)
+
+
+cdef inline void stage_probe_far(Engine *e, uint32_t n) noexcept nogil:
+    """Of the n packets of e.later, IPv4 without a connection in their own table: in the other one."""
+    cdef uint8_t beyond[64]
+    cdef uint32_t k, on = 0
+    for k in range(n):
         e.far_ref[e.later[k]] = probe(&e.t6, e.far_hash[e.later[k]], 6)
+        beyond[on] = e.later[k]
+        on += e.far_ref[e.later[k]] == REF_LOOK
+    for k in range(on):
+        e.far_ref[beyond[k]] = probe_on(&e.t6, e.far_hash[beyond[k]], 6)
 
 
 cdef inline bint settle_known(Engine *e, Pkt *p, uint32_t i, const Tuple *k, uint64_t h, uint32_t ref, int af) noexcept nogil:

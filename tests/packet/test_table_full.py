@@ -170,3 +170,17 @@ def test_the_smallest_tables(capacity: int) -> None:
     b = Balancer(sizes={**SIZES, "workers": 1, "conns4": capacity, "conns6": capacity})
     assert set(flood(b, 4, TCP, 1000)) == {"forward"}
     assert b.engine.used()["conns4"] == capacity
+
+
+@FAMILIES
+def test_every_flow_of_a_full_table_is_found_both_ways(af: int) -> None:
+    """One of 60 or so lies in an overflow bucket, which the probe goes on to."""
+    b = Balancer(sizes={"conns4": 1024, "conns6": 1024})
+    flows = [Udp(b, af, 2000 + i) for i in range(1024)]
+    for u in flows:
+        assert u.ask().verdict == u.answer().verdict == "forward"
+    for at in range(0, len(flows), 64):
+        some = flows[at : at + 64]
+        frames = [from_client(af, UDP, 2000 + at + i, payload=b"again") for i in range(len(some))]
+        assert [(r.verdict, r.dest) for r in b.burst(frames)] == [("forward", u.ask().dest) for u in some]
+    assert b.engine.counters()["conns_made"] == len(flows)
