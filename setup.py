@@ -42,6 +42,7 @@ TEST_EXTENSIONS = {
     "tests.netns._port": ["xdp", "bpf"],
     "bench._engine": [],
 }
+LOOPS = ("lbd._fastpath", "bench._engine")  # of these, those that hold the worker's loop
 BPF_PROGRAM = "lbd/xdp/steer.bpf.c"
 BPF_SECTIONS = ("xdp", "xdp.frags")  # one of them
 BPF_MAPS = ("xsks", "vips4", "vips6", "vip_addrs", "lips4", "lips6", "sources4", "sources6", "source_addrs", "passed",
@@ -63,19 +64,24 @@ SANITIZE = os.environ.get("LBD_SANITIZE") == "1"
 PARTIAL = os.environ.get("LBD_PARTIAL") == "1"
 
 
-def compile_args(optimise: str) -> list[str]:
+def compile_args(optimise: str, loop: bool = False) -> list[str]:
+    """loop: of a module that the worker's loop is compiled into."""
     # CYTHON_INLINE stays the hint that it is. Forced (always_inline), it would unfold cold functions too in
-    # each of their callers, since a .pxd can hold no others than inline ones.
+    # each of their callers, since a .pxd can hold no others than inline ones. Forced are the fast lane's
+    # alone, by lbd_inlined (compiler.pxd): an attribute, which gcc ignores, aloud, where a result has that type.
     # Packet bytes are read through structs of many types: strict aliasing must not see that.
-    args = ["-g", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wno-unused-function"]
+    args = ["-g", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wno-unused-function", "-Wno-attributes"]
     args.append("-Wno-sign-compare")  # in every range() that Cython writes out
     if SANITIZE:
         # -fno-wrapv: Python's own flags make overflow defined, which would blind UBSan to it.
         args += ["-O1", "-fsanitize=address,undefined", "-fno-wrapv", "-fno-omit-frame-pointer"]
         args += ["-U_FORTIFY_SOURCE"]
     else:
-        # The fast lane, once per address family, is a little beyond gcc's limit of 200: as a call it costs 44 instructions a packet
+        # Beyond gcc's limits of 200 and 40 %, by which parts of the ways off the lane became calls (36 instructions of a
+        # new connection)
         args += ["-O" + optimise, "--param=max-inline-insns-single=260"]
+        if loop:
+            args.append("--param=inline-unit-growth=100")
     if platform.machine() == "x86_64":
         args.append("-march=" + os.environ.get("LBD_MARCH", "x86-64-v3"))
     return args
@@ -112,7 +118,7 @@ def declared_extensions() -> list[Extension]:
                     # any .pxd, .pxi or header may be inlined into any of them
                     depends=headers + sorted(str(p) for p in Path("lbd").rglob("*.px[di]")),
                     # what tests alone call is not measured, and quickly compiled
-                    extra_compile_args=compile_args("1" if name.startswith("tests.") else OPTIMISE),
+                    extra_compile_args=compile_args("1" if name.startswith("tests.") else OPTIMISE, name in LOOPS),
                     extra_link_args=["-fsanitize=address,undefined"] if SANITIZE else [],
                 )
             )
@@ -190,7 +196,7 @@ class build_ext(setuptools_build_ext):
 
     def flags_changed(self) -> bool:
         """Whether what is built already was compiled in another way: setuptools looks at the sources' dates alone."""
-        stamp, flags = Path(self.build_lib, ".flags"), " ".join(compile_args(OPTIMISE))
+        stamp, flags = Path(self.build_lib, ".flags"), " ".join(compile_args(OPTIMISE, loop=True))
         same = stamp.exists() and stamp.read_text() == flags
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.write_text(flags)

@@ -10,6 +10,12 @@ cdef extern from * nogil:
     #endif
     #define lbd_likely(x)   __builtin_expect(!!(x), 1)
     #define lbd_unlikely(x) __builtin_expect(!!(x), 0)
+    /* What a function of the fast lane returns, a number or nothing, tells gcc too where it is compiled: wherever it is called, so
+       that its literal arguments (families, directions) decide there, or apart, so that it takes no registers from its caller. Else
+       this is gcc's choice, which changes with the size of the module. */
+    #define lbd_inlined __attribute__((always_inline)) int
+    #define lbd_inlined_void __attribute__((always_inline)) void
+    #define lbd_apart __attribute__((noinline)) int
     /* The empty asm: a function that does nothing but prefetch is without effect for gcc, which drops its calls unless it has
        inlined them by then. */
     static inline void lbd_prefetch(const void *p) { __builtin_prefetch(p, 0, 3); __asm__ volatile (""); }
@@ -60,6 +66,9 @@ cdef extern from * nogil:
     #define lbd_bswap32(x) __builtin_bswap32(x)
     #define lbd_bswap64(x) __builtin_bswap64(x)
     """
+    ctypedef int lbd_inlined
+    ctypedef void lbd_inlined_void
+    ctypedef int lbd_apart
     bint lbd_likely(bint) noexcept
     bint lbd_unlikely(bint) noexcept
     void lbd_prefetch(const void *) noexcept

@@ -8,21 +8,22 @@
 # and compare all that comes of it. Tunnels and NAT64 use the same parts, where the word compare says that it is none of the others.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from lbd.datapath.compiler cimport (lbd_ld16, lbd_ld32, lbd_ld64, lbd_st16, lbd_st32, lbd_bswap16, lbd_bswap32, lbd_copy12,
-                                    lbd_copy16, lbd_copy4_wide, lbd_add_carry, lbd_is_multiple_of_65535, lbd_likely, lbd_unlikely)
+                                    lbd_copy16, lbd_copy4_wide, lbd_add_carry, lbd_apart, lbd_inlined, lbd_inlined_void,
+                                    lbd_is_multiple_of_65535, lbd_likely, lbd_unlikely)
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport FRAG_NONE, Pkt, PKT_PARTIAL, PKT_REPLY
 from lbd.datapath.flow cimport Tuple, ends_hash
 from lbd.datapath.hdr cimport ETH_HLEN, ETH_P_IP, ETH_P_IPV6, PROTO_TCP, PROTO_UDP, TcpHdr, TCP_FIN, TCP_RST, TCP_SYN, tcp_head
-from lbd.datapath.reason cimport REASON_NONE, VERDICT_FORWARD
+from lbd.datapath.reason cimport VERDICT_FORWARD
 from lbd.datapath.conn cimport (CONN_ACTIVE, CONN_LIVE, CONN_MODE, CONN_ONE_WAY, CONN_OTHER_FAMILY, CONN_SYNACK, CONN_WRAPS,
                                 Conn4, Conn6, ConnCommon, ConnTable, conn4, conn6, conn_common, conn_edges, conn_side)
 from lbd.datapath.encap cimport encap_from, outer_source
 from lbd.datapath.lifetime cimport table_of, udp_step
-from lbd.datapath.nat cimport check_complete, check_finish, check_update, ends_write, hop
-from lbd.datapath.nat64 cimport nat64_mtu, nat64_obstacle, nat64_packet
+from lbd.datapath.nat cimport TTL_DELTA, check_complete, check_finish, check_update, ends_write, hop
+from lbd.datapath.nat64 cimport nat64_whole, unsummed
 from lbd.datapath.neigh cimport Adj, adj_sender
 from lbd.datapath.parse cimport checksum_is_partial, l4_sound
-from lbd.datapath.svc cimport DEST_NONE
+from lbd.datapath.svc cimport DEST_NONE, TUNNEL_GRE, TUNNEL_GUE, TUNNEL_IPIP
 from lbd.datapath.tally cimport tally
 from lbd.datapath.tcp cimport edges_step, STATE_ESTABLISHED, STATE_UDP, STATE_UDP_ONEWAY
 from lbd.datapath.tunnel cimport conn_way, server_af, tunnel_room_by
@@ -88,6 +89,11 @@ cdef inline bint fast_parse6(Pkt *p) noexcept nogil:
     if not l4_sound(d + L4_6, proto, n):
         return False
     return parsed(p, L4_6, n + 40, proto, 6)
+
+
+cdef inline uint64_t lane_bytes(const Pkt *p) noexcept nogil:
+    """l3_len of a packet in the lane: one word with vlan, which is 0."""
+    return lbd_ld32(&p.l3_len)
 
 
 cdef inline bint lane_takes(Engine *e, const Pkt *p) noexcept nogil:
@@ -162,28 +168,28 @@ cdef inline bint way_free(Engine *e, const Pkt *p, const ConnCommon *c, const ui
     return direction != 0 or e.adj[c.adj_rev].sender == adj_sender(d + 6, p.ifin) or e.return_route != 0
 
 
-cdef inline bint passes(Engine *e, const Pkt *p, const ConnCommon *c, const uint8_t *d, const uint8_t *l4, uint32_t hops,
-                        uint64_t bytes, uint32_t room, uint64_t direction) noexcept nogil:
-    """Of a packet of a settled connection: nothing about it is for the general way."""
-    if not way_free(e, p, c, d, hops, bytes, room, direction):
-        return False
-    return p.proto != PROTO_TCP or not (<const TcpHdr *> l4).flags & (TCP_SYN | TCP_FIN | TCP_RST)
-
-
-cdef inline void passed(Engine *e, Pkt *p, uint32_t i, const Adj *a, const uint8_t *l4, uint64_t bytes, uint32_t head,
-                        uint64_t direction, int af) noexcept nogil:
-    """What the connection, the statistics and whoever sends it learn of the packet. bytes: of it, with the `head` of its IP header;
-    af: the record's family."""
+cdef inline lbd_inlined passed(Engine *e, Pkt *p, uint32_t i, const Adj *a, const uint8_t *d, uint32_t l3, uint32_t room,
+                               uint64_t direction, int af) noexcept nogil:
+    """A packet of a settled connection, its IP header (of family l3) as it came, d its frame: if nothing of it is for the general
+    way, connection, statistics and whoever sends it learn of it. False: it is as it came. af: the record's family."""
     cdef ConnTable *tab = table_of(e, af)
     cdef ConnCommon *c = conn_common(tab, i, af)
+    cdef const TcpHdr *t = <const TcpHdr *> (d + (L4_4 if l3 == 4 else L4_6))
+    cdef uint64_t bytes = lane_bytes(p)
+    if not way_free(e, p, c, d, d[ETH_HLEN + (8 if l3 == 4 else 7)], bytes, room, direction):
+        return False
     if p.proto == PROTO_TCP:
-        edges_step(conn_edges(tab, i, af), <const TcpHdr *> l4, bytes - head, direction)
+        if t.flags & (TCP_SYN | TCP_FIN | TCP_RST):
+            return False
+        edges_step(conn_edges(tab, i, af), t, bytes - (20 if l3 == 4 else 40), direction)
     else:
         udp_step(e, i, c, direction, af)
     noted(e, p, c, a, bytes, direction)
+    return True
 
 
-cdef inline void noted(Engine *e, Pkt *p, ConnCommon *c, const Adj *a, uint64_t bytes, uint64_t direction) noexcept nogil:
+cdef inline lbd_inlined_void noted(Engine *e, Pkt *p, ConnCommon *c, const Adj *a, uint64_t bytes,
+                                   uint64_t direction) noexcept nogil:
     """The same, but for sequence numbers."""
     cdef uint32_t whose = lbd_ld32(&c.svc)      # and dest
     c.last_seen = e.now_ms
@@ -198,51 +204,54 @@ cdef inline void leaves_by(Pkt *p, const Adj *a) noexcept nogil:
     lbd_st32(&p.ifout, a.iface + (<uint32_t> VERDICT_FORWARD << 8))
 
 
-cdef inline bint fast_tunnel(Engine *e, Pkt *p, uint32_t i, int af, int raf) noexcept nogil:
+cdef inline lbd_inlined fast_tunnel(Engine *e, Pkt *p, uint32_t i, int af, int raf) noexcept nogil:
     """Of a tunnel's connection (i: its record) to a real server of family raf."""
     cdef ConnTable *tab = table_of(e, af)
     cdef ConnCommon *c = conn_common(tab, i, af)
     cdef const Adj *a = e.adj + c.adj_fwd
-    cdef uint8_t *ip = p.data + ETH_HLEN
-    cdef uint8_t *l4 = p.data + (L4_4 if af == 4 else L4_6)
-    cdef uint8_t src[16]
-    cdef uint64_t bytes = p.l3_len
-    cdef uint32_t room
-    if a.reach == 0 or not outer_source(e, c.svc, a, src, raf):
+    cdef uint8_t *d = p.data
+    cdef uint32_t way = conn_way(tab, i, af)[0]
+    cdef uint32_t bytes = lane_bytes(p)
+    cdef const uint8_t *src
+    if a.reach == 0 or c.dest == DEST_NONE:
         return False
-    room = tunnel_room_by(e, p, c, conn_way(tab, i, af)[0], a.reach, raf)
-    if not passes(e, p, c, p.data, l4, ip[8 if af == 4 else 7], bytes, room, 0):
+    if not outer_source(e, c.svc, a, &src, raf):
         return False
-    passed(e, p, i, a, l4, bytes, 20 if af == 4 else 40, 0, af)
+    if not passed(e, p, i, a, d, af, tunnel_room_by(e, p, c, way, a.reach, raf), 0, af):
+        return False
     if lbd_unlikely(p.flags & PKT_PARTIAL):
         check_complete(e, p)
-    hop(ip, conn4(tab, i).ip_delta[0] if af == 4 else 0, af)
-    encap_from(e, p, tab, i, src, af, raf)
-    lbd_copy12(p.data, a.dmac)
-    lbd_st16(p.data + 12, lbd_bswap16(ETH_P_IP if raf == 4 else ETH_P_IPV6))
+    hop(d + ETH_HLEN, TTL_DELTA if af == 4 else 0, af)
+    if lbd_likely(way == TUNNEL_IPIP):
+        d -= encap_from(e, p, d, ETH_HLEN, bytes, tab, i, TUNNEL_IPIP, src, af, raf)
+    elif way == TUNNEL_GRE:
+        d -= encap_from(e, p, d, ETH_HLEN, bytes, tab, i, TUNNEL_GRE, src, af, raf)
+    elif way == TUNNEL_GUE:
+        d -= encap_from(e, p, d, ETH_HLEN, bytes, tab, i, TUNNEL_GUE, src, af, raf)
+    else:
+        d -= encap_from(e, p, d, ETH_HLEN, bytes, tab, i, way, src, af, raf)
+    lbd_copy12(d, a.dmac)
+    lbd_st16(d + 12, lbd_bswap16(ETH_P_IP if raf == 4 else ETH_P_IPV6))
     return True
 
 
-cdef inline bint fast_translate(Engine *e, Pkt *p, uint32_t i, uint64_t direction) noexcept nogil:
+cdef inline lbd_inlined fast_translate(Engine *e, Pkt *p, uint32_t i, uint64_t direction) noexcept nogil:
     """Of a NAT64 connection (i: its record)."""
     cdef ConnCommon *c = conn_common(&e.t6, i, 6)
     cdef const Adj *a = e.adj + (&c.adj_fwd)[direction]
-    cdef uint8_t *l4 = p.data + p.l4
-    cdef uint32_t head = p.l4 - ETH_HLEN
+    cdef int af = 4 if direction else 6
     p.frag = FRAG_NONE
-    if a.reach == 0 or nat64_obstacle(p, direction) != REASON_NONE:
+    if a.reach == 0 or p.af != af or (af == 6 and unsummed(p)):         # nat64_obstacle, of what can be in the lane
         return False
-    if not passes(e, p, c, p.data, l4, p.data[ETH_HLEN + (8 if p.af == 4 else 7)], p.l3_len, nat64_mtu(p, a.reach), direction):
+    if not passed(e, p, i, a, p.data, af, a.reach + 40 - 20 if af == 6 else a.reach + 20 - 40, direction, 6):     # nat64_mtu
         return False
-    passed(e, p, i, a, l4, p.l3_len, head, direction, 6)
-    nat64_packet(e, p, conn6(&e.t6, i))
+    nat64_whole(e, p, conn6(&e.t6, i), ETH_HLEN, L4_4 if af == 4 else L4_6, af)
     lbd_copy12(p.data, a.dmac)
-    lbd_st16(p.data + 12, lbd_bswap16(ETH_P_IP if p.af == 4 else ETH_P_IPV6))
+    lbd_st16(p.data + 12, lbd_bswap16(ETH_P_IPV6 if direction else ETH_P_IP))
     return True
 
 
-cdef inline bint fast_wrap(Engine *e, Pkt *p, uint32_t i, uint64_t direction, int af) noexcept nogil:
-    """Of a connection whose packets get another IP header, if this is one (i: its record, of family af): tunnel, NAT64."""
+cdef inline lbd_inlined fast_wrap_of(Engine *e, Pkt *p, uint32_t i, uint64_t direction, int af) noexcept nogil:
     cdef const ConnCommon *c = conn_common(table_of(e, af), i, af)
     if not c.flags & CONN_WRAPS or not settled(c, p.proto, direction, ANY_WRAPPED):
         return False
@@ -250,7 +259,16 @@ cdef inline bint fast_wrap(Engine *e, Pkt *p, uint32_t i, uint64_t direction, in
         if lbd_likely(server_af(c, af) == af):
             return fast_tunnel(e, p, i, af, af)
         return fast_tunnel(e, p, i, af, 10 - af)
-    return af == 6 and fast_translate(e, p, i, direction)
+    if af == 4:
+        return False
+    return fast_translate(e, p, i, 1) if direction else fast_translate(e, p, i, 0)
+
+
+cdef inline lbd_apart fast_wrap(Engine *e, Pkt *p, uint32_t i, uint64_t direction, int af) noexcept nogil:
+    """Of a connection whose packets get another IP header, if this is one (i: its record, of family af): tunnel, NAT64."""
+    if af == 4:
+        return fast_wrap_of(e, p, i, direction, 4)
+    return fast_wrap_of(e, p, i, direction, 6)
 
 
 cdef inline bint fast_far(Engine *e, Pkt *p, uint32_t ref) noexcept nogil:
@@ -264,7 +282,7 @@ cdef inline bint fast_far(Engine *e, Pkt *p, uint32_t ref) noexcept nogil:
     return fast_wrap(e, p, ref >> 1, 1, 6)
 
 
-cdef inline bint fast_forward(Engine *e, Pkt *p, uint32_t ref, int af) noexcept nogil:
+cdef inline lbd_inlined fast_forward(Engine *e, Pkt *p, uint32_t ref, int af) noexcept nogil:
     """ref: the candidate that the tag gave. True: rewritten, verdict set. False: as it came."""
     cdef ConnTable *tab = table_of(e, af)
     cdef uint32_t i = ref >> 1
@@ -272,24 +290,20 @@ cdef inline bint fast_forward(Engine *e, Pkt *p, uint32_t ref, int af) noexcept 
     cdef ConnCommon *c = conn_common(tab, i, af)
     cdef uint8_t *record = conn_side(tab, i, 0, af)
     cdef uint8_t *d = p.data
-    cdef uint8_t *l4 = d + (L4_4 if af == 4 else L4_6)
-    cdef uint64_t bytes
     cdef const Adj *a
     if not end_is(record + direction * (12 if af == 4 else 36), ends_of(d, af), af) or c.fib_gen != e.fib_gen[0]:
         return False
     if lbd_unlikely(not settled(c, p.proto, direction, ANY_PLAIN)):
         return fast_wrap(e, p, i, direction, af)
     a = e.adj + (&c.adj_fwd)[direction]
-    bytes = p.l3_len
-    if not passes(e, p, c, d, l4, d[ETH_HLEN + (8 if af == 4 else 7)], bytes, a.reach, direction):
+    if not passed(e, p, i, a, d, af, a.reach, direction, af):
         return False
-    passed(e, p, i, a, l4, bytes, 20 if af == 4 else 40, direction, af)
     fast_rewrite(p, d, record, a, direction, af)
     return True
 
 
-cdef inline void fast_rewrite(const Pkt *p, uint8_t *d, const uint8_t *record, const Adj *a, uint64_t direction,
-                              int af) noexcept nogil:
+cdef inline lbd_inlined_void fast_rewrite(const Pkt *p, uint8_t *d, const uint8_t *record, const Adj *a, uint64_t direction,
+                                          int af) noexcept nogil:
     """What modes that leave the IP header's form alone change. d: the packet's frame."""
     cdef const ConnCommon *c = &(<const Conn4 *> record).c if af == 4 else &(<const Conn6 *> record).c
     cdef const uint8_t *far = record + (1 - direction) * (12 if af == 4 else 36)
@@ -310,7 +324,7 @@ cdef inline bint fast_first(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogi
     cdef const Adj *a = e.adj + c.adj_fwd
     cdef uint8_t *d = p.data
     cdef const TcpHdr *t = <const TcpHdr *> (d + (L4_4 if af == 4 else L4_6))
-    cdef uint64_t bytes = p.l3_len
+    cdef uint64_t bytes = lane_bytes(p)
     if c.live != CONN_LIVE or c.flags & <uint8_t> ~(CONN_MODE & ~CONN_WRAPS) or c.fib_gen != e.fib_gen[0]:
         return False
     if not way_free(e, p, c, d, d[ETH_HLEN + (8 if af == 4 else 7)], bytes, a.reach, 0):

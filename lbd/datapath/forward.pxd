@@ -227,8 +227,8 @@ cdef inline void answer_sender(Engine *e, Pkt *p, const ConnCommon *c, uint32_t 
 
 cdef inline bint has_source(Engine *e, Pkt *p, const ConnCommon *c, const Adj *a, int af) noexcept nogil:
     """Has lbd an address for the outer header of the tunnel that the packet goes by? False: dropped."""
-    cdef uint8_t src[16]
-    return outer_source(e, p.svc, a, src, server_af(c, af)) or drop(p, REASON_NO_ROUTE)
+    cdef const uint8_t *src
+    return outer_source(e, p.svc, a, &src, server_af(c, af)) or drop(p, REASON_NO_ROUTE)
 
 
 cdef inline bint way_out(Engine *e, Pkt *p, uint32_t i, ConnCommon *c, uint32_t direction, int af) noexcept nogil:

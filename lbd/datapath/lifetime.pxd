@@ -1,7 +1,7 @@
 # A connection's life: statistics as it changes state, its place in the timers, its end. Every change of state goes through
 # conn_enter, every end through conn_end.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
-from lbd.datapath.compiler cimport lbd_likely, lbd_scale
+from lbd.datapath.compiler cimport lbd_inlined_void, lbd_scale, lbd_unlikely
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.conn cimport (ConnTable, ConnCommon, CONN_FREE, CONN_NIL, CONN_ACTIVE, CONN_EXTENDED, conn4, conn6, conn_common,
                                 conn_free, conn_index, conn_unindex, conn_alloc)
@@ -94,15 +94,18 @@ cdef inline void conn_enter(Engine *e, uint32_t i, ConnCommon *c, uint32_t state
     conn_schedule(e, i, c, af)
 
 
-cdef inline void udp_step(Engine *e, uint32_t i, ConnCommon *c, uint32_t direction, int af) noexcept nogil:
-    """A UDP flow's packet, before last_seen is set."""
-    if lbd_likely(c.state != STATE_UDP_ONEWAY):
-        return
+cdef inline void udp_unanswered(Engine *e, uint32_t i, ConnCommon *c, uint64_t direction, int af) noexcept nogil:
     if direction == 1:
         conn_enter(e, i, c, STATE_UDP, af)
     elif (e.now_ms ^ c.last_seen) >> WHEEL_SHIFT:           # keeps its queue in order of age
         conn_enter(e, i, c, STATE_UDP_ONEWAY, af)
         persist_alive(e, table_of(e, af), i, c, af)         # no timer looks at it there
+
+
+cdef inline lbd_inlined_void udp_step(Engine *e, uint32_t i, ConnCommon *c, uint64_t direction, int af) noexcept nogil:
+    """A UDP flow's packet, before last_seen is set."""
+    if lbd_unlikely(c.state == STATE_UDP_ONEWAY):
+        udp_unanswered(e, i, c, direction, af)
 
 
 cdef inline void conn_end(Engine *e, uint32_t i, uint32_t why, int af) noexcept nogil:

@@ -109,12 +109,12 @@ cdef inline void hop(uint8_t *ip, uint16_t ip_delta, int af) noexcept nogil:
         (<Ip6Hdr *> ip).hop_limit -= 1
 
 
-cdef inline void transport_changed(Pkt *p, uint32_t before, uint16_t delta) noexcept nogil:
-    """Checksum after new addresses and ports; before: the ports as they were. SCTP's covers no address."""
+cdef inline void transport_changed(Pkt *p, uint8_t *l4, uint32_t before, uint16_t delta) noexcept nogil:
+    """Checksum at l4, after new addresses and ports; before: the ports as they were. SCTP's covers no address."""
     if lbd_likely(p.proto != PROTO_SCTP):
-        check_update(p.data + p.l4, p.proto, delta)
+        check_update(l4, p.proto, delta)
     else:
-        sctp_ports_changed(p.data + p.l4, transport_whole(p), before)
+        sctp_ports_changed(l4, transport_whole(p), before)
 
 
 cdef inline void rewrite(const Engine *e, Pkt *p, ConnTable *t, uint32_t i, uint32_t direction, int af) noexcept nogil:
@@ -133,7 +133,7 @@ cdef inline void rewrite(const Engine *e, Pkt *p, ConnTable *t, uint32_t i, uint
         before = lbd_ld32(p.data + p.l4)
         ends_write(p.data + p.l3 + (12 if af == 4 else 8), p.data + p.l4, conn_side(t, i, 1 - direction, af), af)
         if not p.flags & PKT_PARTIAL:
-            transport_changed(p, before, csum_reverse(c.l4_delta) if direction else c.l4_delta)
+            transport_changed(p, p.data + p.l4, before, csum_reverse(c.l4_delta) if direction else c.l4_delta)
     hop(p.data + p.l3, conn4(t, i).ip_delta[direction] if af == 4 else 0, af)
     if lbd_unlikely(p.flags & PKT_PARTIAL):
         check_finish(e, p, not c.flags & CONN_WRAPS and e.adj[(&c.adj_fwd)[direction]].reach != 0)

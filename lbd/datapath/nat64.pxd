@@ -6,8 +6,8 @@
 # mapped address: one that does is refused (nat64_obstacle).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
-from lbd.datapath.compiler cimport (lbd_bswap16, lbd_bswap32, lbd_copy16, lbd_ld16, lbd_ld32, lbd_prefetch, lbd_st16, lbd_st32,
-                                    lbd_st64, lbd_swap16s, lbd_unlikely)
+from lbd.datapath.compiler cimport (lbd_bswap16, lbd_bswap32, lbd_copy16, lbd_inlined_void, lbd_ld16, lbd_ld32, lbd_likely,
+                                    lbd_prefetch, lbd_st16, lbd_st32, lbd_st64, lbd_swap16s, lbd_unlikely)
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport FRAG_LATER, FRAG_NONE, Pkt, PKT_PARTIAL
 from lbd.datapath.flow cimport Tuple, ports_put, tuple_hash
@@ -16,7 +16,7 @@ from lbd.datapath.reason cimport *
 from lbd.datapath.csum cimport csum_fold, csum_partial, csum_reverse
 from lbd.datapath.conn cimport Conn6, conn_bucket
 from lbd.datapath.ip4 cimport ip4_write
-from lbd.datapath.nat cimport check_complete, transport_changed
+from lbd.datapath.nat cimport check_complete, check_update, transport_changed
 
 cdef enum:
     FRAGMENT_HLEN = 8           # IPv6 fragment header (RFC 8200 §4.5)
@@ -85,15 +85,18 @@ cdef inline uint8_t traffic_class(const uint8_t *ip6) noexcept nogil:
     return <uint8_t> (ip6[0] << 4 | ip6[1] >> 4)
 
 
-cdef inline void moved(Pkt *p, uint32_t head, uint32_t len, uint32_t af, uint32_t l4) noexcept nogil:
-    """The packet now has its IP header, of family af, at offset `head` of what was data, and the transport header l4 bytes on; len
-    bytes in all. What is before it is the link layer's, which is written anew (link_write). l3_len stays that of the packet that
-    came: statistics count it."""
-    cdef int shift = <int> head - <int> p.l3
-    p.data += shift
-    p.len = p.l3 + len
-    p.l4 = p.l3 + l4
+cdef inline lbd_inlined_void moved_from(Pkt *p, uint32_t l3, uint32_t head, uint32_t len, uint32_t af, uint32_t l4) noexcept nogil:
+    """The packet, whose IP header was at l3, now has it, of family af, at offset `head` of what was data, and the transport header
+    l4 bytes on; len bytes in all. What is before it is the link layer's, which is written anew (link_write). l3_len stays that of
+    the packet that came: statistics count it."""
+    p.data += <int> head - <int> l3
+    p.len = l3 + len
+    p.l4 = l3 + l4
     p.af = af
+
+
+cdef inline void moved(Pkt *p, uint32_t head, uint32_t len, uint32_t af, uint32_t l4) noexcept nogil:
+    moved_from(p, p.l3, head, len, af, l4)
 
 
 # --- packets ---------------------------------------------------------------------------------------------------------
@@ -158,22 +161,28 @@ cdef inline uint32_t nat64_mtu(const Pkt *p, uint32_t mtu) noexcept nogil:
     return mtu + (p.l4 - p.l3) - head
 
 
-cdef inline void ports_write(const Engine *e, Pkt *p, const void *far, uint16_t delta) noexcept nogil:
-    """far: the ports of the record's other end, if the packet shows them. The checksum with them; one that is partial or missing is
-    made here."""
-    cdef uint8_t *l4 = p.data + p.l4
+cdef inline void check_otherwise(const Engine *e, Pkt *p, uint8_t *l4, uint32_t before, uint16_t delta) noexcept nogil:
+    """A checksum that is partial or missing is made, one that depends on the length changed by it. before: the ports that were."""
     cdef uint16_t came = p.l3_len
+    p.l3_len = p.len - p.l3                     # the transport's length follows from it
+    if p.flags & PKT_PARTIAL or p.proto == PROTO_UDP:
+        check_complete(e, p)
+    else:
+        transport_changed(p, l4, before, delta)
+    p.l3_len = came
+
+
+cdef inline lbd_inlined_void ports_write(const Engine *e, Pkt *p, uint8_t *l4, const void *far, uint16_t delta) noexcept nogil:
+    """far: the ports of the record's other end, if the packet shows them. The checksum with them."""
     cdef uint32_t before
     if p.frag == FRAG_LATER:                    # and may be shorter than ports are
         return
     before = lbd_ld32(l4)
     lbd_st32(l4, lbd_swap16s(lbd_ld32(far)))
-    p.l3_len = p.len - p.l3                     # for the checksum: the transport's length follows from it
-    if p.flags & PKT_PARTIAL or (p.proto == PROTO_UDP and (<UdpHdr *> l4).check == 0):
-        check_complete(e, p)
+    if lbd_unlikely(p.flags & PKT_PARTIAL or p.proto == PROTO_SCTP or (p.proto == PROTO_UDP and (<UdpHdr *> l4).check == 0)):
+        check_otherwise(e, p, l4, before, delta)
     else:
-        transport_changed(p, before, delta)
-    p.l3_len = came
+        check_update(l4, p.proto, delta)
 
 
 cdef inline void nat64_server_side(uint8_t *side, const Conn6 *c) noexcept nogil:
@@ -210,20 +219,32 @@ cdef inline void nat64_fragment(Engine *e, Pkt *p, const Conn6 *c) noexcept nogi
     p.inner = sizeof(Ip6Hdr)
 
 
+cdef inline lbd_inlined_void nat64_whole(Engine *e, Pkt *p, const Conn6 *c, uint32_t l3, uint32_t l4, int af) noexcept nogil:
+    """No fragment; its IP header, of family af, at l3, the transport header at l4."""
+    cdef uint8_t *ip = p.data + l3
+    cdef uint8_t *t = p.data + l4
+    cdef uint32_t n = l3 + p.l3_len - l4
+    if af == 6:
+        head4(e, t - sizeof(IpHdr), c.laddr, c.daddr, n + sizeof(IpHdr), traffic_class(ip), ip[7] - 1, p.proto)
+        moved_from(p, l3, l4 - sizeof(IpHdr), n + sizeof(IpHdr), 4, sizeof(IpHdr))
+        ports_write(e, p, t, &c.dport, c.c.l4_delta)
+    else:
+        head6(t - sizeof(Ip6Hdr), c.vaddr, c.caddr, n, ip[1], ip[8] - 1, p.proto)
+        moved_from(p, l3, l4 - sizeof(Ip6Hdr), n + sizeof(Ip6Hdr), 6, sizeof(Ip6Hdr))
+        ports_write(e, p, t, &c.cport, csum_reverse(c.c.l4_delta))
+
+
 cdef inline void nat64_packet(Engine *e, Pkt *p, const Conn6 *c) noexcept nogil:
     """TCP, UDP or SCTP, without an obstacle. Its family is its direction. (ICMP echo: echo64.pxd.)"""
-    cdef const uint8_t *ip = p.data + p.l3
     cdef uint8_t *l4 = p.data + p.l4
-    cdef uint32_t n = p.l3 + p.l3_len - p.l4
-    if lbd_unlikely(p.frag != FRAG_NONE):
-        nat64_fragment(e, p, c)
-    elif p.af == 6:
-        head4(e, l4 - sizeof(IpHdr), c.laddr, c.daddr, n + sizeof(IpHdr), traffic_class(ip), ip[7] - 1, p.proto)
-        moved(p, p.l4 - sizeof(IpHdr), n + sizeof(IpHdr), 4, sizeof(IpHdr))
-    else:
-        head6(l4 - sizeof(Ip6Hdr), c.vaddr, c.caddr, n, ip[1], ip[8] - 1, p.proto)
-        moved(p, p.l4 - sizeof(Ip6Hdr), n + sizeof(Ip6Hdr), 6, sizeof(Ip6Hdr))
+    if lbd_likely(p.frag == FRAG_NONE):
+        if p.af == 6:
+            nat64_whole(e, p, c, p.l3, p.l4, 6)
+        else:
+            nat64_whole(e, p, c, p.l3, p.l4, 4)
+        return
+    nat64_fragment(e, p, c)
     if p.af == 4:                               # now
-        ports_write(e, p, &c.dport, c.c.l4_delta)
+        ports_write(e, p, l4, &c.dport, c.c.l4_delta)
     else:
-        ports_write(e, p, &c.cport, csum_reverse(c.c.l4_delta))
+        ports_write(e, p, l4, &c.cport, csum_reverse(c.c.l4_delta))

@@ -3,7 +3,7 @@
 # A packet's instructions fill the core's window, so a line of statistics that is not near is waited for, each alone. Where there
 # are many real servers the fast lane's counts are put down instead, their lines fetched meanwhile, and entered after the burst.
 from libc.stdint cimport uint32_t, uint64_t
-from lbd.datapath.compiler cimport lbd_prefetchw, lbd_unlikely
+from lbd.datapath.compiler cimport lbd_inlined_void, lbd_prefetchw, lbd_unlikely
 from lbd.datapath.engine cimport Due, Engine
 from lbd.datapath.svc cimport SvcStat
 
@@ -18,7 +18,7 @@ cdef inline void stat_packet(SvcStat *s, uint64_t direction, uint32_t bytes) noe
     pair[1] += bytes
 
 
-cdef inline void stat_both(SvcStat *s, SvcStat *d, uint64_t direction, uint64_t bytes) noexcept nogil:
+cdef inline lbd_inlined_void stat_both(SvcStat *s, SvcStat *d, uint64_t direction, uint64_t bytes) noexcept nogil:
     """stat_packet of a service and a real server. In this order gcc adds in place: a pair alone it would put together in a vector
     register, by more instructions."""
     cdef uint64_t *ours = &s.in_pkts + 2 * direction
@@ -29,17 +29,21 @@ cdef inline void stat_both(SvcStat *s, SvcStat *d, uint64_t direction, uint64_t 
     theirs[1] += bytes
 
 
-cdef inline void tally(Engine *e, uint32_t svc, uint32_t dest, uint64_t direction, uint64_t bytes) noexcept nogil:
-    """Of a packet in a burst: now, or by tally_enter."""
-    cdef Due *due
+cdef inline void tally_later(Engine *e, uint32_t svc, uint32_t dest, uint64_t direction, uint64_t bytes) noexcept nogil:
+    """By tally_enter."""
+    cdef Due *due = e.due + e.due_n
+    lbd_prefetchw(e.svc_stat + svc)
+    lbd_prefetchw(e.dest_stat + dest)
+    due.svc, due.dest, due.direction, due.bytes = svc, dest, direction, bytes
+    e.due_n += 1
+
+
+cdef inline lbd_inlined_void tally(Engine *e, uint32_t svc, uint32_t dest, uint64_t direction, uint64_t bytes) noexcept nogil:
+    """Of a packet in a burst."""
     if lbd_unlikely(e.dests > DESTS_NEAR):
-        lbd_prefetchw(e.svc_stat + svc)
-        lbd_prefetchw(e.dest_stat + dest)
-        due = e.due + e.due_n
-        due.svc, due.dest, due.direction, due.bytes = svc, dest, direction, bytes
-        e.due_n += 1
-        return
-    stat_both(e.svc_stat + svc, e.dest_stat + dest, direction, bytes)
+        tally_later(e, svc, dest, direction, bytes)
+    else:
+        stat_both(e.svc_stat + svc, e.dest_stat + dest, direction, bytes)
 
 
 cdef inline void tally_scheduled(Engine *e, uint32_t svc, uint32_t dest, uint64_t bytes) noexcept nogil:

@@ -1,7 +1,7 @@
 # TCP as a balancer sees it: states by IPVS's names, one transition table, timeouts per state.
 # What it does not know: windows and options; the ends do. A state changes only on evidence that a blind sender lacks (below).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
-from lbd.datapath.compiler cimport lbd_bswap32
+from lbd.datapath.compiler cimport lbd_bswap32, lbd_inlined_void
 from lbd.datapath.hdr cimport PROTO_SCTP, TcpHdr, tcp_head
 
 cdef enum TcpState:
@@ -85,7 +85,7 @@ cdef inline void edge_advance(uint32_t *edge, uint32_t to) noexcept nogil:
         edge[0] = to
 
 
-cdef inline void edges_step(uint32_t *edges, const TcpHdr *t, uint32_t l4_len, uint64_t direction) noexcept nogil:
+cdef inline lbd_inlined_void edges_step(uint32_t *edges, const TcpHdr *t, uint32_t l4_len, uint64_t direction) noexcept nogil:
     """An ACK of an established connection. edges: the client's, the real server's; l4_len: bytes of header and payload."""
     cdef uint32_t end = lbd_bswap32(t.seq) + l4_len - tcp_head(t)
     if direction == 1:

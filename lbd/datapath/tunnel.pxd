@@ -3,7 +3,7 @@
 # Kind and port are the record's own, so that they outlive the real server's entry and the process. The path's MTU is the real
 # server's (Dest), learned from ICMP errors about the outer header; every worker learns by its own flows.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from lbd.datapath.compiler cimport lbd_bswap16
+from lbd.datapath.compiler cimport lbd_bswap16, lbd_inlined
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.pkt cimport Pkt
 from lbd.datapath.hdr cimport *
@@ -55,8 +55,8 @@ cdef inline bint may_fragment(const Pkt *p, int raf) noexcept nogil:
     return p.af == 4 and raf == 4 and not (<const IpHdr *> (p.data + p.l3)).frag_off & lbd_bswap16(IP_DF)
 
 
-cdef inline uint32_t tunnel_room_by(Engine *e, const Pkt *p, const ConnCommon *c, uint32_t way, uint32_t mtu,
-                                    int raf) noexcept nogil:
+cdef inline lbd_inlined tunnel_room_by(Engine *e, const Pkt *p, const ConnCommon *c, uint32_t way, uint32_t mtu,
+                                       int raf) noexcept nogil:
     """L3 bytes of an inner packet that get to the real server, of family raf, at once; mtu: of the link."""
     cdef uint32_t known
     if c.dest != DEST_NONE and e.dest[c.dest].pmtu:
