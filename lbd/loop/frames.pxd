@@ -2,7 +2,7 @@
 # The ledger byte is written so that a successor can always tell who holds a frame (lbd/xdp/port.pxd has the rules for the kernel's
 # rings); an entry for another worker is written first, then the staged word, then the ledger, then it is published.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from lbd.datapath.compiler cimport lbd_compiler_barrier
+from lbd.datapath.compiler cimport lbd_compiler_barrier, lbd_likely
 from lbd.loop.state cimport Loop, eventfd_write
 from lbd.shm.layout cimport FRAME_FILL, FRAME_FREE, FRAME_HOME, FRAME_HAND, FRAME_TX
 from lbd.shm.ring cimport (lbd_ring_end, lbd_ring_slot, lbd_ring_room, lbd_ring_publish, lbd_ring_must_wake, lbd_ring_ready,
@@ -48,6 +48,22 @@ cdef inline void frame_free(Loop *l, uint32_t frame) noexcept nogil:
         frame_to_list(l, frame)
     elif home < l.workers:
         frame_send_home(l, frame, home)
+
+
+cdef inline void frames_free(Loop *l, const uint32_t *frames, uint32_t n) noexcept nogil:
+    """The same of n frames; most are its own, and for these there is no division."""
+    cdef uint32_t i, frame, first = l.worker * l.frames, own = l.frames, at = l.free_n
+    cdef uint8_t *ledger = l.ledger
+    cdef uint32_t *free_list = l.free_list
+    for i in range(n):
+        frame = frames[i]
+        if lbd_likely(frame - first < own):
+            ledger[frame] = FRAME_FREE
+            free_list[at] = frame
+            at += 1
+        elif frame_home(l, frame) < l.workers:
+            frame_send_home(l, frame, frame_home(l, frame))
+    l.free_n = at
 
 
 cdef inline void wake(Loop *l, uint32_t worker) noexcept nogil:

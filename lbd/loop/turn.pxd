@@ -20,7 +20,7 @@ from lbd.loop.bond cimport iface_of
 from lbd.loop.state cimport *
 from lbd.loop.chain cimport (CHAIN_SPARE, XDP_PKT_CONTD, chain_add, chain_begin, chain_is_sound, chain_refuse, chains_gather,
                              chains_whole)
-from lbd.loop.frames cimport frame_free, frames_collect, frames_of_gone, frames_publish
+from lbd.loop.frames cimport frame_free, frames_collect, frames_free, frames_of_gone, frames_publish
 from lbd.loop.dispatch cimport dispatch, send_out
 from lbd.loop.capture cimport capture_before, capture_after
 from lbd.loop.epoch cimport owner_read
@@ -30,8 +30,8 @@ from lbd.shm.ring cimport (lbd_ring_end, lbd_ring_ready, lbd_ring_front, lbd_rin
                            lbd_ring_must_wake, lbd_ring_idle, lbd_sleep_begin, lbd_sleep_end)
 from lbd.xdp.libxdp cimport xdp_desc, xsk_ring_cons__rx_desc
 from lbd.xdp.port cimport Port, port_rx_pending, port_comp_pending
-from lbd.xdp.io cimport (port_rx_cancel, port_rx_peek, port_rx_release_marked, port_fill, port_wake_rx, port_tx_submit,
-                         port_reclaim, port_kick, port_publish, port_statistics)
+from lbd.xdp.io cimport (port_rx_cancel, port_rx_peek, port_rx_release_marked, port_fill, port_fill_room, port_wake_rx,
+                         port_tx_submit, port_reclaim, port_kick, port_publish, port_statistics)
 
 cdef enum:
     ENDING_LOOKS = 4096         # records looked at in a millisecond while connections are ended
@@ -235,27 +235,15 @@ cdef inline uint32_t turn_frags(Loop *l) noexcept nogil:
 cdef inline void turn_port(Loop *l, Port *port) noexcept nogil:
     """Transmit what was put, take back what is sent, give the kernel frames to receive into."""
     cdef uint32_t frames[256]
-    cdef uint32_t i, n
+    cdef uint32_t n
     port_tx_submit(port)
     port_kick(port, KICK_TRIES)
     n = port_reclaim(port, frames, 256)
-    for i in range(n):
-        frame_free(l, frames[i])
-    if l.free_n:
-        n = port_fill(port, l.free_list + (l.free_n - (256 if l.free_n > 256 else l.free_n)), 256 if l.free_n > 256 else l.free_n)
-        if n:
-            free_list_took(l, n)
+    frames_free(l, frames, n)
+    n = port_fill_room(port, 256 if l.free_n > 256 else l.free_n)
+    if n:
+        l.free_n -= port_fill(port, l.free_list + (l.free_n - n), n)
     port_wake_rx(port)
-
-
-cdef inline void free_list_took(Loop *l, uint32_t n) noexcept nogil:
-    """n frames of the last block offered (its first n) went: close the gap with the rest of the block."""
-    cdef uint32_t block = 256 if l.free_n > 256 else l.free_n
-    cdef uint32_t start = l.free_n - block
-    cdef uint32_t i
-    for i in range(block - n):
-        l.free_list[start + i] = l.free_list[start + n + i]
-    l.free_n -= n
 
 
 cdef inline bint turn_ending(Loop *l) noexcept nogil:

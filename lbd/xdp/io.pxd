@@ -78,9 +78,17 @@ cdef inline void port_rx_release(Port *p, uint32_t n) noexcept nogil:
     port_rx_release_marked(p, n)
 
 
+cdef inline uint32_t port_fill_room(Port *p, uint32_t n) noexcept nogil:
+    """How many of `n` frames the fill ring takes now."""
+    cdef uint32_t room = xsk_prod_nb_free(&p.fill, n)
+    return n if n < room else room
+
+
 cdef inline uint32_t port_fill(Port *p, const uint32_t *frames, uint32_t n) noexcept nogil:
     """Give the kernel free frames to receive into; returns how many, from the start of `frames`, went."""
     cdef uint32_t i, first, room = xsk_prod_nb_free(&p.fill, n), shift = p.shift
+    cdef uint8_t *ledger = p.ledger
+    cdef uint8_t fill = <uint8_t>(FRAME_FILL | p.iface << 4)
     if n > room:
         n = room
     if n == 0:
@@ -93,7 +101,7 @@ cdef inline uint32_t port_fill(Port *p, const uint32_t *frames, uint32_t n) noex
     p.stat.spare[WORD_FILL_STAGED] = first + n
     port_in_order()
     for i in range(n):
-        p.ledger[frames[i]] = <uint8_t>(FRAME_FILL | p.iface << 4)
+        ledger[frames[i]] = fill
     xsk_ring_prod__submit(&p.fill, n)
     return n
 
@@ -174,10 +182,13 @@ cdef inline uint32_t port_tx_submit(Port *p) noexcept nogil:
 
 cdef inline uint32_t port_reclaim(Port *p, uint32_t *frames, uint32_t max) noexcept nogil:
     """Transmitted frames, at most `max`, back in the worker's hands: to be freed or sent home."""
-    cdef uint32_t i, idx = 0, shift = p.shift, n = xsk_ring_cons__peek(&p.comp, max, &idx)
+    cdef uint32_t i, frame, idx = 0, shift = p.shift, n = xsk_ring_cons__peek(&p.comp, max, &idx)
+    cdef uint8_t *ledger = p.ledger
+    cdef uint8_t work = p.work
     for i in range(n):
-        frames[i] = <uint32_t>(xsk_ring_cons__comp_addr(&p.comp, idx + i)[0] >> shift)
-        p.ledger[frames[i]] = p.work
+        frame = <uint32_t>(xsk_ring_cons__comp_addr(&p.comp, idx + i)[0] >> shift)
+        frames[i] = frame
+        ledger[frame] = work
     if n:
         xsk_ring_cons__release(&p.comp, n)
         p.tx_outstanding -= n
