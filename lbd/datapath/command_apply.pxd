@@ -4,10 +4,11 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.command cimport *
-from lbd.datapath.svc cimport (LIP_MAX, Svc, SvcStat, Dest, Lip, LipStat, SVC_NONE, DEST_NONE, SVC_ALIAS, SVC_ONE_PACKET, SVC_USED,
-                               DEST_OVERLOAD, DEST_USED, DEST_UP, DEST_END, SVC_EXPIRE_NODEST, SVC_EXPIRE_QUIESCENT, MODE_DR,
-                               MODE_FULLNAT, MODE_NAT, MODE_SNAT, MODE_TUNNEL, LIP_SNAT, LIP_USED, SCHED_FIRST, SNAT_ANY,
-                               TUNNEL_CSUM, TUNNEL_GRE, TUNNEL_GUE, TUNNEL_IPIP, TUNNEL_KIND)
+from lbd.datapath.svc cimport (LIP_MAX, Svc, SvcStat, Dest, Lip, LipStat, SVC_NONE, DEST_NONE, SVC_ALIAS, SVC_ONE_PACKET,
+                               SVC_PERSIST, SVC_USED, DEST_OVERLOAD, DEST_USED, DEST_UP, DEST_END, SVC_EXPIRE_NODEST,
+                               SVC_EXPIRE_QUIESCENT, MODE_DR, MODE_FULLNAT, MODE_NAT, MODE_SNAT, MODE_TUNNEL, LIP_SNAT,
+                               LIP_USED, SCHED_FIRST, SNAT_ANY, TUNNEL_CSUM, TUNNEL_GRE, TUNNEL_GUE, TUNNEL_IPIP,
+                               TUNNEL_KIND)
 from lbd.datapath.echo cimport is_icmp
 from lbd.datapath.hdr cimport PROTO_ICMP, PROTO_ICMPV6
 from lbd.datapath.tunnel_end cimport TUNNEL_MAX, TunnelEnd
@@ -70,6 +71,8 @@ cdef inline void svc_count(Engine *e, const Svc *s, int by) noexcept nogil:
         e.any_services += by
     if s.flags & SVC_ONE_PACKET:
         e.one_packet_services += by
+    if s.flags & SVC_PERSIST:
+        e.persist_services += by
     if s.mode == MODE_TUNNEL:
         e.tunnel_services += by
 
@@ -286,6 +289,7 @@ cdef inline void service_refresh(Engine *e) noexcept nogil:
     e.nat_services = 0
     e.any_services = 0
     e.one_packet_services = 0
+    e.persist_services = 0
     e.tunnel_services = 0
     e.echo_services = 0
     memset(e.vip_hash, 0, sizeof(e.vip_hash))

@@ -107,6 +107,7 @@ cdef struct Engine:
     uint8_t fast[16]            # by interface: Lane of fast.pxd
     uint32_t timeout[16]        # ms by TcpState
     uint32_t oneway_least       # ms: the least of services' own UDP timeouts that ever was
+    uint32_t oneway_step        # ms: see oneway_step of lifetime.pxd; 0 until the timers are looked at
     uint32_t frag_timeout       # ms
     uint32_t verify_csum
     uint32_t partial            # bit by interface: checksums of what comes by it may be partial
@@ -134,6 +135,7 @@ cdef struct Engine:
     uint32_t one_packet_last    # service that the last datagram of such was for
     uint32_t tunnel_services
     uint32_t echo_services      # of ICMP
+    uint32_t persist_services
     uint32_t template_hand      # where the search for templates that are over goes on
     uint16_t client_adj         # way back to the sender of the last packet that opened a connection, or needed none
     uint32_t nat64              # there is or was a NAT64 connection: IPv4 misses may be found in the IPv6 table

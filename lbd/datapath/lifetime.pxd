@@ -17,6 +17,11 @@ from lbd.datapath.echo cimport is_icmp
 from lbd.datapath.frag cimport frag_expire
 from lbd.datapath.count cimport EXPIRE_TIMEOUT, EXPIRE_EVICTED, EXPIRE_CLOSED
 
+cdef enum:
+    ONEWAY_STEP = 127           # the least oneway_step
+    ONEWAY_SHIFT = 7            # the most, of the queue's time
+    ONEWAY_ROOM_SHIFT = 3       # of a table's records: with fewer left it is the least
+
 
 cdef inline ConnTable *table_of(Engine *e, int af) noexcept nogil:
     if af == 4:
@@ -94,12 +99,30 @@ cdef inline void conn_enter(Engine *e, uint32_t i, ConnCommon *c, uint32_t state
     conn_schedule(e, i, c, af)
 
 
+cdef inline uint32_t oneway_step(const Engine *e) noexcept nogil:
+    """By how much (ms, xor) two packets of an unanswered flow differ that moves to its queue's end with the second. While there is
+    room nobody is evicted from the head, and the order may be coarse; but templates are told that their connections live. (The xor
+    is at least the difference, and at a flow's first packet in a block of 2^n ms at least 2^n: flows are twice the step out of
+    order at most, and end so much late.)"""
+    cdef uint32_t step = queue_timeout(e, LIST_ONEWAY) >> ONEWAY_SHIFT
+    if (step < ONEWAY_STEP or e.persist_services or e.t4.free_n < e.t4.capacity >> ONEWAY_ROOM_SHIFT
+            or e.t6.free_n < e.t6.capacity >> ONEWAY_ROOM_SHIFT):
+        return ONEWAY_STEP
+    return step
+
+
+cdef inline void oneway_again(Engine *e, uint32_t i, ConnCommon *c, int af) noexcept nogil:
+    """Keeps its queue in order of age."""
+    timer_unlink(timer_of(e, af), table_of(e, af), i)
+    timer_link(timer_of(e, af), table_of(e, af), i, LIST_ONEWAY)
+    persist_alive(e, table_of(e, af), i, c, af)             # no timer looks at it there
+
+
 cdef inline void udp_unanswered(Engine *e, uint32_t i, ConnCommon *c, uint64_t direction, int af) noexcept nogil:
     if direction == 1:
         conn_enter(e, i, c, STATE_UDP, af)
-    elif (e.now_ms ^ c.last_seen) >> WHEEL_SHIFT:           # keeps its queue in order of age
-        conn_enter(e, i, c, STATE_UDP_ONEWAY, af)
-        persist_alive(e, table_of(e, af), i, c, af)         # no timer looks at it there
+    elif lbd_unlikely((e.now_ms ^ c.last_seen) > e.oneway_step):
+        oneway_again(e, i, c, af)
 
 
 cdef inline lbd_inlined_void udp_step(Engine *e, uint32_t i, ConnCommon *c, uint64_t direction, int af) noexcept nogil:
@@ -216,6 +239,7 @@ cdef inline void engine_expire(Engine *e, uint64_t now_ns, uint32_t budget) noex
     """A bounded look at the timers: called every turn of the loop."""
     e.now_ns = now_ns
     e.now_ms = <uint32_t> (now_ns // 1000000)
+    e.oneway_step = oneway_step(e)
     expire_family(e, budget, 4)
     expire_family(e, budget, 6)
     frag_expire(e.frags, e.now_ms, e.frag_timeout, budget, e.count)

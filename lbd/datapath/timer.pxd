@@ -3,8 +3,9 @@
 # A packet writes last_seen and nothing else. A record sits in the wheel slot where its timeout could end at the earliest; when the
 # slot comes up, it is expired or moved on. Half-open TCP and unanswered UDP don't lie in the wheel but in a queue each: all stay
 # in it for one and the same time, so the head is the oldest; from there a full table evicts. A half-open connection's time runs
-# from its first SYN; an unanswered UDP flow goes back to the queue's end when it sends (at most once in 128 ms). Where services
-# have UDP timeouts of their own, the queue's time is the least of all, and what has more goes on into the wheel.
+# from its first SYN; an unanswered UDP flow goes back to the queue's end when it sends, at most once in 128 ms, and
+# while there is room for new ones once in a 64th of the queue's time (lifetime.pxd). Where services have UDP timeouts of their own,
+# the queue's time is the least of all, and what has more goes on into the wheel.
 #
 # Eviction policy (documented for users): the oldest half-open TCP connection goes first, then the oldest unanswered UDP flow, then
 # an echo flow or a UDP flow answered, or beyond the queue, the one silent longest of a few looked at: to be answered proves nothing
