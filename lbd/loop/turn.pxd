@@ -232,14 +232,25 @@ cdef inline uint32_t turn_frags(Loop *l) noexcept nogil:
     return n
 
 
+cdef inline void turn_reclaim(Loop *l, Port *port) noexcept nogil:
+    """All that is sent: what is left would keep an idle worker from sleeping long."""
+    cdef uint32_t frames[256]
+    cdef uint32_t n = 256
+    while n == 256:
+        n = port_reclaim(port, frames, 256)
+        frames_free(l, frames, n)
+
+
 cdef inline void turn_port(Loop *l, Port *port) noexcept nogil:
     """Transmit what was put, take back what is sent, give the kernel frames to receive into."""
-    cdef uint32_t frames[256]
     cdef uint32_t n
     port_tx_submit(port)
-    port_kick(port, KICK_TRIES)
-    n = port_reclaim(port, frames, 256)
-    frames_free(l, frames, n)
+    if port.zero_copy:
+        turn_reclaim(l, port)           # drivers complete by themselves, and what is completed needs no call
+        port_kick(port, KICK_TRIES)
+    else:
+        port_kick(port, KICK_TRIES)
+        turn_reclaim(l, port)           # what this call has sent, mostly
     n = port_fill_room(port, 256 if l.free_n > 256 else l.free_n)
     if n:
         l.free_n -= port_fill(port, l.free_list + (l.free_n - n), n)
