@@ -5,10 +5,11 @@
 on packets given as bytes: replay, tests, the fuzzer and benchmarks see exactly what the daemon does. Typed in _fastpath.pyi.
 """
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.errno cimport errno
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
-from posix.unistd cimport getpid
+from posix.unistd cimport close, getpid
 
 from lbd.datapath.command cimport Cmd
 from lbd.datapath.command_apply cimport command_apply, lip_refresh, service_refresh
@@ -43,7 +44,7 @@ from lbd.datapath.template cimport Template
 from lbd.loop.epoch cimport owner_read
 from lbd.loop.repair cimport repair
 from lbd.loop.state cimport (Loop, NO_WORKER, POLL_ADAPTIVE, lbd_monotonic, lbd_store32_release)
-from lbd.loop.turn cimport tell, owner_refresh, turn_commands, turn_publish, worker_loop as c_worker_loop
+from lbd.loop.turn cimport tell, owner_refresh, turn_commands, turn_publish, loop_watch_all, worker_loop as c_worker_loop
 from lbd.shm.attach cimport (RETURN_ENTRY, area_ledger_off, hand_ring_off, host_check, host_init, host_layout_compute,
                              layout_compute, return_ring_off, segment_check, segment_init, sizes_fault, svc_hash_buckets)
 from lbd.shm.layout cimport (CAPTURE_SLOT, CHUNK, CHUNK_SHIFT, EVT_RUNNING, FRAME_WORK, Ctl, Evt, Hand, HostCtl, QueueStat, Sizes,
@@ -823,6 +824,7 @@ cdef class Worker:
         if self.loop == NULL:
             raise MemoryError()
         memset(self.loop, 0, sizeof(Loop))
+        self.loop.epoll = -1
         loop = self.loop
         c = loop.ctl = <Ctl *> self.map(segment_fd, True)
         if segment_check(c, os.fstat(segment_fd).st_size, 0) != 0 or c.worker != number:
@@ -971,6 +973,8 @@ cdef class Worker:
             loop.ctl.heartbeat_ns = lbd_monotonic()
         if repair(loop) != 0:
             raise MemoryError()
+        if loop_watch_all(loop) != 0:
+            raise OSError(errno, os.strerror(errno))
         loop.ctl.started_ns = loop.now
         owner_refresh(loop)
         tell(loop, EVT_RUNNING, 0, n, NULL, 0, 0)
@@ -1002,6 +1006,8 @@ cdef class Worker:
         cdef uint32_t i
         if self.loop == NULL:
             return
+        if self.loop.epoll >= 0:
+            close(self.loop.epoll)
         for i in range(self.loop.port_n):
             port_unmap(&self.loop.port[self.loop.port_list[i]])
         for address, length in self.maps or ():

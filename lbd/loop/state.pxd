@@ -10,7 +10,7 @@ from lbd.xdp.port cimport Port
 cdef extern from * nogil:
     """
     #include <time.h>
-    #include <poll.h>
+    #include <sys/epoll.h>
     #include <unistd.h>
     #include <sys/eventfd.h>
     static inline uint64_t lbd_clock(clockid_t id)
@@ -30,12 +30,18 @@ cdef extern from * nogil:
     void lbd_store32_release(uint32_t *, uint32_t) noexcept
     uint32_t lbd_load32_acquire(uint32_t *) noexcept
     void lbd_store64_relaxed(uint64_t *, uint64_t) noexcept
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int POLLIN
-    int poll(pollfd *, unsigned long, int) noexcept
+    ctypedef union epoll_data_t:
+        uint32_t u32
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    uint32_t EPOLLIN
+    uint32_t EPOLLET
+    int EPOLL_CLOEXEC
+    int EPOLL_CTL_ADD
+    int epoll_create1(int) noexcept
+    int epoll_ctl(int, int, int, epoll_event *) noexcept
+    int epoll_wait(int, epoll_event *, int, int) noexcept
     int eventfd_write(int, uint64_t) noexcept
     int eventfd_read(int, uint64_t *) noexcept
 
@@ -81,6 +87,7 @@ cdef struct Loop:
     uint32_t hand_staged[16]    # entries written to hand_out[to], not yet published
     uint32_t return_staged[16]
     int wake_fd[16]             # by worker
+    int epoll                   # what a sleeping worker waits for
     uint32_t poll_mode
     uint32_t idle
     uint32_t stop

@@ -370,6 +370,14 @@ cdef inline void turn_publish(Loop *l) noexcept nogil:
 
 # --- sleep -----------------------------------------------------------------------------------------------------------
 
+cdef inline bint rx_pending(Loop *l) noexcept nogil:
+    cdef uint32_t i
+    for i in range(l.port_n):
+        if port_rx_pending(&l.port[l.port_list[i]]):
+            return True
+    return False
+
+
 cdef inline bint nothing_to_do(Loop *l) noexcept nogil:
     cdef uint32_t i
     if not lbd_ring_idle(&l.cmd) or l.e.frags.ready:
@@ -377,38 +385,52 @@ cdef inline bint nothing_to_do(Loop *l) noexcept nogil:
     for i in range(l.workers):
         if i != l.worker and not (lbd_ring_idle(&l.hand_in[i]) and lbd_ring_idle(&l.return_in[i])):
             return False
+    return not rx_pending(l)
+
+
+cdef inline int loop_watch(Loop *l, int fd, uint32_t events) noexcept nogil:
+    cdef epoll_event event
+    memset(&event, 0, sizeof(event))
+    event.events = events
+    return 0 if epoll_ctl(l.epoll, EPOLL_CTL_ADD, fd, &event) == 0 else -1
+
+
+cdef inline int loop_watch_all(Loop *l) noexcept nogil:
+    """What loop_sleep waits for. 0, or -1 with errno.
+
+    By epoll's edges: poll() would ask every socket before and after it sleeps, and a zero-copy socket that is asked wakes its
+    driver (an interrupt, a round of its NAPI), be there something to send or not. epoll asks those alone that had packets."""
+    cdef uint32_t i
+    l.epoll = epoll_create1(EPOLL_CLOEXEC)
+    if l.epoll < 0 or loop_watch(l, l.wake_fd[l.worker], EPOLLIN) != 0:
+        return -1
     for i in range(l.port_n):
-        if port_rx_pending(&l.port[l.port_list[i]]):
-            return False
-    return True
+        if loop_watch(l, l.port[l.port_list[i]].fd, EPOLLIN | EPOLLET) != 0:
+            return -1
+    return 0
 
 
 cdef inline void loop_sleep(Loop *l) noexcept nogil:
-    """Waits in poll() for a packet, a command or another worker. Two words say that it sleeps: one for the master (command ring),
-    one
-    for the workers; whoever has put something into a ring clears its word and writes the eventfd (lbd/shm/ring.h)."""
-    cdef pollfd fds[17]
+    """Waits for a packet, a command or another worker. Two words say that it sleeps: one for the master (command ring), one for the
+    workers; whoever has put something into a ring clears its word and writes the eventfd (lbd/shm/ring.h)."""
+    cdef epoll_event events[17]
     cdef uint32_t i
     cdef uint64_t ignored
     cdef int timeout = SLEEP_MS
     for i in range(l.port_n):
-        fds[i].fd = l.port[l.port_list[i]].fd
-        fds[i].events = POLLIN
-        fds[i].revents = 0
         if l.port[l.port_list[i]].need_kick:
             timeout = 1             # the kernel owes completions, or has to be asked again
         elif l.port[l.port_list[i]].tx_outstanding and timeout > 10:
             timeout = 10
-    fds[l.port_n].fd = l.wake_fd[l.worker]
-    fds[l.port_n].events = POLLIN
-    fds[l.port_n].revents = 0
     turn_publish(l)
     eventfd_read(l.wake_fd[l.worker], &ignored)
     lbd_sleep_begin(&l.ctl.sleeping)
     lbd_sleep_begin(&l.host.sleeping[l.worker])
     if nothing_to_do(l):
         l.e.count.sleeps += 1
-        poll(fds, l.port_n + 1, timeout)
+        for i in range(l.port_n):
+            port_wake_rx(&l.port[l.port_list[i]])       # a driver may have run out of frames just now
+        epoll_wait(l.epoll, events, 17, timeout)
     lbd_sleep_end(&l.ctl.sleeping)
     lbd_sleep_end(&l.host.sleeping[l.worker])
 

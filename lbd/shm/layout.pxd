@@ -100,7 +100,7 @@ cdef struct Ctl:                    # first page of a worker segment
     uint32_t gen_applied            # generation of the last command applied
     uint32_t fib_gen                # grows with every change of routes, neighbours or interfaces
     uint32_t poll_mode
-    uint32_t sleeping               # 1 while in poll(); a producer that sees it writes the eventfd
+    uint32_t sleeping               # 1 while it waits (turn.pxd); a producer that sees it writes the eventfd
     uint32_t burst_open             # received descriptors being worked on (rx not yet released); for repair after a crash
     uint32_t burst_iface
     uint32_t free_frames            # on the free list now
@@ -137,7 +137,7 @@ cdef struct HostCtl:                # first page of the host segment
     uint64_t return_bytes
     uint32_t stopping               # master: VIPs are withdrawn
     uint32_t owner_prev_valid       # 1: ask the previous epoch's owner on a miss
-    uint32_t sleeping[16]           # by worker: 1 while in poll(); whoever gives it work clears it and writes its eventfd
+    uint32_t sleeping[16]           # by worker: 1 while it waits; whoever gives it work clears it and writes its eventfd
     uint32_t taken_epoch            # the epoch in which off_taken's bits tell what the workers of before have
     uint32_t spare4
     uint64_t spare[5]
