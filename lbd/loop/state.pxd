@@ -10,6 +10,7 @@ from lbd.xdp.port cimport Port
 cdef extern from * nogil:
     """
     #include <time.h>
+    #include <poll.h>
     #include <sys/epoll.h>
     #include <unistd.h>
     #include <sys/eventfd.h>
@@ -30,6 +31,12 @@ cdef extern from * nogil:
     void lbd_store32_release(uint32_t *, uint32_t) noexcept
     uint32_t lbd_load32_acquire(uint32_t *) noexcept
     void lbd_store64_relaxed(uint64_t *, uint64_t) noexcept
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int POLLIN
+    int poll(pollfd *, unsigned long, int) noexcept
     ctypedef union epoll_data_t:
         uint32_t u32
     struct epoll_event:
@@ -87,7 +94,7 @@ cdef struct Loop:
     uint32_t hand_staged[16]    # entries written to hand_out[to], not yet published
     uint32_t return_staged[16]
     int wake_fd[16]             # by worker
-    int epoll                   # what a sleeping worker waits for
+    int epoll                   # by which a sleeping worker waits; -1: by poll() (turn.pxd)
     uint32_t poll_mode
     uint32_t idle
     uint32_t stop
