@@ -48,14 +48,9 @@ cdef inline lbd_inlined_void tally(Engine *e, uint32_t svc, uint32_t dest, uint6
 
 cdef inline void tally_scheduled(Engine *e, uint32_t svc, uint32_t dest, uint64_t bytes) noexcept nogil:
     """Of a client's packet that was given to a real server by itself, which counts as a connection."""
-    cdef SvcStat *s = e.svc_stat + svc
-    cdef SvcStat *d = e.dest_stat + dest
-    s.conns += 1
-    d.conns += 1
-    if lbd_unlikely(e.dests > DESTS_NEAR):
-        tally(e, svc, dest, 0, bytes)
-        return
-    stat_both(s, d, 0, bytes)
+    e.svc_stat[svc].conns += 1
+    e.dest_stat[dest].conns += 1
+    tally(e, svc, dest, 0, bytes)
 
 
 cdef inline void tally_enter(Engine *e) noexcept nogil:

@@ -370,14 +370,6 @@ cdef inline void turn_publish(Loop *l) noexcept nogil:
 
 # --- sleep -----------------------------------------------------------------------------------------------------------
 
-cdef inline bint rx_pending(Loop *l) noexcept nogil:
-    cdef uint32_t i
-    for i in range(l.port_n):
-        if port_rx_pending(&l.port[l.port_list[i]]):
-            return True
-    return False
-
-
 cdef inline bint nothing_to_do(Loop *l) noexcept nogil:
     cdef uint32_t i
     if not lbd_ring_idle(&l.cmd) or l.e.frags.ready:
@@ -385,7 +377,10 @@ cdef inline bint nothing_to_do(Loop *l) noexcept nogil:
     for i in range(l.workers):
         if i != l.worker and not (lbd_ring_idle(&l.hand_in[i]) and lbd_ring_idle(&l.return_in[i])):
             return False
-    return not rx_pending(l)
+    for i in range(l.port_n):
+        if port_rx_pending(&l.port[l.port_list[i]]):
+            return False
+    return True
 
 
 cdef inline int loop_watch(Loop *l, int fd, uint32_t events) noexcept nogil:

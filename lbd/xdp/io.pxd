@@ -86,11 +86,10 @@ cdef inline uint32_t port_fill_room(Port *p, uint32_t n) noexcept nogil:
 
 cdef inline uint32_t port_fill(Port *p, const uint32_t *frames, uint32_t n) noexcept nogil:
     """Give the kernel free frames to receive into; returns how many, from the start of `frames`, went."""
-    cdef uint32_t i, first, room = xsk_prod_nb_free(&p.fill, n), shift = p.shift
+    cdef uint32_t i, first, shift = p.shift
     cdef uint8_t *ledger = p.ledger
     cdef uint8_t fill = <uint8_t>(FRAME_FILL | p.iface << 4)
-    if n > room:
-        n = room
+    n = port_fill_room(p, n)
     if n == 0:
         return 0
     first = p.fill.cached_prod
