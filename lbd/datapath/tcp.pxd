@@ -1,7 +1,7 @@
 # TCP as a balancer sees it: states by IPVS's names, one transition table, timeouts per state.
 # What it does not know: windows and options; the ends do. A state changes only on evidence that a blind sender lacks (below).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
-from lbd.datapath.compiler cimport lbd_bswap32, lbd_inlined_void
+from lbd.datapath.compiler cimport lbd_bswap32, lbd_inlined_void, lbd_unlikely
 from lbd.datapath.hdr cimport PROTO_SCTP, TcpHdr, tcp_head
 
 cdef enum TcpState:
@@ -86,13 +86,15 @@ cdef inline void edge_advance(uint32_t *edge, uint32_t to) noexcept nogil:
 
 
 cdef inline lbd_inlined_void edges_step(uint32_t *edges, const TcpHdr *t, uint32_t l4_len, uint64_t direction) noexcept nogil:
-    """An ACK of an established connection. edges: the client's, the real server's; l4_len: bytes of header and payload."""
+    """An ACK of an established connection. edges: the client's, the real server's; l4_len: bytes of header and payload. No branch
+    by direction: where both mix, every second one would be guessed wrong."""
     cdef uint32_t end = lbd_bswap32(t.seq) + l4_len - tcp_head(t)
-    if direction == 1:
-        edge_advance(edges + 1, end)
-        edge_advance(edges, lbd_bswap32(t.ack_seq))
-    elif end - edges[0] <= SEQ_AHEAD:
-        edges[0] = end
+    cdef uint32_t ahead = SEQ_AHEAD | (0 - <uint32_t> direction) >> 1       # the real server's: all that is not behind
+    if end - edges[direction] <= ahead:
+        edges[direction] = end
+    # what the client is acknowledged and lbd has not seen of it
+    if lbd_unlikely(<uint64_t> (lbd_bswap32(t.ack_seq) - edges[0] - 1 < ahead) & direction):
+        edges[0] = lbd_bswap32(t.ack_seq)
 
 
 cdef inline uint32_t timeout_of(uint8_t proto, uint8_t state) noexcept nogil:

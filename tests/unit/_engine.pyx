@@ -25,7 +25,8 @@ from lbd.datapath.pkt cimport PKT_COMPLETE, PKT_PARTIAL, Pkt
 from lbd.datapath.reason cimport *
 from lbd.datapath.rss cimport toeplitz as c_toeplitz
 from lbd.datapath.sched cimport stable_hash as c_stable_hash
-from lbd.datapath.tcp cimport lbd_tcp_next, tcp_event as c_tcp_event, tcp_in_window
+from lbd.datapath.hdr cimport TcpHdr
+from lbd.datapath.tcp cimport edges_step, lbd_tcp_next, tcp_event as c_tcp_event, tcp_in_window
 from lbd.loop.bond cimport bond_hash as c_bond_hash
 from lbd.datapath.timer cimport Timer, timer_slot as c_timer_slot
 
@@ -299,6 +300,14 @@ def tcp_event(flags: int) -> int:
 
 def in_window(seq: int, edge: int) -> bool:
     return tcp_in_window(seq, edge)
+
+
+def edges_after(client: int, server: int, segment: bytes, direction: int) -> tuple[int, int]:
+    """What was seen of both ends, in their sequence numbers, after an ACK of an established connection. segment: TCP."""
+    cdef uint32_t edges[2]
+    edges[0], edges[1] = client, server
+    edges_step(edges, <const TcpHdr *> <const uint8_t *> segment, len(segment), direction)
+    return edges[0], edges[1]
 
 
 def timer_slot(tick: int, now_ms: int, left_ms: int) -> int:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TCP transition table, read state by state, and the window test. Whole connections: tests/packet/test_tcp_state.py."""
+"""The TCP transition table, read state by state, the window test, and what is seen of both ends. Whole connections:
+tests/packet/test_tcp_state.py."""
+
+import struct
 
 import pytest
 from hypothesis import example, given, settings
@@ -48,3 +51,26 @@ def test_window(edge: int, distance: int) -> None:
 
 def test_the_window_admits_one_blind_number_in_2_to_the_15th() -> None:
     assert (2 * 65536 + 1) / 2**32 < 2**-14.9
+
+
+NUMBER = st.integers(0, 2**32 - 1)
+STEP = st.one_of(st.sampled_from([-(2**31), -1, 0, 1, 2**20, 2**20 + 1, 2**31 - 1]), st.integers(-(2**31), 2**31 - 1))
+
+
+def ahead(to: int, edge: int) -> int:
+    """Signed distance of sequence numbers."""
+    return (to - edge + 2**31) % 2**32 - 2**31
+
+
+@settings(deadline=None)
+@given(NUMBER, NUMBER, STEP, STEP, st.integers(0, 100), st.integers(5, 15), st.integers(0, 1))
+def test_edges(client: int, server: int, sent: int, acknowledged: int, payload: int, words: int, direction: int) -> None:
+    """`sent`: how far the segment's end is ahead of its sender's edge; `acknowledged`: its acknowledgement, of the client's."""
+    end = ((server if direction else client) + sent) % 2**32
+    ack = (client + acknowledged) % 2**32
+    segment = struct.pack("!HHIIBBHHH", 1, 2, (end - payload) % 2**32, ack, words << 4, 0x10, 0, 0, 0).ljust(4 * words + payload)
+    if direction:
+        expected = ack if ahead(ack, client) > 0 else client, end if ahead(end, server) > 0 else server
+    else:  # not beyond a megabyte: it may be forged
+        expected = end if 0 <= ahead(end, client) <= 2**20 else client, server
+    assert _engine.edges_after(client, server, segment, direction) == expected
