@@ -5,7 +5,6 @@ As in value.py, every `read_…` returns the typed value or raises a ValueError 
 An address has one spelling here: no zones, no IPv4 inside IPv6, no names (nothing is looked up).
 """
 
-import functools
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -21,8 +20,15 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 IN_QUOTES = "write it in quotes"
 
 
+class _Spelt:
+    """Room for the text of an Endpoint: the name of a real server wherever one is needed, 2 us each, by tens of thousands."""
+
+    __slots__ = ("_text",)
+    _text: str
+
+
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(_Spelt):
     """An address and a port: `192.0.2.10:80`, `[2001:db8::10]:80`."""
 
     addr: IPAddress
@@ -34,13 +40,12 @@ class Endpoint:
         return self.addr.version
 
     def __str__(self) -> str:
-        return endpoint_text(self.addr, self.port)
-
-
-# Kept, since it is the name of a real server wherever one is needed: 2 us each, by tens of thousands.
-@functools.lru_cache(maxsize=1 << 16)
-def endpoint_text(addr: IPAddress, port: int) -> str:
-    return f"{addr}:{port}" if addr.version == 4 else f"[{addr}]:{port}"
+        try:
+            return self._text
+        except AttributeError:
+            text = f"{self.addr}:{self.port}" if self.addr.version == 4 else f"[{self.addr}]:{self.port}"
+            object.__setattr__(self, "_text", text)
+            return text
 
 
 # --- addresses ----------------------------------------------------------------------------------------------
@@ -133,7 +138,10 @@ def parse_endpoint(value: object) -> Endpoint:
     # isascii: isdigit alone takes other scripts' digits, too
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
         raise refusal(wanted, value, "the port is a number from 1 to 65535")
-    return Endpoint(addr, int(port))
+    endpoint = Endpoint(addr, int(port))
+    if addr.version == 4 and port[0] != "0":
+        object.__setattr__(endpoint, "_text", value)  # it has no other spelling
+    return endpoint
 
 
 def _endpoint_remedy(text: str) -> str:

@@ -61,9 +61,11 @@ class Config(Section):
 
     def keeping(self, old: "Config") -> "Config":
         """The same value, with those services of `old` themselves that have not changed: who keeps something by service
-        then sees at a glance what it need not make anew."""
+        then sees at a glance what it need not make anew. Of the others it takes the addresses that are the same, which are
+        half of what a real server takes; `self` is of no use after that."""
         known = {s.name: s for s in old.service}
-        services = tuple(was if (was := known.get(s.name)) == s and was is not None else s for s in self.service)
+        pairs = ((s, known.get(s.name)) for s in self.service)
+        services = tuple(s if was is None else was if was == s else s.at_places_of(was) for s, was in pairs)
         return self.model_copy(update={"service": services})
 
     def own_addresses(self) -> tuple[LocalAddress, ...]:

@@ -245,6 +245,13 @@ class Service(Section):
             )
         return self
 
+    def at_places_of(self, old: Self) -> Self:
+        """Itself, with the objects that `old` has for the same addresses."""
+        for real, was in zip(self.real_server, old.real_server, strict=False):
+            if real.address == was.address:
+                real.__dict__["address"] = was.address
+        return self
+
     @property
     def fixed_port(self) -> int:
         """The one port of all its addresses; 0 if there are several, or any."""

@@ -20,6 +20,8 @@ from lbd.master.runtime import Runtime, Where
 
 log = logging.getLogger(__name__)
 
+NONE: Mapping[Hashable, Check] = {}
+
 
 class Checks:
     """`on_transition(where, up)`: this real server came or went."""
@@ -40,8 +42,10 @@ class Checks:
         made = {}
         for service in config.service:
             known = self._made.get(service.name)
-            if known is None or known[0] is not service:
+            if known is None:
                 known = (service, checks_of(service))
+            elif known[0] is not service:
+                known = (service, known[1] if checked_alike(known[0], service) else checks_of(service, known[1]))
             made[service.name] = known
             targets.update(known[1])
         self._made = made
@@ -70,14 +74,20 @@ class Checks:
         self._on_transition((service, real_server), up)
 
 
-def checks_of(service: Service) -> dict[Hashable, Check]:
+def checked_alike(one: Service, other: Service) -> bool:
+    """As after most reloads: weights differ."""
+    return one.health == other.health and [r.address for r in one.real_server] == [r.address for r in other.real_server]
+
+
+def checks_of(service: Service, before: Mapping[Hashable, Check] = NONE) -> dict[Hashable, Check]:
+    """Those of `before` themselves that are still the same: `lbd.health` goes on with these, and a second of each would stay."""
     health = service.health
     if health is None:
         return {}
     settings = {name: getattr(health, name) for name in type(health).model_fields if name not in ("type", "port")}
-    return {
-        (service.name, str(r.address)): build_check(
-            health.type, (str(r.address.addr), health.port or r.address.port), **settings
-        )
-        for r in service.real_server
-    }
+    made: dict[Hashable, Check] = {}
+    for r in service.real_server:
+        key = (service.name, str(r.address))
+        check = build_check(health.type, (str(r.address.addr), health.port or r.address.port), **settings)
+        made[key] = was if (was := before.get(key)) == check and was is not None else check
+    return made

@@ -258,6 +258,7 @@ class Daemon:
     async def _reload(self) -> list[str]:
         # in a thread: a second for thousands of services, in which health checks go on
         before = old = self.config
+        self.exporter.forget()
         new = await asyncio.to_thread(lambda: load(self.path).keeping(before))
         for warning in new.warnings:
             log.warning("%s", warning)
@@ -398,6 +399,7 @@ def main(path: str) -> int:
     for warning in config.warnings:
         log.warning("%s", warning)
     daemon = Daemon(config, path)
+    del config  # the first of many
     try:
         uvloop.run(daemon.run())
     except (Refusal, OSError, shm.SegmentError, *FULL) as error:

@@ -84,6 +84,10 @@ class Exporter:
         """The control socket has answered. `route`: the template, such as /v1/services/{name}."""
         self._requests.labels(method, route, str(code)).inc()
 
+    def forget(self) -> None:
+        """There will be another configuration: what is kept of this one is in the way, as much again as itself."""
+        self._layout = Layout(Config())
+
     # -- a scrape --------------------------------------------------------------------------------------------
 
     def render(self, accept: str = "") -> tuple[str, bytes]:
@@ -105,18 +109,19 @@ class Exporter:
         return content_type, parts()
 
     def _parts(self, page: Exposition) -> Iterator[str]:
-        if self._layout.config is not self._daemon.config:
-            self._layout = yield from Layout.made(self._daemon.config)
-            for name in self._checks.keys() - set(self._layout.names):
+        layout = self._layout  # one for all parts: there may be a reload between them
+        if layout.config is not self._daemon.config:
+            self._layout = layout = yield from Layout.made(self._daemon.config)
+            for name in self._checks.keys() - set(layout.names):
                 del self._checks[name]
         self._master(page)
         yield page.take()
-        yield from self._services(page, self._layout)
-        yield from self._sorry_servers(page, self._layout)
+        yield from self._services(page, layout)
+        yield from self._sorry_servers(page, layout)
         self._snat(page)
         yield page.take()
-        yield from self._real_servers(page, self._layout)
-        yield from self._health(page, self._layout)
+        yield from self._real_servers(page, layout)
+        yield from self._health(page, layout)
         for write in (series.packets, series.tunnels, series.connections, self._workers.write, series.queues, series.network):
             write(page, self._daemon)
             yield page.take()

@@ -76,7 +76,6 @@ class Reconciler:
         self.lips: Numbers[LipKey] = Numbers(lips, "the number of local addresses", busy.lip)
         self.generation = FIRST_GENERATION - 1  # of the last batch's end
         self.placed: dict[ServiceKey, Placed] = {}
-        self._sent: dict[Key, bytes] = {}
         self._known: dict[int, Placed] = {}  # the same as `placed`, by the identity of its service
         self._parts: dict[Kind, tuple[object, dict[Key, bytes]]] = {}  # a part of Desired and its records
         self._adopted: list[tuple[int, int]] = []  # extents that the predecessor filled
@@ -145,14 +144,21 @@ class Reconciler:
         generation = self.generation + 1
         self.generation = generation + 1
         fresh = self._strange(existing) if existing else set()
-        batch = [encode.set_command(self._sent[key], generation, key in fresh) for key in sorted(self._sent)]
+        records = self.records()
+        batch = [encode.set_command(records[key], generation, key in fresh) for key in sorted(records)]
         batch += [encode.sweep(kind, generation) for kind in sorted(Kind, reverse=True) if kind is not Kind.SETTING]
         return [*batch, encode.end(generation + 1)]
 
+    def records(self) -> dict[Key, bytes]:
+        """All that workers were told and that still holds."""
+        found: dict[Key, bytes] = {}
+        for _, records in self._parts.values():
+            found |= records
+        for placed in self.placed.values():
+            found |= placed.records
+        return found
+
     def _commit(self, plan: Plan, generation: int) -> None:
-        self._sent.update(plan.changed)
-        for key in (*plan.gone, *plan.forgotten):
-            del self._sent[key]
         self._parts.update(plan.parts)
         for service in plan.removed:
             del self.placed[service]
@@ -205,7 +211,6 @@ class Plan:
         self.desired = desired
         self.changed: dict[Key, bytes] = {}
         self.gone: list[Key] = []
-        self.forgotten: list[Key] = []  # gone, but without a command: settings
         self.parts: dict[Kind, tuple[object, dict[Key, bytes]]] = {}  # those made anew
         self.fresh: set[Key] = set()  # numbers that mean something new
         self.placed: list[Placed] = []  # new or changed services
@@ -265,7 +270,8 @@ class Plan:
         records = make()
         self.parts[kind] = (what, records)
         ended = self._compare(records, last[1] if last is not None else {})
-        (self.forgotten if kind is Kind.SETTING else self.gone).extend(ended)
+        if kind is not Kind.SETTING:  # these have no command to end them
+            self.gone += ended
 
     def _compare(self, records: dict[Key, bytes], before: Mapping[Key, bytes]) -> list[Key]:
         """What is no more."""
@@ -316,7 +322,8 @@ class Plan:
         measure = weight_measure(service, method)
         for real in service.real_servers:
             key = (own, real.address, real.port)
-            dest = dests[key] = self._number(self.now.dests, Kind.DEST, key)
+            dest = self._number(self.now.dests, Kind.DEST, key)
+            dests[self.now.dests.key(dest) or key] = dest  # the same object for as long as it has the number
             share = real.share if method.RAMP else FULL
             records[Key(Kind.DEST, (dest,))] = encode.dest(dest, real, number, weight_measured(real.weight, share, measure))
             identity = real.address + real.port.to_bytes(2, "big")

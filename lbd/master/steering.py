@@ -66,6 +66,7 @@ class Steering:
     def prepare(self, desired: Desired) -> None:
         """Before workers are told."""
         if self._seen is not None and same(self._seen, desired):
+            self._seen = desired  # not the first of those alike: it would keep all that has been replaced since
             self.tend()
             return
         self._seen = None

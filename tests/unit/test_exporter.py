@@ -284,6 +284,18 @@ def test_series_end_with_their_service(daemon: Daemon) -> None:
     assert not [key for key in scrape(daemon) if "web0" in key]
 
 
+def test_a_reload_between_two_parts_of_a_page(daemon: Daemon) -> None:
+    """What was kept of the configuration is dropped before there is another one; the page goes on with it."""
+    fill(daemon)
+    whole = {key for key in scrape(daemon) if "web0" in key}
+    text = ""
+    for part in daemon.exporter.page()[1]:
+        text += part.decode()
+        daemon.exporter.forget()
+    assert {line.rpartition(" ")[0] for line in text.splitlines() if "web0" in line and line[0] != "#"} == whole
+    assert not daemon.exporter._layout.names
+
+
 def test_conditions(daemon: Daemon) -> None:
     """Clients by persistence are summed over workers; overloaded is who is it for one of them. Only where there can be any."""
     assert not [key for key in scrape(daemon) if "persistent_clients" in key or "overloaded" in key]
