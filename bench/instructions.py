@@ -7,6 +7,7 @@ instruction).
     make bench-instructions                               compare
     make bench-instructions ARGS=--update                 record what is there now, on purpose
     make bench-instructions ARGS='--lines --case SYN'     which lines of the .pxd files they are, for the cases that match
+    make bench-instructions ARGS='--branches --case both' where branches are guessed wrong, by a simulated predictor
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.figure import Figure, show, write
-from bench.instructions_lines import Profile, lines_show, profile_read
+from bench.instructions_lines import INSTRUCTIONS, WRONG_GUESSES, Profile, lines_show, profile_read
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = Path(__file__).with_suffix(".json")
@@ -156,10 +157,11 @@ def lacks() -> str | None:
     return None
 
 
-def count(patterns: list[str]) -> dict[str, Profile]:
+def count(patterns: list[str], branches: bool = False) -> dict[str, Profile]:
     with tempfile.TemporaryDirectory() as d:
         tool = ["valgrind", "--tool=callgrind", "--collect-atstart=no", "--compress-strings=no", "--compress-pos=no"]
         tool += ["--toggle-collect=bench_counted", "--dump-after=bench_counted", f"--callgrind-out-file={d}/out"]
+        tool += ["--branch-sim=yes"] if branches else []
         command = [*tool, sys.executable, "-P", __file__, "--child", *(f"--case={p}" for p in patterns)]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0", "PYTHONMALLOC": "malloc"}
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
@@ -170,7 +172,8 @@ def count(patterns: list[str]) -> dict[str, Profile]:
         missing = [f.name for f in files if not f.exists()]
         if missing:
             sys.exit(f"bench-instructions: callgrind wrote no {', '.join(missing)}\n{done.stderr}")
-        return {case.name: profile_read(f, PACKETS) for case, f in zip(wanted, files, strict=True)}
+        events = WRONG_GUESSES if branches else INSTRUCTIONS
+        return {case.name: profile_read(f, PACKETS, events) for case, f in zip(wanted, files, strict=True)}
 
 
 # --- the comparison -----------------------------------------------------------------------------------------------------------
@@ -233,6 +236,7 @@ def arguments() -> argparse.Namespace:
     ap.add_argument("--case", action="append", default=[], metavar="TEXT", help="only cases with this in their name; repeatable")
     ap.add_argument("--list", action="store_true", help="name the cases and end")
     ap.add_argument("--lines", type=int, nargs="?", const=LINES, metavar="N", help=f"the N ({LINES}) costliest lines of each case")
+    ap.add_argument("--branches", action="store_true", help="the same of branches that a simulated predictor guesses wrong")
     ap.add_argument("--update", action="store_true", help=f"write what was counted to {RECORD.name}")
     ap.add_argument("-o", type=Path, default=Path("bench/out/instructions.json"), metavar="FILE", help="for the figures")
     ap.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -249,10 +253,10 @@ def main() -> int:
         return 0
     if reason := lacks():
         sys.exit(f"bench-instructions: {reason}")
-    profiles = count(args.case)
-    if args.lines:
+    profiles = count(args.case, args.branches)
+    if args.lines or args.branches:
         for name, profile in profiles.items():
-            lines_show(name, profile, args.lines)
+            lines_show(name, profile, args.lines or LINES, "wrong guesses" if args.branches else "instructions")
         return 0
     counts = {name: profile.per_packet for name, profile in profiles.items()}
     if args.update:

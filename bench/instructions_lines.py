@@ -26,18 +26,27 @@ class Profile:
         return sum(self.lines.values()) / self.packets
 
 
-def profile_read(path: Path, packets: int) -> Profile:
-    """Self costs of a callgrind.out file without compression; a call's cost is on a line of its own, which is passed over."""
+INSTRUCTIONS = ("Ir",)
+WRONG_GUESSES = ("Bcm", "Bim")  # branches by conditions, and jumps to addresses, that its simulated predictor got wrong
+
+
+def profile_read(path: Path, packets: int, events: tuple[str, ...] = INSTRUCTIONS) -> Profile:
+    """Self costs, the sum of these events, of a callgrind.out file without compression; a call's cost is on a line of its own,
+    which is passed over."""
     lines: Counter[tuple[str, int]] = Counter()
     file, call = "?", False
+    columns = [0]
     for text in path.read_text().splitlines():
         if m := re.match(r"f[lie]=(.*)", text):
             file = m[1].removeprefix(f"{ROOT}/").removeprefix("./")
         elif text.startswith("calls="):
             call = True
-        elif m := re.match(r"(\d+) (\d+)$", text):
+        elif text.startswith("events: "):
+            columns = [n for n, event in enumerate(text.split()[1:]) if event in events]
+        elif m := re.match(r"(\d+)((?: \d+)+)$", text):
             if not call:
-                lines[file, int(m[1])] += int(m[2])
+                counts = m[2].split()  # zeros at the end are left out
+                lines[file, int(m[1])] += sum(int(counts[n]) for n in columns if n < len(counts))
             call = False
     return Profile(lines, packets)
 
@@ -82,9 +91,9 @@ def short(file: str) -> str:
     return file.removeprefix("lbd/").removeprefix("build/cython/")
 
 
-def lines_show(name: str, profile: Profile, top: int) -> None:
+def lines_show(name: str, profile: Profile, top: int, unit: str) -> None:
     total = profile.per_packet
-    print(f"\n{name}: {total:.1f} instructions per packet")
+    print(f"\n{name}: {total:.2f} {unit} per packet")
     shown = 0.0
     for (file, line), cost in profile.lines.most_common(top):
         shown += cost / profile.packets

@@ -49,6 +49,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--flows", type=int, nargs="+", default=[1, 1000, 64000], help="with 64-byte frames")
     parser.add_argument("--mixed", action=argparse.BooleanOptionalAction, default=True, help="IMIX and 1,518 bytes, too")
     parser.add_argument("--families", type=int, nargs="+", default=[4, 6], choices=[4, 6], help="of iperf3")
+    parser.add_argument("--case", action="append", default=[], metavar="TEXT", help="of tcp: with this in its name; repeatable")
     parser.add_argument("--poll", choices=["busy", "adaptive", "interrupt"], default="busy", help="in pps, tcp (%(default)s)")
     parser.add_argument("--peers", nargs="+", default=list(FORWARDERS[1:]), choices=FORWARDERS[1:], metavar="PEER",
                         help=f"beside lbd: {'; '.join(FORWARDERS[1:])} (all)")  # fmt: skip

@@ -81,7 +81,10 @@ def cases(testbed: Testbed, args: argparse.Namespace) -> dict[str, tuple[str, fl
         for reverse in (False, True):
             name = f"iperf3 {'from' if reverse else 'to'} the server, IPv{family}"
             found[name] = "Gbit/s", None, partial(iperf3, family=family, reverse=reverse)
-    return found
+    chosen = {name: case for name, case in found.items() if not args.case or any(text in name for text in args.case)}
+    if not chosen:
+        raise SystemExit(f"bench/veth: no case of tcp has {' or '.join(args.case)} in its name; there are {', '.join(found)}")
+    return chosen
 
 
 def tcp(args: argparse.Namespace, place: Placement) -> list[Row]:

@@ -17,7 +17,7 @@ from bench import engine_case, engine_pause, engine_scale, instructions
 from bench._engine import Bench, Floor, address, spin
 from bench.engine_case import Context
 from bench.figure import Figure
-from bench.instructions_lines import Profile, profile_read
+from bench.instructions_lines import WRONG_GUESSES, Profile, profile_read
 from bench.reference import SHIM_GRE, forwarded, ones_sum, shim_gue, translated, tunnelled
 from bench.reference import Path as Way
 from bench.scene import BATCH, CLIENT, MAC_LB, MAC_ROUTER, SERVER, SERVICE, SYN, Refused, Scene
@@ -302,6 +302,12 @@ def test_profile_leaves_out_what_calls_cost(tmp_path: Path) -> None:
         ("lbd/datapath/nat.pxd", 7): 20,
         ("lbd/datapath/nat.pxd", 12): 1,
     }
+
+
+def test_profile_of_wrong_guesses(tmp_path: Path) -> None:
+    """callgrind leaves out zeros at a line's end."""
+    (tmp_path / "out").write_text("events: Ir Bc Bcm Bi Bim\nfl=a.pxd\n7 9 3 2\n8 5\n9 4 1 1 1 1\ncalls=1 9\n9 90 10 10 10 10\n")
+    assert dict(profile_read(tmp_path / "out", 1, WRONG_GUESSES).lines) == {("a.pxd", 7): 2, ("a.pxd", 8): 0, ("a.pxd", 9): 2}
 
 
 def test_gate_fails_when_a_case_grew() -> None:
