@@ -166,7 +166,7 @@ cdef inline bint way_free(Engine *e, const Pkt *p, const ConnCommon *c, const ui
     if bytes > room or hops <= 1:
         return False
     # no branch by direction, which can't be foreseen
-    return (direction | <uint64_t> (e.adj[c.adj_rev].sender == adj_sender(d + 6, p.ifin)) | e.return_route) != 0
+    return (e.adj[c.adj_rev].sender ^ adj_sender(d + 6, p.ifin)) & (direction - 1) == 0 or e.return_route != 0
 
 
 cdef inline lbd_inlined passed(Engine *e, Pkt *p, uint32_t i, const Adj *a, const uint8_t *d, uint32_t l3, uint32_t room,

@@ -89,11 +89,11 @@ cdef inline lbd_inlined_void edges_step(uint32_t *edges, const TcpHdr *t, uint32
     """An ACK of an established connection. edges: the client's, the real server's; l4_len: bytes of header and payload. No branch
     by direction: where both mix, every second one would be guessed wrong."""
     cdef uint32_t end = lbd_bswap32(t.seq) + l4_len - tcp_head(t)
-    cdef uint32_t ahead = SEQ_AHEAD | (0 - <uint32_t> direction) >> 1       # the real server's: all that is not behind
-    if end - edges[direction] <= ahead:
+    cdef uint32_t server = (0 - <uint32_t> direction) >> 1      # from the real server: how far is ahead; from the client: 0
+    if end - edges[direction] <= SEQ_AHEAD | server:
         edges[direction] = end
     # what the client is acknowledged and lbd has not seen of it
-    if lbd_unlikely(<uint64_t> (lbd_bswap32(t.ack_seq) - edges[0] - 1 < ahead) & direction):
+    if lbd_unlikely(lbd_bswap32(t.ack_seq) - edges[0] - 1 < server):
         edges[0] = lbd_bswap32(t.ack_seq)
 
 
