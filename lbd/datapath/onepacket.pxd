@@ -6,10 +6,11 @@
 # A datagram in fragments is one: its first fragment is scheduled, and its table entry (frag.pxd) remembers for the others what was
 # chosen. That is done by the fragments' owner or, where answers come back, by the flow's.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from lbd.datapath.compiler cimport lbd_copy12, lbd_ld16, lbd_ld32, lbd_ld64, lbd_likely, lbd_st32, lbd_unlikely
+from lbd.datapath.compiler cimport (lbd_apart, lbd_copy12, lbd_inlined, lbd_ld16, lbd_ld32, lbd_ld64, lbd_likely, lbd_st32,
+                                    lbd_unlikely)
 from lbd.datapath.conn cimport CONN_NIL, REF_NONE, ConnCommon, addr6_is, conn_common, conn_free
 from lbd.datapath.engine cimport Engine, Plan
-from lbd.datapath.fast cimport ends_of
+from lbd.datapath.fast cimport ends_of, lane_bytes, leaves_by
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.frag cimport Frag
 from lbd.datapath.forward cimport count_packet, drop, send_out, way_out
@@ -20,18 +21,20 @@ from lbd.datapath.nat cimport TTL_DELTA, hop, rewrite
 from lbd.datapath.neigh cimport Adj
 from lbd.datapath.open cimport back_from, client_end, conn_aside, conn_fill, conn_room, mode_of, scheduled
 from lbd.datapath.persist cimport HAND_ASK, PICK_ASKED, dest_for, tick_now
-from lbd.datapath.pkt cimport Pkt, PKT_ICMP_ERROR, PKT_PARTIAL, PKT_TUNNEL
+from lbd.datapath.parse cimport KIND_FAST
+from lbd.datapath.pkt cimport Pkt, PKT_HANDED, PKT_ICMP_ERROR, PKT_PARTIAL, PKT_TUNNEL
 from lbd.datapath.quic cimport QUIC_NONE
 from lbd.datapath.reason cimport *
 from lbd.datapath.sched cimport client_hash, next_slot
 from lbd.datapath.svc cimport (Dest, DEST_NONE, DEST_UP, DEST_USED, MODE_BITS, MODE_DR, MODE_ONE_WAY, SCHED_HASH, SCHED_SEQ,
                                SVC_ALIAS, SVC_HASH_PORT, SVC_HASH_QID, SVC_NONE, SVC_ONE_PACKET, SVC_PERSIST, SVC_USED, Svc)
-from lbd.datapath.tally cimport tally, tally_scheduled
+from lbd.datapath.tally cimport DESTS_NEAR, stat_scheduled, tally, tally_scheduled
 from lbd.datapath.tcp cimport STATE_UDP
 
 
 cdef enum:
     LANE_SCHED = 0xff & ~(SCHED_SEQ | SCHED_HASH)       # of a scheduler's number what says that it is none of these
+    NOT_SPORT = 0xffff0000ffffffff                      # of destination, source port and destination port, little-endian
 
 
 cdef inline void by_record(Engine *e, Pkt *p, const Tuple *t, uint32_t svc, uint32_t dest, bint fresh, int af) noexcept nogil:
@@ -62,17 +65,17 @@ cdef inline void by_record(Engine *e, Pkt *p, const Tuple *t, uint32_t svc, uint
     conn_free(table_of(e, af), i, af)
 
 
-cdef inline bint reaches(const Pkt *p, const Adj *a, int af) noexcept nogil:
-    """May this packet, untagged, go that way as it is?"""
-    if p.l3_len > a.reach or p.data[ETH_HLEN + (8 if af == 4 else 7)] <= 1:
-        return False
-    return p.flags & (PKT_TUNNEL | PKT_PARTIAL) == 0
+cdef inline bint reaches(const Adj *a, const uint8_t *frame, uint32_t bytes, int af) noexcept nogil:
+    """May an untagged packet of so many layer 3 bytes go that way as it is?"""
+    return bytes <= a.reach and frame[ETH_HLEN + (8 if af == 4 else 7)] > 1
 
 
 cdef inline bint neighbour(const Engine *e, const Pkt *p, uint32_t dest, int af) noexcept nogil:
     """Is the way to this real server known, and no gateway's? (ADJ_NONE reaches nothing.)"""
     cdef const Dest *d = e.dest + dest
-    return d.fib_gen == e.fib_gen[0] and addr6_is(e.adj[d.adj].addr, d.addr) and reaches(p, e.adj + d.adj, af)
+    if p.flags & (PKT_TUNNEL | PKT_PARTIAL) or d.fib_gen != e.fib_gen[0] or not addr6_is(e.adj[d.adj].addr, d.addr):
+        return False
+    return reaches(e.adj + d.adj, p.data, p.l3_len, af)
 
 
 cdef inline void to_neighbour(Pkt *p, const Adj *a, uint32_t svc, uint32_t dest, int af) noexcept nogil:
@@ -131,10 +134,7 @@ cdef inline uint32_t lane_service(Engine *e, const uint8_t *ends, int af) noexce
     cdef uint32_t n = e.one_packet_last
     if svc_is(e.svc + n, first, second, svc_key(vport, PROTO_UDP, af)) and e.svc[n].flags & SVC_USED:
         return n
-    n = svc_by_words(e, first, second, vport, PROTO_UDP, af)
-    if n != SVC_NONE:
-        e.one_packet_last = n
-    return n
+    return svc_by_words(e, first, second, vport, PROTO_UDP, af)
 
 
 cdef inline bint lane_serves(const Svc *s) noexcept nogil:
@@ -145,57 +145,102 @@ cdef inline bint lane_serves(const Svc *s) noexcept nogil:
     return s.quic == QUIC_NONE and s.table_len != 0
 
 
-cdef inline uint32_t lane_slot(const Svc *s, const uint8_t *ends, int af) noexcept nogil:
-    cdef bint port = s.flags & SVC_HASH_PORT
-    if s.sched == SCHED_SEQ:
-        return next_slot(s)
-    if af == 4:
-        return client_hash(lbd_ld32(ends), 0, lbd_ld16(ends + 8), port, 0) % s.table_len
-    return client_hash(lbd_ld64(ends), lbd_ld64(ends + 8), lbd_ld16(ends + 32), port, 0) % s.table_len
-
-
-cdef inline bint near(const Engine *e, Dest *d) noexcept nogil:
-    """A neighbour whose way is known, and that takes every connection: what is asked of it once, while nothing changes."""
-    cdef uint32_t gen = e.fib_gen[0]
+cdef inline bint near(Dest *d, const Adj *adj, uint32_t gen) noexcept nogil:
+    """A neighbour whose way is known, and that takes every connection: what is asked of it once, while nothing changes. gen:
+    Engine.fib_gen."""
     if lbd_likely(d.near == gen + 1):
         return True
     if (d.flags & (DEST_USED | DEST_UP)) != (DEST_USED | DEST_UP) or d.weight == 0 or d.upper != 0:
         return False
-    if d.fib_gen != gen or not addr6_is(e.adj[d.adj].addr, d.addr):
+    if d.fib_gen != gen or not addr6_is(adj[d.adj].addr, d.addr):
         return False
     d.near = gen + 1
     return True
 
 
-cdef inline bint one_packet_lane(Engine *e, Pkt *p) noexcept nogil:
-    """A datagram that came in the lane, and has no connection: what one_packet_settle does of nearly all of DR's, without a tuple.
-    False: as it came, and so is the scheduler."""
-    cdef bint four = p.af == 4
-    cdef const uint8_t *ends = ends_of(p.data, 4) if four else ends_of(p.data, 6)
-    cdef uint32_t slot, dest, bytes = p.l3_len, svc = lane_service(e, ends, 4) if four else lane_service(e, ends, 6)
+cdef inline bint strange(const Engine *e, const Pkt *p, uint32_t i, int af) noexcept nogil:
+    """A datagram of this family that came in the lane, and has no candidate? (One from another worker may carry a question,
+    Engine.hand; one with a partial checksum is to be completed.)"""
+    if e.kind[i] != KIND_FAST or p.ref != REF_NONE or p.flags & (PKT_HANDED | PKT_PARTIAL | PKT_TUNNEL):
+        return False
+    return lbd_ld16(&p.af) == (af | PROTO_UDP << 8)         # and proto, little-endian
+
+
+cdef inline bint is_for(const uint8_t *ends, uint64_t first, uint64_t second, uint16_t vport, int af) noexcept nogil:
+    """To this address (16 bytes as two words, IPv4 padded with zeros) and port? ends: of a packet."""
+    if af == 4:
+        return lbd_ld64(ends + 4) & <uint64_t> NOT_SPORT == (first | <uint64_t> vport << 48)
+    return lbd_ld64(ends + 16) == first and lbd_ld64(ends + 24) == second and lbd_ld16(ends + 34) == vport
+
+
+cdef inline uint32_t lane_hash(const uint8_t *ends, uint32_t ports, int af) noexcept nogil:
+    """stable_hash of the client. ports: the bits of its port that take part."""
+    if af == 4:
+        return client_hash(lbd_ld32(ends), 0, lbd_ld16(ends + 8) & ports, True, 0)
+    return client_hash(lbd_ld64(ends), lbd_ld64(ends + 8), lbd_ld16(ends + 32) & ports, True, 0)
+
+
+cdef inline lbd_inlined run_by(Engine *e, Pkt *pkts, uint32_t first, uint32_t n, uint32_t svc, bint turns, int af) noexcept nogil:
+    """turns: the service's real servers have the datagrams in turn, not by hash."""
     cdef Svc *s = e.svc + svc
+    cdef const uint32_t *table = e.arena + s.table_off
+    cdef uint64_t va = lbd_ld64(s.vaddr), vb = lbd_ld64(s.vaddr + 8)
+    cdef uint32_t i = first, slot = 0, dest, bytes, all_bytes = 0, gen = e.fib_gen[0]
+    cdef uint32_t slots = s.table_len, ports = 0xffff if s.flags & SVC_HASH_PORT else 0
+    cdef uint16_t vport = s.vport
+    cdef bint few = e.dests <= DESTS_NEAR
+    cdef uint8_t *frame
+    cdef Pkt *p
     cdef Dest *d
     cdef const Adj *a
-    if svc == SVC_NONE or not lane_serves(s):
-        return False
-    slot = lane_slot(s, ends, 4) if four else lane_slot(s, ends, 6)
-    dest = e.arena[s.table_off + slot]
-    if dest >= e.max_dest:
-        return False
-    d = e.dest + dest
-    if not near(e, d):
-        return False
-    a = e.adj + d.adj
-    if not (reaches(p, a, 4) if four else reaches(p, a, 6)):
-        return False
-    if s.sched == SCHED_SEQ:
-        s.cursor = slot
-    tally_scheduled(e, svc, dest, bytes)
-    if four:
-        to_neighbour(p, a, svc, dest, 4)
-    else:
-        to_neighbour(p, a, svc, dest, 6)
-    return True
+    while i < n:
+        p = pkts + i
+        frame = p.data
+        if not strange(e, p, i, af) or not is_for(ends_of(frame, af), va, vb, vport, af):
+            break
+        slot = next_slot(s) if turns else lane_hash(ends_of(frame, af), ports, af) % slots
+        dest = table[slot]
+        if dest >= e.max_dest:
+            break
+        d = e.dest + dest
+        if not near(d, e.adj, gen):
+            break
+        a = e.adj + d.adj
+        bytes = lane_bytes(p)
+        if not reaches(a, frame, bytes, af):
+            break
+        if turns:
+            s.cursor = slot
+        if lbd_likely(few):
+            all_bytes += bytes
+            stat_scheduled(e.dest_stat + dest, 1, bytes)
+        else:
+            tally_scheduled(e, svc, dest, bytes)
+        lbd_st32(&p.svc, svc | dest << 16)                  # and dest
+        leaves_by(p, a)
+        hop(frame + ETH_HLEN, TTL_DELTA if af == 4 else 0, af)
+        lbd_copy12(frame, a.dmac)
+        i += 1
+    if lbd_likely(few):
+        stat_scheduled(e.svc_stat + svc, i - first, all_bytes)
+    return i - first
+
+
+cdef inline lbd_inlined run_of(Engine *e, Pkt *pkts, uint32_t first, uint32_t n, int af) noexcept nogil:
+    cdef uint32_t svc = lane_service(e, ends_of(pkts[first].data, af), af)
+    if svc == SVC_NONE or not lane_serves(e.svc + svc):
+        return 0
+    e.one_packet_last = svc
+    if e.svc[svc].sched == SCHED_SEQ:
+        return run_by(e, pkts, first, n, svc, True, af)
+    return run_by(e, pkts, first, n, svc, False, af)
+
+
+cdef inline lbd_apart one_packet_run(Engine *e, Pkt *pkts, uint32_t first, uint32_t n) noexcept nogil:
+    """Of n packets, as many from the first on, which came in the lane, as are for the same one-packet service and can be sent at
+    once: what one_packet_settle does of nearly all of DR's, without a tuple. Returns how many. The others are as they came, and so
+    is the scheduler."""
+    return run_of(e, pkts, first, n, 4) if pkts[first].af == 4 else run_of(e, pkts, first, n, 6)
 
 
 # --- datagrams in fragments ------------------------------------------------------------------------------------------

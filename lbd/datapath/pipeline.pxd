@@ -3,7 +3,7 @@
 # The adapter has filled e's burst (data, len, room, ifin, flags, hops) and afterwards acts on verdict, ifout, data, len.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
-from lbd.datapath.compiler cimport lbd_prefetch, lbd_prefetchw, lbd_likely, lbd_unlikely, lbd_ctz, lbd_bswap16
+from lbd.datapath.compiler cimport lbd_apart, lbd_prefetch, lbd_prefetchw, lbd_likely, lbd_unlikely, lbd_ctz, lbd_bswap16
 from lbd.datapath.engine cimport Engine, Plan
 from lbd.datapath.pkt cimport FRAG_FIRST, FRAG_NONE, FRAME_SLACK, Pkt, PKT_HANDED, PKT_ICMP_ERROR, BURST_MAX
 from lbd.datapath.flow cimport Tuple, tuple_hash
@@ -17,7 +17,7 @@ from lbd.datapath.conn cimport (ConnTable, Bucket, REF_LOOK, REF_NONE, conn_buck
 from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.forward cimport forward_known, forward_icmp
 from lbd.datapath.nat64 cimport far_prefetch, proto6, tuple_map
-from lbd.datapath.onepacket cimport one_packet_lane, one_packet_settle
+from lbd.datapath.onepacket cimport one_packet_run, one_packet_settle
 from lbd.datapath.orphan cimport orphan_settle, orphaned
 from lbd.datapath.relay cimport relay
 from lbd.datapath.frag_flow cimport frag_bind, frag_settle
@@ -127,9 +127,10 @@ cdef inline void stage_probe(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
             continue
         pkts[i].ref = probe(&e.t4, e.hash[i], 4) if pkts[i].af == 4 else probe(&e.t6, e.hash[i], 6)
         if lbd_unlikely(pkts[i].ref >= REF_LOOK):
-            beyond[on] = i
-            on += pkts[i].ref == REF_LOOK
-            if pkts[i].af == 4 and e.far_probed:
+            if lbd_unlikely(pkts[i].ref == REF_LOOK):
+                beyond[on] = i
+                on += 1
+            if e.far_probed and pkts[i].af == 4:
                 if e.kind[i] == KIND_FAST:
                     fast_leave(e, pkts + i, &e.tuple[i])
                 far_prefetch(e, i)
@@ -185,25 +186,13 @@ cdef inline bint settle_far(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
     return settle_known(e, p, i, &k, tuple_hash(&k, e.hash_key, 6), REF_NONE, 6)
 
 
-cdef inline bint fast_stranger(Engine *e, Pkt *p, uint32_t i, uint64_t made) noexcept nogil:
-    """In the lane, without a candidate where it was looked for. made: connections made by then."""
-    if p.ref != REF_NONE:
-        return False
-    if p.af == 4 and e.far_probed:
-        if e.far_ref[i] < REF_LOOK:
-            return fast_far(e, p, e.far_ref[i])
-        if e.far_ref[i] != REF_NONE:
-            return False
-    if e.one_packet_services == 0 or p.proto != PROTO_UDP or e.count.conns_made != made or e.hand[i] != 0:
-        return False
-    return one_packet_lane(e, p)
-
-
-cdef inline bint settle_fast(Engine *e, Pkt *p, uint32_t i, uint64_t made) noexcept nogil:
+cdef inline bint settle_fast(Engine *e, Pkt *p, uint32_t i) noexcept nogil:
     if lbd_unlikely(e.kind[i] != KIND_FAST):
         return False
     if lbd_unlikely(p.ref >= REF_LOOK):
-        return fast_stranger(e, p, i, made)
+        if e.far_probed == 0 or p.af != 4 or p.ref != REF_NONE or e.far_ref[i] >= REF_LOOK:
+            return False
+        return fast_far(e, p, e.far_ref[i])
     if p.af == 4:
         return fast_forward(e, p, p.ref, 4)
     return fast_forward(e, p, p.ref, 6)
@@ -327,22 +316,60 @@ cdef inline void stage_open(Engine *e, Pkt *pkts, uint32_t n, uint64_t made) noe
         conclude(e, pkts + i, i)
 
 
-cdef inline void stage_settle(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
-    cdef uint32_t i, fast = 0, later = 0
-    cdef uint64_t made = e.count.conns_made
-    for i in range(n):
-        if lbd_likely(settle_fast(e, pkts + i, i, made)):
-            fast += 1
-            continue
-        if e.kind[i] == KIND_FAST:
-            fast_leave(e, pkts + i, &e.tuple[i])
-            prepare(pkts + i)
-        if ((not missed(e, pkts + i, i, made) and settle(e, pkts + i, i))
-                or (e.one_packet_services and settle_one_packet(e, pkts + i, i))):
-            conclude(e, pkts + i, i)
+cdef inline uint32_t settle_run(Engine *e, Pkt *pkts, uint32_t i, uint32_t n, uint64_t made) noexcept nogil:
+    """How many of the n packets, from the i-th on, are settled since they are for a one-packet service and known to have no
+    connection: the probe found none, and none was made since (made: how many were by then)."""
+    cdef Pkt *p = pkts + i
+    if e.kind[i] != KIND_FAST or p.ref != REF_NONE or p.proto != PROTO_UDP or e.count.conns_made != made:
+        return 0
+    if p.af == 4 and e.far_probed:
+        if e.far_ref[i] != REF_NONE:
+            return 0
+        n = i + 1                               # the next one may have one in the other table
+    return one_packet_run(e, pkts, i, n)
+
+
+cdef inline bint settle_general(Engine *e, Pkt *p, uint32_t i, uint64_t made) noexcept nogil:
+    """False: the packet has no connection (yet). made: connections made before this burst."""
+    if e.kind[i] == KIND_FAST:
+        fast_leave(e, p, &e.tuple[i])
+        prepare(p)
+    if ((not missed(e, p, i, made) and settle(e, p, i))
+            or (e.one_packet_services and settle_one_packet(e, p, i))):
+        conclude(e, p, i)
+        return True
+    return False
+
+
+cdef inline lbd_apart settle_others(Engine *e, Pkt *pkts, uint32_t i, uint32_t n, uint64_t made, uint32_t *later) noexcept nogil:
+    """The i-th packet, which the lane has not settled, and those after it that it needn't be asked about, having no candidate.
+    Returns the number of the next one that is for the lane. later: how many are in e.later."""
+    cdef uint32_t k
+    while True:
+        k = 0
+        if e.one_packet_services:
+            k = settle_run(e, pkts, i, n, made)
+            i += k
+        if k:
+            e.count.verdicts[<int> VERDICT_FORWARD] += k
         else:
-            e.later[later] = i
-            later += 1
+            if not settle_general(e, pkts + i, i, made):
+                e.later[later[0]] = i
+                later[0] += 1
+            i += 1
+        if i == n or e.far_probed or (e.kind[i] == KIND_FAST and pkts[i].ref < REF_LOOK):
+            return i
+
+
+cdef inline void stage_settle(Engine *e, Pkt *pkts, uint32_t n) noexcept nogil:
+    cdef uint32_t i = 0, fast = 0, later = 0
+    cdef uint64_t made = e.count.conns_made
+    while i < n:
+        if lbd_likely(settle_fast(e, pkts + i, i)):
+            fast += 1
+            i += 1
+        else:
+            i = settle_others(e, pkts, i, n, made, &later)
     e.count.verdicts[<int> VERDICT_FORWARD] += fast
     if lbd_unlikely(later):
         stage_open(e, pkts, later, made)

@@ -46,6 +46,13 @@ cdef inline lbd_inlined_void tally(Engine *e, uint32_t svc, uint32_t dest, uint6
         stat_both(e.svc_stat + svc, e.dest_stat + dest, direction, bytes)
 
 
+cdef inline void stat_scheduled(SvcStat *s, uint32_t packets, uint64_t bytes) noexcept nogil:
+    """Of a client's packets that were given to a real server one by one, each of which counts as a connection."""
+    s.conns += packets
+    s.in_bytes += bytes
+    s.in_pkts += packets
+
+
 cdef inline void tally_scheduled(Engine *e, uint32_t svc, uint32_t dest, uint64_t bytes) noexcept nogil:
     """Of a client's packet that was given to a real server by itself, which counts as a connection."""
     e.svc_stat[svc].conns += 1

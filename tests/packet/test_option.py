@@ -1,5 +1,7 @@
 """Any-port services, services of several addresses, one-packet scheduling, thresholds: packet in, verdict and packet out."""
 
+from collections import Counter
+from random import Random
 from typing import Any
 
 import pytest
@@ -11,7 +13,10 @@ from scapy.packet import Raw
 from lbd.shm import _shm as shm
 from tests.packet.balancer import CLIENT, PROTO, VIP, Balancer, checksums_right, mac, packed, server, server_mac
 from tests.packet.cluster import Cluster
+from tests.packet.frame import TCP as TCP_NUMBER
 from tests.packet.frame import UDP as UDP_NUMBER
+from tests.packet.frame import from_client as frame
+from tests.packet.frame import from_server as back
 from tests.packet.frame import read, transport
 from tests.packet.option import NUMBER, ask, persist, sent, set_server, set_service, syn
 from tests.packet.test_mode import MODES, answer_of, expected, from_client, segment
@@ -305,6 +310,76 @@ def test_what_was_known_of_a_real_server_ends_with_it(af: int, sched: int) -> No
     b.do(shm.svc_set(40, 1, af=af, addr=packed(VIP[af]), port=80, proto=17, sched=sched, mode=shm.MODE_DR, fresh=True,
                      table_off=NUMBER[af, "udp"] * 64, table_len=1, flags=shm.SVC_ONE_PACKET))  # fmt: skip
     assert {(r.svc, r.dest) for r in b.burst(questions) + b.burst(questions)} == {(40, first)}
+
+
+@pytest.mark.parametrize("many", [0, 600])
+@pytest.mark.parametrize("sched", [shm.SCHED_SEQ, shm.SCHED_HASH])
+def test_datagrams_among_others_in_a_burst(sched: int, many: int) -> None:
+    """The lane takes them by runs, which everything else ends: another service or family, what has a connection or opens one, what
+    can't be sent at once. The order of scheduling is theirs all the same (Twin compares). many: real servers of no interest, by
+    which statistics are entered after the burst."""
+    b = Balancer(mode=shm.MODE_DR, servers=3, sched=sched, mtu=(1500, 600), sizes={"dests": 1024})
+    for n in range(100, 100 + many):
+        b.do(shm.dest_set(n, 1, af=4, addr=packed(f"10.78.{n >> 8}.{n & 255}"), port=80, svc=0, fresh=True))
+    before = [ask(b, 1000, af).dest for af in (4, 6)]
+    options: dict[str, Any] = {"servers": 3, "flags": shm.SVC_ONE_PACKET | shm.SVC_HASH_PORT}
+    for af in (4, 6):
+        set_service(b, af, "udp", **options)
+        b.do(shm.svc_set(40 + af, 1, af=af, addr=packed(VIP[af]), port=53, proto=17, sched=sched, mode=shm.MODE_DR, fresh=True,
+                         table_off=NUMBER[af, "udp"] * 64, table_len=2, flags=shm.SVC_ONE_PACKET))  # fmt: skip
+
+    def packet(n: int) -> bytes:
+        af, kind, port = random.choice((4, 4, 4, 6)), random.randrange(40), 2000 + n
+        if kind < 4:
+            return frame(af, TCP_NUMBER, port, "S" if kind < 2 else "A", 1000)
+        if kind < 6:
+            return frame(af, UDP_NUMBER, 1000, payload=b"x")  # of a flow with a connection
+        if kind == 6:
+            return frame(af, UDP_NUMBER, port, payload=bytes(700))
+        if kind == 7:
+            return frame(af, UDP_NUMBER, port, ttl=1)
+        if kind == 8:
+            return frame(af, UDP_NUMBER, port)[:-1]
+        if kind == 9:
+            return frame(af, UDP_NUMBER, port, dport=54)
+        return frame(af, UDP_NUMBER, port, payload=bytes(kind), dport=53 if kind < 16 else 80)
+
+    random = Random(sched + many)
+    seen: Counter[Any] = Counter()
+    for _ in range(12):
+        packets = [packet(n) for n in range(64)]
+        for p, r in zip(packets, b.burst(packets), strict=True):
+            seen[r.verdict, r.reason, r.svc] += 1
+            if r.verdict == "forward":
+                read(r.out[0][1])
+            if r.svc in (1, 3) and int.from_bytes(p[34:36] if p[12] == 8 else p[54:56], "big") == 1000 and r.verdict == "forward":
+                assert r.dest == before[r.svc // 2]
+    assert {r for _, r, _ in seen} >= {"none", "malformed", "mtu_exceeded", "ttl_expired", "no_state", "not_for_us"}
+    assert all(seen["forward", "none", svc] > 10 for svc in (1, 3, 44, 46))
+    for svc in (1, 3, 44, 46):
+        stat = b.engine.service_stats(svc)
+        assert stat["in_pkts"] == seen["forward", "none", svc] + (svc < 40)
+    for n in range(12):
+        b.engine.dest_stats(n)                  # (Twin)
+
+
+def test_datagrams_beside_nat64() -> None:
+    """IPv4 packets without a connection of their family are looked up among the other's, one by one."""
+    b = Balancer(servers=2, cross=True)
+    set_service(b, 4, "udp", mode=shm.MODE_DR, flags=shm.SVC_ONE_PACKET)
+    answers = []
+    for sport in range(3000, 3006):
+        got = Ether(b.send(from_client(6, segment("udp", "", sport, 80, payload=b"q"))).out[0][1])
+        answers.append((got[IP].dst, got[UDP].sport))
+    ask(b, 1000)
+    questions = [frame(4, UDP_NUMBER, 1000 + n, payload=b"x") for n in range(18)]
+    mixed = []
+    for n, (address, lport) in enumerate(answers):
+        mixed += [*questions[3 * n : 3 * n + 3], back(4, UDP_NUMBER, packed(address), lport, payload=b"a")]
+    results = b.burst(mixed)
+    assert [r.verdict for r in results] == ["forward"] * 24
+    assert [read(r.out[0][1]).af for r in results] == [4, 4, 4, 6] * 6
+    assert b.engine.service_stats(NUMBER[4, "udp"])["in_pkts"] == 19
 
 
 @pytest.mark.parametrize("workers", [2, 3])
