@@ -75,7 +75,7 @@ class Applier:
             if batch:
                 self.supervisor.broadcast(*batch)
                 self._remember_numbers()
-        self.wake()
+            self.wake()
 
     def apply_soon(self) -> None:
         """Once for all that happens in this turn of the loop."""

@@ -134,6 +134,11 @@ class Course:
             self.runtime.ramp(where, None)
         return found
 
+    @property
+    def is_moving(self) -> bool:
+        """As of the last `moved()`."""
+        return bool(self._last)
+
     def moving(self) -> Iterator[Where]:
         """Those that do not stand as they will at last; some twice."""
         yield from self.runtime.ramps

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import sys
@@ -57,15 +58,15 @@ from lbd.master.runtime import Override, Runtime, Where
 from lbd.master.slowpath import SlowPath
 from lbd.master.standby import Standby
 from lbd.master.startup import group_id
-from lbd.master.supervise import Supervisor
+from lbd.master.supervise import NEVER, Supervisor
 from lbd.master.template import Keeper
 from lbd.shm import _shm as shm
 
 log = logging.getLogger(__name__)
 
-TICK = 0.05  # seconds between looks at the rings of packets for the kernel
-TICK_BUSY = 0.005
-MOVE = 0.1  # between looks at the course of real servers
+TURN_BUSY = 0.005  # seconds between looks at the rings of packets for the kernel, while there are any
+MOVE = 0.1  # between looks at the course of real servers, while one moves
+RETRY = 0.05  # while workers have not applied something, or one does not run
 SETTLE_LIMIT = 0.2
 
 
@@ -85,6 +86,7 @@ class Daemon:
         self.wake = asyncio.Event()
         self.reloading = asyncio.Lock()  # and reopening
         self._told = ""  # systemd
+        self._pump_again = 0.0  # after an error
         self._tasks: set[asyncio.Task[None]] = set()
         self.events = Events(self)
         self.reopener = Reopener(self)
@@ -141,17 +143,16 @@ class Daemon:
 
     async def _serve(self) -> None:
         watchdog = watchdog_interval()
-        next_second = next_watchdog = next_move = time.monotonic()
+        next_second = time.monotonic()
+        next_watchdog = next_second if watchdog is not None else math.inf
+        self.supervisor.on_turn = self._turn
         while not self.stopping:
-            busy = False
+            moving = False
             try:
                 if not self.applier.settled and not self.reloading.locked():
                     await self.applier.settle(SETTLE_LIMIT)
-                busy = self.events.pump()
+                moving = self._move()
                 now = time.monotonic()
-                if now >= next_move:
-                    next_move = now + MOVE
-                    self._move()
                 if now >= next_second:
                     next_second = now + 1.0
                     await self._every_second()
@@ -161,21 +162,35 @@ class Daemon:
             except Exception:  # forwarding does not depend on what failed here; it is tried again
                 log.exception("a round of the daemon failed")
                 await asyncio.sleep(1.0)
-            await self._pause(TICK_BUSY if busy else TICK)
+            due = max(RETRY, min(next_second, next_watchdog) - time.monotonic())
+            await self._pause(min(due, RETRY if not self.applier.settled else MOVE if moving else due))
+        self.supervisor.on_turn = lambda late: NEVER
 
     async def _pause(self, seconds: float) -> None:
-        began = time.monotonic()
         try:
             await asyncio.wait_for(self.wake.wait(), seconds)
         except TimeoutError:
-            self.exporter.lagged(max(0.0, time.monotonic() - began - seconds))
+            pass
         self.wake.clear()
 
-    def _move(self) -> None:
-        """Time goes on for real servers that are drained, or begin slowly."""
+    def _turn(self, late: float) -> float:
+        """What workers have for the kernel; when to look again, if before their next supervision."""
+        self.exporter.lagged(late)
+        if self.supervisor.quiet or time.monotonic() < self._pump_again:
+            return NEVER
+        try:
+            return TURN_BUSY if self.events.pump() else NEVER
+        except Exception:
+            log.exception("packets for the kernel")
+            self._pump_again = time.monotonic() + 1.0
+            return NEVER
+
+    def _move(self) -> bool:
+        """Time goes on for real servers that are drained, or begin slowly; False: for none. Whatever begins wakes the daemon."""
         if names := self.course.moved():
             self.composer.touch(*names)
             self.applier.apply_soon()
+        return self.course.is_moving
 
     async def _every_second(self) -> None:
         self.reopener.tend()

@@ -69,11 +69,11 @@ class Events:
         """Packets for the kernel, from all rings to the TAP; True if there were any."""
         daemon = self._daemon
         busy = False
-        for number, segment in daemon.segments.items():
+        for member in tuple(daemon.supervisor.members.values()):
             try:
-                packets = segment.pop_slow(SLOW_A_TICK)
+                packets = member.segment.pop_slow(SLOW_A_TICK)
             except shm.PeerGarbage as error:
-                daemon.supervisor.reset(number, str(error))
+                daemon.supervisor.reset(member.number, str(error))
                 continue
             busy |= bool(packets)
             if daemon.slow_path is not None:

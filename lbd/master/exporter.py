@@ -3,7 +3,7 @@
 
 Scope: reading. Counters are sums over workers, whose segments outlive them, so they go back only when the
 host starts anew; a service's series end with the service. What is exported, is in metric.py; series that
-are many are written by exposition.py; process metrics, the master's own histogram and the choice of the format
+are many are written by exposition.py; process metrics, requests and the choice of the format
 are prometheus-client's.
 
 A page comes in parts, each a few milliseconds of work: whoever asks lets the loop turn between them, or asks for all
@@ -18,7 +18,7 @@ from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from operator import add
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 
 from lbd.config import Config
@@ -50,6 +50,7 @@ TRAFFIC = (
 
 ROWS = 2048  # services or real servers looked at in one part of a page
 BUCKETS = tuple(map(float, CHECK_BUCKETS))
+LAG_BOUNDS = tuple(map(float, LAG_BUCKETS))
 
 
 class Exporter:
@@ -61,8 +62,7 @@ class Exporter:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        lag = METRICS["lbd_event_loop_lag_seconds"]
-        self._lag = Histogram(lag.name, lag.help, lag.labels, buckets=LAG_BUCKETS, registry=self._registry)
+        self._lag = Durations(LAG_BOUNDS)
         self._checks: dict[str, Durations] = {}  # by service
         requests = METRICS["lbd_api_requests_total"]
         self._requests = Counter(requests.name, requests.help, requests.labels, registry=self._registry)
@@ -73,12 +73,12 @@ class Exporter:
         """A health check has ended."""
         known = self._checks.get(service)
         if known is None:
-            known = self._checks[service] = Durations()
+            known = self._checks[service] = Durations(BUCKETS)
         known.add(seconds)
 
     def lagged(self, seconds: float) -> None:
         """The event loop was late by so much."""
-        self._lag.observe(seconds)
+        self._lag.add(seconds)
 
     def requested(self, method: str, route: str, code: int) -> None:
         """The control socket has answered. `route`: the template, such as /v1/services/{name}."""
@@ -135,6 +135,7 @@ class Exporter:
         page.one("lbd_config_last_reload_successful", int(not d.reload_error))
         page.one("lbd_config_last_reload_success_timestamp_seconds", d.loaded)
         page.rows("lbd_config_reloads_total", [(("ok",), d.reloads), (("rejected",), d.rejected)])
+        page.histogram("lbd_event_loop_lag_seconds", [((), self._lag.counts, self._lag.total)], LAG_BUCKETS)
         page.rows("lbd_netlink_events_total", (((kind,), n) for kind, n in sorted(d.netlink_events.items())))
 
     # -- services and real servers ---------------------------------------------------------------------------
@@ -272,16 +273,17 @@ class Exporter:
 
 
 class Durations:
-    """A histogram of one service's checks."""
+    """A histogram: of one service's checks, or of the loop's turns, 20 a second."""
 
-    __slots__ = ("counts", "total")
+    __slots__ = ("bounds", "counts", "total")
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKETS) + 1)
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
     def add(self, seconds: float) -> None:
-        self.counts[bisect_left(BUCKETS, seconds)] += 1
+        self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
 
 

@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 EVENTS_A_TICK = 256
 NO_BEAT = (0, 0.0)
+BACKLOG_PAUSE = 0.002
+NEVER = float("inf")
 
 
 @dataclass(slots=True)
@@ -59,6 +61,7 @@ class Member:
     due: float = 0.0  # waiting: when to start
     process: Process | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)  # there is no process
+    heard: float = 0.0  # the last heartbeat that was looked at, and was young: until it is too old there is no need to look
     stale: tuple[int, float] = NO_BEAT  # a heartbeat that was found too old, and when it was found so first
     garbage: bool = False  # its rings are to be emptied before the next start
     alarm: bool = False
@@ -71,7 +74,8 @@ class Member:
 class Supervisor:
     """Callbacks: on_restart(worker) after a successor was spawned: it has its predecessor's tables, but
     none of its settings, so send everything again. on_event(worker, event). on_alarm(worker, sentence, or
-    None: over)."""
+    None: over). on_turn(seconds that this turn of the periodic work came too late) looks at what else workers
+    have rings for, so that one timer does; it returns when it is to be called again, in seconds."""
 
     def __init__(
         self,
@@ -89,8 +93,11 @@ class Supervisor:
         self.on_alarm = on_alarm
         self.launch = launch
         self.clock = clock
+        self.on_turn: Callable[[float], float] = lambda late: NEVER
         self.members: dict[int, Member] = {}
-        self._ticker: asyncio.Task[None] | None = None
+        self.quiet = False  # at the last turn no worker had anything to tell, or to be told
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # of the timer
 
     # -- who is supervised -----------------------------------------------------------------------------------
 
@@ -135,15 +142,14 @@ class Supervisor:
 
     def begin(self) -> None:
         """From now on `tick` is called by the running loop."""
-        if self._ticker is None:
-            self._ticker = asyncio.get_running_loop().create_task(self._run(), name="supervision")
+        if self._timer is None:
+            self._wait(asyncio.get_running_loop(), 0.0)
 
     async def leave(self) -> None:
         """Forgets all workers; they go on, and may be adopted."""
-        if self._ticker is not None:
-            self._ticker.cancel()
-            await asyncio.gather(self._ticker, return_exceptions=True)
-            self._ticker = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         for number in list(self.members):
             self.remove(number)
 
@@ -273,6 +279,7 @@ class Supervisor:
         member.state = state
         member.since = self.clock()
         member.stale = NO_BEAT
+        member.heard = 0.0
 
     def _kill(self, member: Member) -> None:
         assert member.process is not None
@@ -365,26 +372,47 @@ class Supervisor:
 
     # -- periodic work ---------------------------------------------------------------------------------------
 
-    async def _run(self) -> None:
-        while True:
-            self.tick()
-            backlog = any(m.delivery.backlog and m.state == "running" for m in self.members.values())
-            await asyncio.sleep(0.002 if backlog else self.limits.tick)
+    def _wait(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._due = loop.time() + seconds
+        self._timer = loop.call_later(seconds, self._turn, loop)
 
-    def tick(self) -> None:
-        for member in list(self.members.values()):
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A plain callback, 20 times a second: a task that sleeps costs three times as much."""
+        pause = self.limits.tick
+        try:
+            if self.tick():
+                pause = BACKLOG_PAUSE
+            pause = min(pause, self.on_turn(max(0.0, loop.time() - self._due)))
+        except Exception:
+            log.exception("a round of the supervision failed")
+        self._wait(loop, pause)
+
+    def tick(self) -> bool:
+        """True: there is more for a worker that runs than its ring has room for."""
+        backlog = False
+        self.quiet = True
+        for member in tuple(self.members.values()):
             now = self.clock()
-            if member.state == "waiting" and now >= member.due:
-                self._spawn(member, again=True)
-            if member.process is not None:
-                self._look(member, now)
+            if member.state != "running" or member.alarm or now - member.heard > self.limits.heartbeat:
+                self._attend(member, now)
+            if member.segment.quiet() and not member.delivery.waiting:
+                continue
+            self.quiet = False
             if not member.garbage:
                 self._take_events(member)
                 self._deliver(member, Delivery.push)
-            if member.alarm and member.state == "running" and not member.restarts.too_many(now):
-                member.alarm = False
-                log.info("worker %d: has not died so often any more", member.number)
-                self._call(self.on_alarm, member.number, None)
+                backlog |= member.delivery.backlog and member.state == "running"
+        return backlog
+
+    def _attend(self, member: Member, now: float) -> None:
+        if member.state == "waiting" and now >= member.due:
+            self._spawn(member, again=True)
+        if member.process is not None:
+            self._look(member, now)
+        if member.alarm and member.state == "running" and not member.restarts.too_many(now):
+            member.alarm = False
+            log.info("worker %d: has not died so often any more", member.number)
+            self._call(self.on_alarm, member.number, None)
 
     def _look(self, member: Member, now: float) -> None:
         if member.state == "starting":
@@ -402,7 +430,7 @@ class Supervisor:
         beat = member.segment.heartbeat_ns
         age = now - beat / 1e9
         if age <= self.limits.heartbeat:
-            member.stale = NO_BEAT
+            member.stale, member.heard = NO_BEAT, beat / 1e9
         elif member.stale[0] != beat:
             member.stale = (beat, now)
         elif now - member.stale[1] >= self.limits.heartbeat / 4:

@@ -44,7 +44,7 @@ from lbd.shm.record cimport htons, lbd_load_words
 from lbd.shm.ring cimport (
     LBD_RING_CAPACITY, LBD_RING_OK, lbd_ring, lbd_ring_attach, lbd_ring_bytes, lbd_ring_end,
     lbd_ring_garbage, lbd_ring_init, lbd_ring_must_wake, lbd_ring_peek, lbd_ring_pop, lbd_ring_push,
-    lbd_ring_ready, lbd_ring_refuse, lbd_ring_release, lbd_ring_room, lbd_ring_slot, lbd_ring_space,
+    lbd_ring_idle, lbd_ring_ready, lbd_ring_refuse, lbd_ring_release, lbd_ring_room, lbd_ring_slot, lbd_ring_space,
     lbd_ring_wake_word,
 )
 

@@ -312,6 +312,18 @@ cdef class WorkerSegment(Mapping):
             self.refuse(RING_CMD, "an index out of range")
         return end.capacity - space
 
+    def quiet(self):
+        """No event and no packet for the host's own stack waits, and every command is taken over. In doubt False: who then
+        looks at each ring is told."""
+        cdef lbd_ring_end *end
+        try:
+            end = self.end(RING_CMD)
+            if lbd_ring_space(end) != end.capacity or lbd_ring_garbage(end):
+                return False
+            return lbd_ring_idle(self.end(RING_EVT)) != 0 and lbd_ring_idle(self.end(RING_SLOW)) != 0
+        except PeerGarbage:
+            return False
+
     def pending_commands(self):
         """Copies of those commands, oldest first: what a new master finds under way."""
         cdef uint32_t count = self.pending()

@@ -338,6 +338,7 @@ def test_index_out_of_range(segment, raw, ring, line, index):
     poke(raw, at + line * LINE, "I", index)
     if ring == "cmd":
         use = segment.pending
+    assert segment.quiet() == (ring == "capture")  # which it does not look at
     for _ in range(2):
         with pytest.raises(shm.PeerGarbage, match=f"worker 1 wrote garbage into the {ring} ring"):
             use()
@@ -348,6 +349,26 @@ def test_index_out_of_range(segment, raw, ring, line, index):
     use()
     worker = shm.WorkerEnd(segment)
     assert segment.push(shm.nop(2)) and worker.next_command() == shm.nop(2)
+
+
+def test_quiet(segment):
+    """Nothing to do for the master: neither event nor packet waits, nor a command."""
+    worker = shm.WorkerEnd(segment)
+    assert segment.quiet()
+    segment.push(shm.nop(1))
+    assert not segment.quiet()
+    assert worker.next_command() == shm.nop(1)
+    assert not segment.quiet()
+    worker.done()
+    assert segment.quiet()
+    for emit, take in (
+        (lambda: worker.emit(shm.EVT_RUNNING), segment.pop_events),
+        (lambda: worker.emit_packet("slow", b"a" * 60, iface=0, ts_ns=1, reason=2), segment.pop_slow),
+    ):
+        assert emit()
+        assert not segment.quiet()
+        assert len(take()) == 1
+        assert segment.quiet()
 
 
 def test_index_that_moves_backwards(segment, raw):

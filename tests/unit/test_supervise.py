@@ -432,6 +432,45 @@ async def test_late_heartbeat_is_looked_at_twice(stage):
     assert stage.puppets[0].killed
 
 
+async def test_a_hang_is_found_at_the_first_turn_at_which_it_can_be(stage):
+    """Though a heartbeat is not looked at while the last one seen is young."""
+    stage.beat()
+    stage.pass_time(0.0)  # runs
+    stage.pass_time(0.05)  # the beat is seen
+    seen = stage.member.heard
+    for _ in range(4):
+        stage.beat()
+        stage.pass_time(0.05)
+    assert stage.member.heard == seen, "not looked at"
+    last = stage.now - 0.05
+    while stage.member.stale[1] == 0.0:
+        stage.pass_time(0.05)
+    assert 0.49 < stage.now - last < 0.551
+    first = stage.now
+    while not stage.puppets[0].killed:
+        stage.pass_time(0.05)
+    assert stage.now - first < 0.176
+
+
+async def test_what_else_workers_have_is_looked_at_in_the_same_turns(make_master):
+    """And sooner if whoever looks wants it; an error there ends nothing."""
+    master = make_master(replace(PATIENT, tick=0.02))
+    master.add()
+    await master.running()
+    turns: list[float] = []
+
+    def look(late: float) -> float:
+        turns.append(late)
+        if len(turns) == 3:
+            raise OSError
+        return 0.001
+
+    master.supervisor.on_turn = look
+    await until(lambda: len(turns) > 10)
+    assert all(late >= 0 for late in turns)
+    assert master.supervisor.quiet
+
+
 async def test_second_process_over_the_same_rings_is_refused(stage):
     with pytest.raises(ValueError, match="has a process already"):
         stage.supervisor.start(0)
