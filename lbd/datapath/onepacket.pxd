@@ -181,7 +181,7 @@ cdef inline uint32_t lane_hash(const uint8_t *ends, uint32_t ports, int af) noex
 
 
 cdef inline lbd_inlined run_by(Engine *e, Pkt *pkts, uint32_t first, uint32_t n, uint32_t svc, bint turns, int af) noexcept nogil:
-    """turns: the service's real servers have the datagrams in turn, not by hash."""
+    """Of this service, which the first is for. turns: its real servers have the datagrams in turn, not by hash."""
     cdef Svc *s = e.svc + svc
     cdef const uint32_t *table = e.arena + s.table_off
     cdef uint64_t va = lbd_ld64(s.vaddr), vb = lbd_ld64(s.vaddr + 8)
@@ -193,11 +193,9 @@ cdef inline lbd_inlined run_by(Engine *e, Pkt *pkts, uint32_t first, uint32_t n,
     cdef Pkt *p
     cdef Dest *d
     cdef const Adj *a
-    while i < n:
-        p = pkts + i
+    p = pkts + i
+    while True:
         frame = p.data
-        if not strange(e, p, i, af) or not is_for(ends_of(frame, af), va, vb, vport, af):
-            break
         slot = next_slot(s) if turns else lane_hash(ends_of(frame, af), ports, af) % slots
         dest = table[slot]
         if dest >= e.max_dest:
@@ -221,26 +219,33 @@ cdef inline lbd_inlined run_by(Engine *e, Pkt *pkts, uint32_t first, uint32_t n,
         hop(frame + ETH_HLEN, TTL_DELTA if af == 4 else 0, af)
         lbd_copy12(frame, a.dmac)
         i += 1
+        p += 1
+        if i == n or not strange(e, p, i, af) or not is_for(ends_of(p.data, af), va, vb, vport, af):
+            break
     if lbd_likely(few):
         stat_scheduled(e.svc_stat + svc, i - first, all_bytes)
     return i - first
 
 
-cdef inline lbd_inlined run_of(Engine *e, Pkt *pkts, uint32_t first, uint32_t n, int af) noexcept nogil:
-    cdef uint32_t svc = lane_service(e, ends_of(pkts[first].data, af), af)
-    if svc == SVC_NONE or not lane_serves(e.svc + svc):
-        return 0
-    e.one_packet_last = svc
-    if e.svc[svc].sched == SCHED_SEQ:
-        return run_by(e, pkts, first, n, svc, True, af)
-    return run_by(e, pkts, first, n, svc, False, af)
+cdef inline lbd_inlined runs_of(Engine *e, Pkt *pkts, uint32_t first, uint32_t n, int af) noexcept nogil:
+    cdef uint32_t i = first, k, svc
+    while i < n and strange(e, pkts + i, i, af):
+        svc = lane_service(e, ends_of(pkts[i].data, af), af)
+        if svc == SVC_NONE or not lane_serves(e.svc + svc):
+            break
+        e.one_packet_last = svc
+        k = run_by(e, pkts, i, n, svc, True, af) if e.svc[svc].sched == SCHED_SEQ else run_by(e, pkts, i, n, svc, False, af)
+        if k == 0:
+            break
+        i += k
+    return i - first
 
 
 cdef inline lbd_apart one_packet_run(Engine *e, Pkt *pkts, uint32_t first, uint32_t n) noexcept nogil:
-    """Of n packets, as many from the first on, which came in the lane, as are for the same one-packet service and can be sent at
-    once: what one_packet_settle does of nearly all of DR's, without a tuple. Returns how many. The others are as they came, and so
-    is the scheduler."""
-    return run_of(e, pkts, first, n, 4) if pkts[first].af == 4 else run_of(e, pkts, first, n, 6)
+    """Of n packets, as many from the first on, which came in the lane, as are of its family, for one-packet services, and can be
+    sent at once: what one_packet_settle does of nearly all of DR's, without a tuple. Returns how many. The others are as they came,
+    and so is the scheduler. Runs of packets for the same service share what is asked of that."""
+    return runs_of(e, pkts, first, n, 4) if pkts[first].af == 4 else runs_of(e, pkts, first, n, 6)
 
 
 # --- datagrams in fragments ------------------------------------------------------------------------------------------
