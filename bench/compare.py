@@ -10,7 +10,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,11 @@ class Row:
             goal = f"{'≥' if self.peer_runs else '<'} {self.goal:g} {'met' if self.met else 'MISSED'}"
         ratio = f"{self.ratio:.2f}" if self.ratio is not None else ""
         return [self.case, spread(self.runs), self.peer, spread(self.peer_runs), self.unit, ratio, goal]
+
+
+def wanted(name: str, texts: Collection[str]) -> bool:
+    """Is this a case that --case asks for? Without one all are; capitals don't matter."""
+    return not texts or any(text.lower() in name.lower() for text in texts)
 
 
 def spread(runs: list[float]) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bench.compare import wanted
 from bench.engine_case import K8, M1, M16, Context, established, growth, huge_share, memory, modes, new, scheduled, services
 from bench.engine_pause import pauses
 from bench.engine_scale import scale
@@ -146,7 +147,7 @@ def main() -> int:
     known = cases(args.quick)
     if args.scale:
         known = [Case(f"scale {args.scale}", partial(scale, workers=args.scale, flows=M1), args.scale * M1)]
-    chosen = [c for c in known if args.scale or not args.case or any(text.lower() in c.name.lower() for text in args.case)]
+    chosen = [c for c in known if args.scale or wanted(c.name, args.case)]
     if args.list or not chosen:
         print("\n".join(c.name for c in known))
         return 0 if args.list else 2

@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench.compare import wanted
 from bench.figure import Figure, show, write
 from bench.instructions_lines import INSTRUCTIONS, WRONG_GUESSES, Profile, lines_show, profile_read
 
@@ -130,7 +131,7 @@ def cases() -> list[Case]:
 
 
 def chosen(patterns: list[str]) -> list[Case]:
-    found = [c for c in cases() if not patterns or any(p.lower() in c.name.lower() for p in patterns)]
+    found = [c for c in cases() if wanted(c.name, patterns)]
     if not found:
         sys.exit(f"bench-instructions: no case matches {', '.join(patterns)} (--list names them)")
     return found

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 
-from bench.compare import Row, alternate
+from bench.compare import Row, alternate, wanted
 from bench.priority import prefer
 from bench.veth_forwarder import Service, Site, forwarding
 from bench.veth_wire import FRAMES, RING, Placement
@@ -81,7 +81,7 @@ def cases(testbed: Testbed, args: argparse.Namespace) -> dict[str, tuple[str, fl
         for reverse in (False, True):
             name = f"iperf3 {'from' if reverse else 'to'} the server, IPv{family}"
             found[name] = "Gbit/s", None, partial(iperf3, family=family, reverse=reverse)
-    chosen = {name: case for name, case in found.items() if not args.case or any(text in name for text in args.case)}
+    chosen = {name: case for name, case in found.items() if wanted(name, args.case)}
     if not chosen:
         raise SystemExit(f"bench/veth: no case of tcp has {' or '.join(args.case)} in its name; there are {', '.join(found)}")
     return chosen

@@ -78,18 +78,16 @@ cdef inline bint neighbour(const Engine *e, const Pkt *p, uint32_t dest, int af)
     return reaches(e.adj + d.adj, p.data, p.l3_len, af)
 
 
-cdef inline void to_neighbour(Pkt *p, const Adj *a, uint32_t svc, uint32_t dest, int af) noexcept nogil:
-    cdef uint8_t *d = p.data
+cdef inline void to_neighbour(Pkt *p, uint8_t *frame, const Adj *a, uint32_t svc, uint32_t dest, int af) noexcept nogil:
+    """But for verdict and interface."""
     lbd_st32(&p.svc, svc | dest << 16)          # and dest
-    p.ifout = a.iface
-    p.verdict = VERDICT_FORWARD
-    p.reason = REASON_NONE
-    hop(d + ETH_HLEN, TTL_DELTA if af == 4 else 0, af)
-    lbd_copy12(d, a.dmac)
+    hop(frame + ETH_HLEN, TTL_DELTA if af == 4 else 0, af)
+    lbd_copy12(frame, a.dmac)
 
 
 cdef inline void one_packet(Engine *e, Pkt *p, const Tuple *t, uint32_t svc, uint32_t dest, bint fresh, int af) noexcept nogil:
     """To this real server, whose answers go past lbd. fresh: it was scheduled now."""
+    cdef const Adj *a = e.adj + e.dest[dest].adj
     p.svc = svc
     p.dest = dest
     # what goes to a neighbour needs no record at all
@@ -100,7 +98,10 @@ cdef inline void one_packet(Engine *e, Pkt *p, const Tuple *t, uint32_t svc, uin
         tally_scheduled(e, svc, dest, p.l3_len)
     else:
         tally(e, svc, dest, 0, p.l3_len)
-    to_neighbour(p, e.adj + e.dest[dest].adj, svc, dest, af)
+    to_neighbour(p, p.data, a, svc, dest, af)
+    p.ifout = a.iface                           # not by leaves_by: a fragment stays one
+    p.verdict = VERDICT_FORWARD
+    p.reason = REASON_NONE
 
 
 cdef inline bint one_packet_settle(Engine *e, Pkt *p, uint32_t i, int af) noexcept nogil:
@@ -214,10 +215,8 @@ cdef inline lbd_inlined run_by(Engine *e, Pkt *pkts, uint32_t first, uint32_t n,
             stat_scheduled(e.dest_stat + dest, 1, bytes)
         else:
             tally_scheduled(e, svc, dest, bytes)
-        lbd_st32(&p.svc, svc | dest << 16)                  # and dest
+        to_neighbour(p, frame, a, svc, dest, af)
         leaves_by(p, a)
-        hop(frame + ETH_HLEN, TTL_DELTA if af == 4 else 0, af)
-        lbd_copy12(frame, a.dmac)
         i += 1
         p += 1
         if i == n or not strange(e, p, i, af) or not is_for(ends_of(p.data, af), va, vb, vport, af):

@@ -58,7 +58,7 @@ from lbd.master.runtime import Override, Runtime, Where
 from lbd.master.slowpath import SlowPath
 from lbd.master.standby import Standby
 from lbd.master.startup import group_id
-from lbd.master.supervise import NEVER, Supervisor
+from lbd.master.supervise import NEVER, Supervisor, no_turn
 from lbd.master.template import Keeper
 from lbd.shm import _shm as shm
 
@@ -164,7 +164,7 @@ class Daemon:
                 await asyncio.sleep(1.0)
             due = max(RETRY, min(next_second, next_watchdog) - time.monotonic())
             await self._pause(min(due, RETRY if not self.applier.settled else MOVE if moving else due))
-        self.supervisor.on_turn = lambda late: NEVER
+        self.supervisor.on_turn = no_turn
 
     async def _pause(self, seconds: float) -> None:
         try:

@@ -48,6 +48,11 @@ BACKLOG_PAUSE = 0.002
 NEVER = float("inf")
 
 
+def no_turn(late: float) -> float:
+    """Supervisor.on_turn, where nothing else has rings to look at."""
+    return NEVER
+
+
 @dataclass(slots=True)
 class Member:
     """A worker as its supervisor sees it."""
@@ -93,7 +98,7 @@ class Supervisor:
         self.on_alarm = on_alarm
         self.launch = launch
         self.clock = clock
-        self.on_turn: Callable[[float], float] = lambda late: NEVER
+        self.on_turn: Callable[[float], float] = no_turn
         self.members: dict[int, Member] = {}
         self.quiet = False  # at the last turn no worker had anything to tell, or to be told
         self._timer: asyncio.TimerHandle | None = None
