@@ -33,7 +33,7 @@ struct umem_reg { uint64_t addr, len; uint32_t chunk, headroom, flags, tx_metada
 struct tx_metadata { uint64_t flags; uint16_t csum_start, csum_offset; uint32_t spare; uint64_t completion; };
 _Static_assert(sizeof(struct tx_metadata) == 24, "struct xsk_tx_metadata");
 
-enum { CHUNK = 2048, IDLE_TURNS = 200 };
+enum { CHUNK = 2048, IDLE_TURNS = 200, HUGE_PAGE = 2 << 20 };
 
 struct port {
 	int fd;
@@ -242,10 +242,12 @@ int run_fwd(const struct options *o)
 	uint32_t idle = 0, key = 0;
 
 	batch = o->batch;
-	area = mmap(NULL, (size_t)o->frames * CHUNK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	area = aligned_alloc(HUGE_PAGE, (size_t)o->frames * CHUNK);	/* whole huge pages: frames are a power of two */
 	free_frames = malloc(o->frames * sizeof *free_frames);
-	if (area == MAP_FAILED || !free_frames)
+	if (!area || !free_frames)
 		die("allocate the UMEM");
+	madvise(area, (size_t)o->frames * CHUNK, MADV_HUGEPAGE);	/* as lbd's */
+	memset(area, 0, (size_t)o->frames * CHUNK);
 	while (free_count < (uint32_t)o->frames) {
 		free_frames[free_count] = (uint64_t)free_count * CHUNK;
 		free_count++;

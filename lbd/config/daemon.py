@@ -106,8 +106,9 @@ class Tables(Section):
     )
     hugepages: Literal["auto", "require", "off"] = Field(
         "auto",
-        description="Packet buffers in huge pages: `auto` if there are enough, `off`, "
-        "`require` refuses to start without.",
+        description="Packet buffers and tables in huge pages. `auto`: the buffers in reserved ones (`vm.nr_hugepages`) "
+        "if there are enough, otherwise, as all tables, in such as the kernel can make (Linux 6.1); connection files that "
+        "are there already stay as they are. `require` refuses to start without reserved ones. `off`: none.",
     )
 
 

@@ -130,6 +130,7 @@ def worker_set(r: Resources, number: int, config: Config) -> WorkerSet:
         extra={
             "version": __version__,
             "sizes": r.sizes,
+            "huge": r.area.huge,
             "restart": needs_restart(config),
             "ports": [asdict(port) | {"fd": -1} for port in r.ports],
         },
@@ -156,7 +157,7 @@ def from_worker(given: WorkerSet, adopt_program: Any) -> Resources:
     return Resources(
         sizes=sizes,
         host=HostSegment.adopt(os.dup(given.host), sizes),
-        area=Area.adopt(os.dup(given.area), sizes),
+        area=Area.adopt(os.dup(given.area), sizes, bool(extra.get("huge"))),
         program=adopt_program(program_fds),
         segments={n: held[f"segment:{n}"] for n in workers},
         conns={n: held[f"conn:{n}"] for n in workers},

@@ -191,6 +191,9 @@ def furnish(
     except SegmentError as error:
         raise Refusal(str(error)) from None
     segments = open_segments(stack, sizes, nodes)
+    if config.tables.hugepages != "off":
+        for fd in (host.fd, *segments.values()):
+            shm.collapse(fd)
     conns = {n: open_connection_file(config, n, stack, nodes[n]) for n in range(sizes["workers"])}
     wake = {n: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for n in range(sizes["workers"])}
     for fd in wake.values():
@@ -262,6 +265,9 @@ def open_connection_file(config: Config, number: int, stack: ExitStack, node: in
         os.ftruncate(fd, 0)  # of other table sizes: nothing in it can be read
     if node is not None and os.fstat(fd).st_size != size and (why := place(fd, size, node)):
         log.info("%s is not placed on NUMA node %d: %s", path, node, why)
+    if os.fstat(fd).st_size != size and config.tables.hugepages != "off":
+        os.ftruncate(fd, size)  # one that has connections is not copied: it may be gigabytes, and traffic waits
+        shm.collapse(fd)
     try:
         # NB: reserved now; a file system that is full later would end the worker by SIGBUS
         os.posix_fallocate(fd, 0, size)

@@ -30,8 +30,21 @@ def prefer_node(int fd, uint64_t at, uint64_t size, int node):
     return said
 
 
+def collapse(int fd):
+    """Puts a shared file (memfd, tmpfs) into huge pages as far as the machine has some, before anyone works with it; what follows
+    its last whole 2 MiB stays as it is. Returns the bytes in huge pages: huge.pxd."""
+    cdef uint64_t size = os.fstat(fd).st_size
+    cdef uint64_t got
+    cdef void *base = huge_map(fd, size, PROT_READ | PROT_WRITE, 0)
+    if base == MAP_FAILED:
+        return 0
+    with nogil:
+        got = huge_collapse(fd, base, size)
+        munmap(base, size)
+    return got
+
+
 cdef int MFD_NOEXEC_SEAL = 0x8          # Linux 6.3; Python 3.11 does not name it
-cdef uint64_t HUGE_PAGE = 2 << 20
 cdef int SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 ATTACH_TEXT = {
@@ -174,15 +187,16 @@ cdef class Area(Mapping):
 
     @staticmethod
     def create(dict sizes not None, hugepages="auto", nodes=()):
-        """hugepages: auto | require | off. nodes: of each worker the NUMA node that its frames are to lie on; None: any."""
+        """hugepages: auto (those that are reserved; if there are too few, such as the kernel can make) | require (reserved ones) |
+        off. nodes: of each worker the NUMA node that its frames are to lie on; None: any."""
         cdef Area self = Area.__new__(Area)
         cdef int fd = -1
         if hugepages not in ("auto", "require", "off"):
             raise ValueError(f"hugepages must be auto, require or off, not {hugepages!r}")
         self.sizes = sizes_struct(sizes)
-        self.note = ""
+        self.note = missing = ""
         if hugepages != "off":
-            size = round_up(area_bytes(&self.sizes), HUGE_PAGE)
+            size = huge_up(area_bytes(&self.sizes))
             try:
                 fd = new_memfd("lbd-area", size, os.MFD_HUGETLB | os.MFD_HUGE_2MB)
                 self.map(fd, size, False)
@@ -190,11 +204,10 @@ cdef class Area(Mapping):
             except OSError as error:
                 if fd >= 0:
                     os.close(fd)
-                text = (f"{size // HUGE_PAGE} huge pages of 2 MiB are missing ({os.strerror(error.errno)}): "
-                        f"sysctl vm.nr_hugepages gives them")
+                missing = (f"{size // HUGE_PAGE} huge pages of 2 MiB are missing ({os.strerror(error.errno)}): "
+                           f"sysctl vm.nr_hugepages gives them")
                 if hugepages == "require":
-                    raise SegmentError(text) from None
-                self.note = f"frame area on ordinary pages, {text}"
+                    raise SegmentError(missing) from None
         if not self.huge:
             fd = new_memfd("lbd-area", area_bytes(&self.sizes))
             try:
@@ -203,6 +216,12 @@ cdef class Area(Mapping):
                 os.close(fd)
                 raise
         self.place(list(nodes))
+        if missing:
+            got = collapse(fd)
+            if got and got + HUGE_PAGE > self.frame_bytes:      # all but a last piece
+                self.huge = True
+            else:
+                self.note = "; ".join(filter(None, (f"frame area on ordinary pages, {missing}", self.note)))
         return self
 
     cdef int place(self, list nodes) except -1:
@@ -227,19 +246,19 @@ cdef class Area(Mapping):
         return 0
 
     @staticmethod
-    def adopt(int fd, dict sizes not None):
-        """Takes over the descriptor. SegmentError if the segment doesn't fit the sizes."""
+    def adopt(int fd, dict sizes not None, bint huge=False):
+        """Takes over the descriptor. huge: its maker found it to be so. SegmentError if the segment doesn't fit the sizes."""
         cdef Area self = Area.__new__(Area)
         self.sizes = sizes_struct(sizes)
         self.note = ""
         self.map_sealed(fd, False)
         ought = area_bytes(&self.sizes)
-        if self.size != ought and self.size != round_up(ought, HUGE_PAGE):
+        if self.size != ought and self.size != huge_up(ought):
             self.unmap()
             self.fd = -1
             raise SegmentError(f"frame area {fd} has {self.size} bytes, not {ought}: "
                                f"{ATTACH_TEXT[ATTACH_HASH]}")
-        self.huge = os.fstat(fd).st_blksize == HUGE_PAGE
+        self.huge = huge or os.fstat(fd).st_blksize == HUGE_PAGE
         return self
 
     @property

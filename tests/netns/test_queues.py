@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Queues and ports that are not as one would like them: fewer on one interface than on the other, too few, too
-many, none that can zero-copy, one whose receiver does not take what is sent; and the three ways to poll.
+many, none that can zero-copy, one whose receiver does not take what is sent; the memory that they and the tables lie in; and the
+three ways to poll.
 
 A worker's sockets over one UMEM send in copy mode by a system call, and each frame stays the kernel's until whoever
 got the packet is done with it. So a receiver that holds packets holds frames: at most those in the socket's tx ring
@@ -9,9 +10,11 @@ and completion ring, after which `tx_full` counts, and the fill rings of the oth
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ from lbd.testbed.daemon import Daemon
 from lbd.testbed.load import Curl, curl, url
 from lbd.testbed.netns import wait_until
 from lbd.testbed.testbed import config_text
+from lbd.xdp.kernel import kernel_version
 from tests.netns.conftest import make
 
 pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.alone]
@@ -128,6 +132,59 @@ def test_zero_copy_that_is_demanded_and_not_to_be_had_is_refused(uneven: Testbed
         interface["zero_copy"] = zero_copy
     said = refused(uneven, config_text(settings))
     assert "zero-copy" in said and "eth0" in said and 'zero_copy = "auto"' in said
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+THP = Path("/sys/kernel/mm/transparent_hugepage")
+collapses = pytest.mark.skipif(
+    kernel_version(platform.release()) < (6, 1) or not THP.exists(),
+    reason="MADV_COLLAPSE takes Linux 6.1 with transparent huge pages",
+)
+
+
+def huge_share(pid: int, file: str) -> float:
+    """Of what a process has mapped of a file, the part that is mapped by huge pages of a memory file system."""
+    size = huge = 0
+    inside = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        words = line.split()
+        if "-" in words[0]:  # a mapping's first line
+            inside = len(words) > 5 and words[5].rpartition("/")[2].removeprefix("memfd:") == file
+        elif inside:
+            size += int(words[1]) if words[0] == "Size:" else 0
+            huge += int(words[1]) if words[0] == "ShmemPmdMapped:" else 0
+    assert size, f"{file} is not mapped"
+    return huge / size
+
+
+@collapses
+def test_frames_and_tables_lie_in_huge_pages(single: Testbed) -> None:
+    """Whatever transparent_hugepage/shmem_enabled says, which is mostly `never`; the connections of the worker before, too."""
+    # of other sizes than the tests before, so that the connection file is made anew
+    text = single.config(tables={"hugepages": "auto", "connections_ipv4": 300_000})
+    for start in ("first", "second"):
+        lbd = single.lbd(text)
+        try:
+            status, [worker] = lbd.get("/v1/status"), workers(lbd)
+            assert status["frames"]["hugepages"] is True
+            assert not [note for note in status["notes"] if "huge pages" in note]
+            for file, least in (("conn-0", 0.9), ("lbd-area", 0.9), ("lbd-host", 0.75), ("lbd-worker-0", 0.3)):
+                assert huge_share(worker["pid"], file) > least, (start, file)
+            assert single.curl(4).status == 200
+        finally:
+            assert lbd.stop() == 0
+
+
+def test_no_huge_pages_where_none_are_wanted(single: Testbed) -> None:
+    lbd = single.lbd(single.config(tables={"hugepages": "off", "connections_ipv4": 310_000}))
+    try:
+        assert lbd.get("/v1/status")["frames"]["hugepages"] is False
+        [worker] = workers(lbd)
+        if "[never]" in (THP / "shmem_enabled").read_text():
+            assert not huge_share(worker["pid"], "conn-0")
+    finally:
+        assert lbd.stop() == 0
 
 
 # --- how to poll ------------------------------------------------------------------------------------------------------

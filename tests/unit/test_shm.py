@@ -214,6 +214,25 @@ def test_area_on_huge_pages_or_a_sentence():
         shm.Area.create(SIZES, "require")
 
 
+def test_a_file_keeps_its_bytes_in_huge_pages(tmp_path: Path):
+    """Its last piece is left alone; a file system that knows no huge pages says so by a number."""
+    size = (5 << 20) + 4096
+    fd = os.memfd_create("tables")
+    try:
+        os.ftruncate(fd, size)
+        for at in (0, 4095, (2 << 20) + 5, size - 1):
+            os.pwrite(fd, b"x", at)
+        assert shm.collapse(fd) in (0, 4 << 20)
+        content = os.pread(fd, size, 0)
+        assert content.count(b"x") == 4 and content.strip(b"x\0") == b"" and content[(2 << 20) + 5] == ord("x")
+        assert os.fstat(fd).st_size == size
+    finally:
+        os.close(fd)
+    with open(tmp_path / "short", "w+b") as short:
+        short.truncate(4096)
+        assert shm.collapse(short.fileno()) == 0 and os.fstat(short.fileno()).st_size == 4096
+
+
 NUMA = pytest.mark.skipif(not Path("/proc/self/numa_maps").exists(), reason="the kernel has no NUMA")
 
 
