@@ -192,8 +192,7 @@ cdef class Bench:
         self.flow = <uint32_t *> calloc(BATCH, sizeof(uint32_t))
         loop.area = <uint8_t *> aligned_alloc(1 << 21, area)
         loop.ledger = <uint8_t *> calloc(2 * BATCH, 1)
-        loop.free_list = <uint32_t *> calloc(2 * BATCH, sizeof(uint32_t))
-        if self.frames == NULL or self.flow == NULL or loop.area == NULL or loop.ledger == NULL or loop.free_list == NULL:
+        if self.frames == NULL or self.flow == NULL or loop.area == NULL or loop.ledger == NULL:
             raise MemoryError()
         madvise(loop.area, area, MADV_HUGEPAGE)
         memset(loop.area, 0, area)
@@ -218,8 +217,8 @@ cdef class Bench:
             memcpy(self.lent, &loop.e, sizeof(CEngine))
             self.engine.e = self.lent
         port_forget(&loop.port[0])
-        for p in (<size_t> loop.area, <size_t> loop.ledger, <size_t> loop.free_list, <size_t> self.frames, <size_t> self.flow,
-                  <size_t> self.back, <size_t> loop):
+        for p in (<size_t> loop.area, <size_t> loop.ledger, <size_t> self.frames, <size_t> self.flow, <size_t> self.back,
+                  <size_t> loop):
             free(<void *> <size_t> p)
 
     # --- what comes next -----------------------------------------------------------------------------------------------

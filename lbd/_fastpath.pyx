@@ -848,9 +848,6 @@ cdef class Worker:
         loop.frame_shift = frame_shift(c.sizes.frame_size)
         loop.area = <uint8_t *> self.map(area_fd, True)
         loop.ledger = loop.area + area_ledger_off(&c.sizes)
-        loop.free_list = <uint32_t *> malloc(c.sizes.frames * sizeof(uint32_t))
-        if loop.free_list == NULL:
-            raise MemoryError()
         engine_over(&loop.e, <uint8_t *> c, <uint8_t *> h, number)
         self.frags = calloc(1, frag_bytes(FRAG_ENTRIES, FRAG_HELD))
         if self.frags == NULL:
@@ -1021,5 +1018,4 @@ cdef class Worker:
         for address, length in self.maps or ():
             munmap(<void *> <uint64_t> address, length)
         free(self.frags)
-        free(self.loop.free_list)
         free(self.loop)

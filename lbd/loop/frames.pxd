@@ -1,12 +1,23 @@
-# Frames: the free list of this worker's partition, and the way home of everybody else's.
-# The ledger byte is written so that a successor can always tell who holds a frame (lbd/xdp/port.pxd has the rules for the kernel's
-# rings); an entry for another worker is written first, then the staged word, then the ledger, then it is published.
+# Frames: the free ones of this worker's partition, and the way home of everybody else's.
+#
+# Free is what the ledger says is free; there is no list. Frames are taken in the order of their addresses, on from where the last
+# ones were, so that neighbours go to the kernel together whatever order they come back in: the core that receives then finds its
+# record of the next frame fetched ahead, and two frames need one translation. From a stack, whose order is soon random, large
+# packets take a twentieth longer (docs/performance.md).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from lbd.datapath.compiler cimport lbd_compiler_barrier, lbd_likely
+from lbd.datapath.compiler cimport lbd_compiler_barrier, lbd_ld64, lbd_likely, lbd_st64
 from lbd.loop.state cimport Loop, eventfd_write
-from lbd.shm.layout cimport FRAME_FILL, FRAME_FREE, FRAME_HOME, FRAME_HAND, FRAME_TX
+from lbd.shm.layout cimport FRAME_FILL, FRAME_FREE, FRAME_HOME, FRAME_HAND, FRAME_TX, FRAME_WORK
 from lbd.shm.ring cimport (lbd_ring_end, lbd_ring_slot, lbd_ring_room, lbd_ring_publish, lbd_ring_must_wake, lbd_ring_ready,
                            lbd_ring_front, lbd_ring_release)
+
+
+cdef enum:
+    FREE_WINDOW = 512           # free frames that take part at a time: more of them are more lines than caches hold
+
+
+cdef inline uint32_t lesser(uint32_t a, uint32_t b) noexcept nogil:
+    return a if a < b else b
 
 
 cdef inline uint32_t frame_of(Loop *l, const uint8_t *data) noexcept nogil:
@@ -18,9 +29,45 @@ cdef inline uint32_t frame_home(Loop *l, uint32_t frame) noexcept nogil:
     return frame // l.frames
 
 
-cdef inline void frame_to_list(Loop *l, uint32_t frame) noexcept nogil:
+cdef inline uint32_t frames_take(Loop *l, uint32_t *frames, uint32_t n) noexcept nogil:
+    """The next free frames, n at most, into this worker's hands: their numbers, and how many there are."""
+    cdef uint32_t first = l.worker * l.frames, at = l.free_at, end = l.free_end, rounds = 0, found = 0, i
+    cdef uint8_t mine = <uint8_t> (FRAME_WORK | l.worker << 4)
+    cdef uint8_t *eight
+    n = lesser(n, l.free_n)
+    while found < n:
+        if at >= end:
+            # round again, and if that is not enough as far as there are frames
+            end = l.frames if rounds else lesser(l.frames, l.frames - l.free_n + FREE_WINDOW)
+            rounds += 1
+            at = 0
+            if rounds == 3:
+                break
+        eight = l.ledger + first + at
+        if lbd_likely(lbd_ld64(eight) == 0 and n - found >= 8):     # FRAME_FREE
+            # every other one first: a core that follows steps of one frame would fetch what the other one is about to write
+            for i in range(8):
+                frames[found + i] = first + at + ((i << 1 | i >> 2) & 7)
+            lbd_st64(eight, mine * 0x0101010101010101ULL)
+            found += 8
+            at += 8
+            continue
+        for i in range(8):
+            if eight[i] == FRAME_FREE and found < n:
+                frames[found] = first + at + i
+                eight[i] = mine
+                found += 1
+        if found < n:
+            at += 8
+    l.free_at = at
+    l.free_end = end
+    l.free_n -= found
+    return found
+
+
+cdef inline void frame_is_free(Loop *l, uint32_t frame) noexcept nogil:
+    """One of this worker's partition."""
     l.ledger[frame] = FRAME_FREE
-    l.free_list[l.free_n] = frame
     l.free_n += 1
 
 
@@ -45,25 +92,23 @@ cdef inline void frame_free(Loop *l, uint32_t frame) noexcept nogil:
     """This worker is done with the frame."""
     cdef uint32_t home = frame_home(l, frame)
     if home == l.worker:
-        frame_to_list(l, frame)
+        frame_is_free(l, frame)
     elif home < l.workers:
         frame_send_home(l, frame, home)
 
 
 cdef inline void frames_free(Loop *l, const uint32_t *frames, uint32_t n) noexcept nogil:
     """The same of n frames; most are its own, and for these there is no division."""
-    cdef uint32_t i, frame, first = l.worker * l.frames, own = l.frames, at = l.free_n
+    cdef uint32_t i, frame, first = l.worker * l.frames, own = l.frames, free = 0
     cdef uint8_t *ledger = l.ledger
-    cdef uint32_t *free_list = l.free_list
     for i in range(n):
         frame = frames[i]
         if lbd_likely(frame - first < own):
             ledger[frame] = FRAME_FREE
-            free_list[at] = frame
-            at += 1
+            free += 1
         elif frame_home(l, frame) < l.workers:
             frame_send_home(l, frame, frame_home(l, frame))
-    l.free_n = at
+    l.free_n += free
 
 
 cdef inline void wake(Loop *l, uint32_t worker) noexcept nogil:
@@ -101,10 +146,9 @@ cdef inline uint32_t frames_collect(Loop *l) noexcept nogil:
         for i in range(<uint32_t> n):
             frame = (<const uint32_t *> lbd_ring_front(&l.return_in[w], i))[0]
             # seen before by a predecessor that was killed before the release: its ledger byte has moved on. (It can't have come to
-            # be
-            # HOME again: a frame leaves the free list in turn_port, and a successor's first turn comes by here before that.)
+            # be HOME again: a free frame is taken in turn_port, and a successor's first turn comes by here before that.)
             if frame < l.frames_total and frame_home(l, frame) == l.worker and l.ledger[frame] == FRAME_HOME:
-                frame_to_list(l, frame)
+                frame_is_free(l, frame)
         lbd_ring_release(&l.return_in[w], n)
         total += n
     return total
@@ -118,4 +162,4 @@ cdef inline void frames_of_gone(Loop *l, uint32_t port) noexcept nogil:
         return
     for i in range(first, first + l.frames):
         if l.ledger[i] == <uint8_t> (FRAME_FILL | port << 4) or l.ledger[i] == <uint8_t> (FRAME_TX | port << 4):
-            frame_to_list(l, i)
+            frame_is_free(l, i)

@@ -23,7 +23,7 @@ from lbd.datapath.neigh cimport ADJ_HASH, ADJ_LEARNED, ADJ_MAX, ADJ_USED, Adj, a
 from lbd.datapath.reason cimport REASON_WORKER_RESTART, VERDICT_DROP
 from lbd.datapath.svc cimport SVC_USED
 from lbd.loop.state cimport Loop
-from lbd.loop.frames cimport frame_free, frame_to_list, frames_publish, wake
+from lbd.loop.frames cimport frame_free, frames_publish, wake
 from lbd.shm.layout cimport FRAME_FREE, FRAME_HAND, FRAME_HOME, FRAME_WORK, Hand
 from lbd.shm.ring cimport (lbd_ring_end, lbd_ring_front, lbd_ring_must_wake, lbd_ring_publish, lbd_ring_ready, lbd_ring_release,
                            lbd_ring_slot)
@@ -132,7 +132,7 @@ cdef inline int repair(Loop *l) noexcept nogil:
     l.free_n = 0
     for i in range(first, first + l.frames):
         if l.ledger[i] == FRAME_FREE:
-            frame_to_list(l, i)
+            l.free_n += 1
     for i in range(l.frames_total):
         if l.ledger[i] == mine:
             frame_free(l, i)

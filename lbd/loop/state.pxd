@@ -76,8 +76,9 @@ cdef struct Loop:
     HostCtl *host
     uint8_t *area
     uint8_t *ledger
-    uint32_t *free_list         # frame numbers of this worker's partition
-    uint32_t free_n
+    uint32_t free_n             # frames of this worker's partition that the ledger has as free
+    uint32_t free_at            # where in it the next ones are looked for, a multiple of 8
+    uint32_t free_end           # and where that begins anew (frames.pxd)
     uint32_t frames             # per worker
     uint32_t frames_total
     uint32_t frame_shift        # of an address in the area: the frame's number is left; port.pxd has the same

@@ -20,7 +20,7 @@ from lbd.loop.bond cimport iface_of
 from lbd.loop.state cimport *
 from lbd.loop.chain cimport (CHAIN_SPARE, XDP_PKT_CONTD, chain_add, chain_begin, chain_is_sound, chain_refuse, chains_gather,
                              chains_whole)
-from lbd.loop.frames cimport frame_free, frames_collect, frames_free, frames_of_gone, frames_publish
+from lbd.loop.frames cimport frame_free, frames_collect, frame_is_free, frames_free, frames_of_gone, frames_publish, frames_take
 from lbd.loop.dispatch cimport dispatch, send_out
 from lbd.loop.capture cimport capture_before, capture_after
 from lbd.loop.epoch cimport owner_read
@@ -199,10 +199,8 @@ cdef inline uint32_t turn_handed(Loop *l, uint32_t sender) noexcept nogil:
 
 cdef inline uint64_t frame_take(Loop *l) noexcept nogil:
     """A free frame (there is one) into this worker's hands; its address."""
-    cdef uint32_t frame
-    l.free_n -= 1
-    frame = l.free_list[l.free_n]
-    l.ledger[frame] = <uint8_t> (FRAME_WORK | l.worker << 4)
+    cdef uint32_t frame = 0
+    frames_take(l, &frame, 1)
     return <uint64_t> frame << l.frame_shift
 
 
@@ -243,6 +241,7 @@ cdef inline void turn_reclaim(Loop *l, Port *port) noexcept nogil:
 
 cdef inline void turn_port(Loop *l, Port *port) noexcept nogil:
     """Transmit what was put, take back what is sent, give the kernel frames to receive into."""
+    cdef uint32_t frames[256]
     cdef uint32_t n
     port_tx_submit(port)
     if port.zero_copy:
@@ -251,27 +250,24 @@ cdef inline void turn_port(Loop *l, Port *port) noexcept nogil:
     else:
         port_kick(port, KICK_TRIES)
         turn_reclaim(l, port)           # what this call has sent, mostly
-    n = port_fill_room(port, 256 if l.free_n > 256 else l.free_n)
-    if n:
-        l.free_n -= port_fill(port, l.free_list + (l.free_n - n), n)
+    n = port_fill_room(port, 256)
+    if n >= port.fill_least:
+        port_fill(port, frames, frames_take(l, frames, n))
     port_wake_rx(port)
 
 
 cdef inline bint turn_ending(Loop *l) noexcept nogil:
     """Connections of a drained real server end: a bounded part of them. True: there are more."""
-    cdef uint32_t _, frame, looks = ENDING_LOOKS
+    cdef uint32_t _, frame = 0, looks = ENDING_LOOKS
     cdef Pkt p
     for _ in range(BURST_MAX):
-        if l.free_n == 0:
+        if frames_take(l, &frame, 1) == 0:
             break
-        frame = l.free_list[l.free_n - 1]
         memset(&p, 0, sizeof(Pkt))
         pkt_init(l.area, &p, (<uint64_t> frame << l.frame_shift) + CHUNK // 4, 0, 0, 0, 0)
         if not ending_next(&l.e, &p, &looks):
+            frame_is_free(l, frame)
             break
-        l.free_n -= 1
-        l.ledger[frame] = <uint8_t> (FRAME_WORK | l.worker << 4)
-        lbd_compiler_barrier()
         send_out(l, &p)
     return l.e.ending_left != 0
 

@@ -103,6 +103,7 @@ cdef struct Port:           # private to the worker
     uint8_t zero_copy       # 1: the kernel bound it so (XDP_OPTIONS)
     uint8_t busy_poll       # 1: a receive call drives the NIC's NAPI (SO_PREFER_BUSY_POLL), so always make it
     uint8_t work            # ledger byte of a frame in this worker's hands: FRAME_WORK | worker << 4
+    uint8_t fill_least      # places in the fill ring from which on it is filled again: the kernel reads on in other lines
     uint8_t need_kick       # 1: submitted descriptors may still lie in the tx ring
     # cold
     uint32_t ifindex
@@ -215,6 +216,7 @@ cdef inline int port_map(Port *p, int fd, uint32_t fill, uint32_t comp,
         p.last.rx_ring_full = port_least(p.stat.rx_ring_full, now.rx_ring_full)
         p.last.rx_fill_ring_empty_descs = port_least(p.stat.rx_fill_empty, now.rx_fill_ring_empty_descs)
         p.last.tx_ring_empty_descs = port_least(p.stat.tx_ring_empty, now.tx_ring_empty_descs)
+    p.fill_least = <uint8_t> (64 if fill >= 256 else fill // 4)
     p.zero_copy = 1 if options.flags & XDP_OPTIONS_ZEROCOPY else 0
     p.tx_outstanding = p.tx.cached_prod - p.comp.cached_cons
     p.need_kick = 1             # the predecessor may have died between submit and kick

@@ -28,6 +28,8 @@ from lbd.datapath.sched cimport stable_hash as c_stable_hash
 from lbd.datapath.hdr cimport TcpHdr
 from lbd.datapath.tcp cimport edges_step, lbd_tcp_next, tcp_event as c_tcp_event, tcp_in_window
 from lbd.loop.bond cimport bond_hash as c_bond_hash
+from lbd.loop.frames cimport FREE_WINDOW, frame_free, frames_free, frames_take
+from lbd.loop.state cimport Loop
 from lbd.datapath.timer cimport Timer, timer_slot as c_timer_slot
 
 REASON_TOTAL = <int> REASON_COUNT
@@ -329,3 +331,46 @@ cdef class Bucketful:
 
     def take(self, now_ns: int) -> bool:
         return token_take(&self.b, now_ns)
+
+
+# --- frames ----------------------------------------------------------------------------------------------------------
+
+FREE_WINDOW_FRAMES = <int> FREE_WINDOW
+
+
+cdef class Frames:
+    """A worker's partition of the frame area, all free, and what has become of it."""
+    cdef Loop *loop
+    cdef bytearray ledger_bytes
+
+    def __cinit__(self, frames: int, worker: int, workers: int):
+        self.ledger_bytes = bytearray(frames * workers)
+        self.loop = <Loop *> calloc(1, sizeof(Loop))
+        self.loop.ledger = <uint8_t *> self.ledger_bytes
+        self.loop.frames, self.loop.frames_total, self.loop.free_n = frames, frames * workers, frames
+        self.loop.worker, self.loop.workers = worker, workers
+
+    def __dealloc__(self):
+        free(self.loop)
+
+    def take(self, n: int) -> list:
+        cdef uint32_t found[256]
+        return [found[i] for i in range(frames_take(self.loop, found, n))]
+
+    def give(self, numbers: list):
+        """Back, in one run; one alone as packets that are dropped."""
+        cdef uint32_t frames[256]
+        if len(numbers) == 1:
+            frame_free(self.loop, numbers[0])
+            return
+        for i, frame in enumerate(numbers):
+            frames[i] = frame
+        frames_free(self.loop, frames, len(numbers))
+
+    @property
+    def free(self) -> int:
+        return self.loop.free_n
+
+    @property
+    def ledger(self) -> bytes:
+        return bytes(self.ledger_bytes)
