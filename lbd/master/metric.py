@@ -259,7 +259,7 @@ SECTIONS = (
             c("lbd_worker_process_cpu_seconds_total", WORKER, "CPU time of the worker processes."),
             g("lbd_worker_process_resident_memory_bytes", WORKER, "Resident memory, shared tables included."),
             g("lbd_umem_frames", WORKER, "Packet buffers of the worker."),
-            g("lbd_umem_free_frames", WORKER, "Those on its free list; the rest is in rings or under way."),
+            g("lbd_umem_free_frames", WORKER, "Those that are free; the rest is in rings or under way."),
         ),
     ),
     Section(

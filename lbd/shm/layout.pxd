@@ -103,7 +103,7 @@ cdef struct Ctl:                    # first page of a worker segment
     uint32_t sleeping               # 1 while it waits (turn.pxd); a producer that sees it writes the eventfd
     uint32_t burst_open             # received descriptors being worked on (rx not yet released); for repair after a crash
     uint32_t burst_iface
-    uint32_t free_frames            # on the free list now
+    uint32_t free_frames            # of its own partition, now
     uint32_t conns4                 # in use now
     uint32_t conns6
     uint32_t half_open
@@ -195,7 +195,7 @@ cdef enum HandKind:
 
 cdef enum Owner:                    # ledger: who holds a frame
     # low half: who; high half: which iface (FILL, TX) or worker (WORK, HAND)
-    FRAME_FREE = 0                  # on its home worker's free list
+    FRAME_FREE = 0                  # its home worker's to take
     FRAME_FILL = 1                  # in a fill ring, the kernel, or an rx ring
     FRAME_WORK = 2                  # in this worker's hands
     FRAME_TX = 3                    # in a tx ring, the kernel or a completion ring

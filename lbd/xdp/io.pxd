@@ -7,7 +7,7 @@
 # A worker's turn on a port:
 #     n = port_rx_peek(p, BURST_MAX, &idx); copy the n descriptors; port_rx_release(p, n); work on them
 #     port_tx_put(p, ...) each, port_tx_submit(p); port_kick(p, tries)      every turn, new or not
-#     port_reclaim(p, frames, max) to the free list or home; port_fill(p, frames, n); port_wake_rx(p)
+#     port_reclaim(p, frames, max), to be free or sent home; port_fill(p, frames, n); port_wake_rx(p)
 #     now and then: port_publish(p), port_statistics(p)
 #
 # Reference: kernel Documentation/networking/af_xdp.rst, net/xdp/xsk.c.
