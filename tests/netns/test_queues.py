@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from lbd.shm import _shm as shm
 from lbd.testbed import Testbed
 from lbd.testbed.daemon import Daemon
 from lbd.testbed.load import Curl, curl, url
@@ -158,9 +159,22 @@ def huge_share(pid: int, file: str) -> float:
     return huge / size
 
 
+def need_huge_pages(mebibytes: int) -> None:
+    """Skips where the machine can't make so many now; it has to find room for each, and other tests run beside this one."""
+    fd = os.memfd_create("probe")
+    try:
+        os.ftruncate(fd, mebibytes << 20)
+        got = shm.collapse(fd) >> 20
+    finally:
+        os.close(fd)
+    if got < mebibytes:
+        pytest.skip(f"the kernel makes {got} MiB of huge pages now, not {mebibytes}")
+
+
 @collapses
 def test_frames_and_tables_lie_in_huge_pages(single: Testbed) -> None:
     """Whatever transparent_hugepage/shmem_enabled says, which is mostly `never`; the connections of the worker before, too."""
+    need_huge_pages(256)
     # of other sizes than the tests before, so that the connection file is made anew
     text = single.config(tables={"hugepages": "auto", "connections_ipv4": 300_000})
     for start in ("first", "second"):
