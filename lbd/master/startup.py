@@ -261,13 +261,14 @@ def open_connection_file(config: Config, number: int, stack: ExitStack, node: in
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     stack.callback(os.close, fd)
     os.fchmod(fd, 0o600)
+    # one that has connections stays where it is: it may be gigabytes, and traffic waits
     if os.fstat(fd).st_size != size:
         os.ftruncate(fd, 0)  # of other table sizes: nothing in it can be read
-    if node is not None and os.fstat(fd).st_size != size and (why := place(fd, size, node)):
-        log.info("%s is not placed on NUMA node %d: %s", path, node, why)
-    if os.fstat(fd).st_size != size and config.tables.hugepages != "off":
-        os.ftruncate(fd, size)  # one that has connections is not copied: it may be gigabytes, and traffic waits
-        shm.collapse(fd)
+        if node is not None and (why := place(fd, size, node)):
+            log.info("%s is not placed on NUMA node %d: %s", path, node, why)
+        if config.tables.hugepages != "off":
+            os.ftruncate(fd, size)
+            shm.collapse(fd)
     try:
         # NB: reserved now; a file system that is full later would end the worker by SIGBUS
         os.posix_fallocate(fd, 0, size)

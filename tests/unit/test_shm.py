@@ -8,10 +8,13 @@ import re
 import struct
 import tempfile
 import time
+import tomllib
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from lbd.config import Config
 from lbd.datapath.reason import NAMES
 from lbd.master import startup
 from lbd.shm import _shm as shm
@@ -271,6 +274,22 @@ def test_connection_files_too():
             memory[0] = 1
             assert policies(file.fileno()) == ["prefer:0"]
         assert startup.place(file.fileno(), 1 << 20, 1000) == "Invalid argument"
+
+
+@pytest.mark.parametrize("node", [None, pytest.param(0, marks=NUMA)])
+def test_a_new_connection_file_is_collapsed_and_one_that_is_there_is_not(node: int | None, monkeypatch: pytest.MonkeyPatch):
+    """Placed on a NUMA node or not."""
+    asked: list[int] = []
+    monkeypatch.setattr(startup.shm, "collapse", lambda fd: asked.append(os.fstat(fd).st_size))
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name, ExitStack() as stack:
+        text = f'[daemon]\nrun_dir = "{name}"\n[tables]\nconnections_ipv4 = 1024\nconnections_ipv6 = 64\n'
+        config = Config.model_validate(tomllib.loads(text))
+        fd = startup.open_connection_file(config, 0, stack, node)
+        size = os.fstat(fd).st_size
+        assert asked == [size] and size > 1024 * 64
+        startup.open_connection_file(config, 0, stack, node)
+        startup.open_connection_file(Config.model_validate(tomllib.loads(text + 'hugepages = "off"\n')), 1, stack, node)
+        assert asked == [size]
 
 
 # -- rings ---------------------------------------------------------------------------------------------------
