@@ -22,6 +22,7 @@ from lbd.datapath.flow cimport Tuple
 from lbd.datapath.lifetime cimport engine_expire, table_of
 from lbd.loop.state cimport EXPIRE_BUDGET, Loop, lbd_monotonic
 from lbd.loop.turn cimport turn, turn_end, turn_receive, turn_tend
+from lbd.shm.huge cimport huge_zeroed
 from lbd.shm.layout cimport CAPTURE_SLOT, CHUNK, CHUNK_SHIFT, FRAME_WORK, Ctl, Evt, HostCtl, QueueStat
 from lbd.shm.ring cimport lbd_ring_attach, lbd_ring_bytes, lbd_ring_end, lbd_ring_ready, lbd_ring_release
 from lbd.xdp.libxdp cimport xdp_desc, xsk_ring_cons, xsk_ring_prod
@@ -54,8 +55,6 @@ cdef extern from * nogil:
     #define bench_thread_clock() lbd_clock(CLOCK_THREAD_CPUTIME_ID)
     """
     void *aligned_alloc(size_t, size_t)
-    int madvise(void *, size_t, int)
-    int MADV_HUGEPAGE
     uint64_t bench_thread_clock() noexcept
     const char *bench_compiler "__VERSION__"
     int bench_avx2 "BENCH_AVX2"
@@ -178,7 +177,6 @@ cdef class Bench:
     def __cinit__(self, engine: Engine, af: int, proto: int = 6, services: int = 1, step_ns: int = 0, direct: bool = False,
                   far: int = 0, clients: int = 0):
         cdef Loop *loop = <Loop *> aligned_alloc(64, (sizeof(Loop) + 63) & ~63)
-        cdef size_t area = <size_t> 2 * BATCH * CHUNK
         if loop == NULL:
             raise MemoryError()
         memset(loop, 0, sizeof(Loop))
@@ -190,12 +188,10 @@ cdef class Bench:
         self.far, self.clients = far if far else af, clients
         self.frames = <Frame *> calloc(BATCH, sizeof(Frame))
         self.flow = <uint32_t *> calloc(BATCH, sizeof(uint32_t))
-        loop.area = <uint8_t *> aligned_alloc(1 << 21, area)
+        loop.area = <uint8_t *> huge_zeroed(<size_t> 2 * BATCH * CHUNK)
         loop.ledger = <uint8_t *> calloc(2 * BATCH, 1)
         if self.frames == NULL or self.flow == NULL or loop.area == NULL or loop.ledger == NULL:
             raise MemoryError()
-        madvise(loop.area, area, MADV_HUGEPAGE)
-        memset(loop.area, 0, area)
         loop.frames = loop.frames_total = 2 * BATCH
         loop.frame_shift = CHUNK_SHIFT
         loop.workers = 1
@@ -315,13 +311,10 @@ cdef class Bench:
         cdef uint32_t i, flow, found = 0, of = n
         cdef uint32_t cap = table_of(&self.loop.e, self.af).capacity
         cdef Tuple t
-        cdef size_t length = (<size_t> n * sizeof(Back) + (1 << 21)) & ~<size_t> ((1 << 21) - 1)
         free(self.back)
-        self.back = <Back *> aligned_alloc(1 << 21, length)
+        self.back = <Back *> huge_zeroed(<size_t> n * sizeof(Back))
         if self.back == NULL:
             raise MemoryError()
-        madvise(self.back, length, MADV_HUGEPAGE)
-        memset(self.back, 0, length)
         with nogil:
             for i in range(cap):
                 conn_tuple(table_of(&self.loop.e, self.af), i, 0, &t, self.af)

@@ -43,20 +43,13 @@ cdef class Floor:
 
     def __cinit__(self, records: int, lines: int = 1, fill: float = 6.25):
         cdef uint32_t i
-        cdef uint64_t bytes_index, bytes_record
         self.records, self.stride, self.rng = records, 64 * lines, 1
         self.buckets = <uint32_t> (2 * records / fill) + 16
-        bytes_index = (<uint64_t> self.buckets * sizeof(FloorBucket) + (1 << 21)) & ~<uint64_t> ((1 << 21) - 1)
-        bytes_record = (<uint64_t> records * self.stride + (1 << 21)) & ~<uint64_t> ((1 << 21) - 1)
-        self.index = <FloorBucket *> aligned_alloc(1 << 21, bytes_index)
-        self.record = <uint8_t *> aligned_alloc(1 << 21, bytes_record)
+        self.index = <FloorBucket *> huge_zeroed(<uint64_t> self.buckets * sizeof(FloorBucket))
+        self.record = <uint8_t *> huge_zeroed(<uint64_t> records * self.stride)
         self.hashes = <uint64_t *> malloc(BATCH * sizeof(uint64_t))
         if self.index == NULL or self.record == NULL or self.hashes == NULL:
             raise MemoryError()
-        madvise(self.index, bytes_index, MADV_HUGEPAGE)
-        madvise(self.record, bytes_record, MADV_HUGEPAGE)
-        memset(self.index, 0, bytes_index)
-        memset(self.record, 0, bytes_record)
         with nogil:
             for i in range(2 * self.records):
                 self.enter(i)

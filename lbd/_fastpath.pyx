@@ -46,8 +46,8 @@ from lbd.loop.repair cimport repair
 from lbd.loop.state cimport (Loop, NO_WORKER, POLL_ADAPTIVE, lbd_monotonic, lbd_store32_release)
 from lbd.loop.turn cimport tell, owner_refresh, turn_commands, turn_publish, loop_watch_all, worker_loop as c_worker_loop
 from lbd.shm.attach cimport (RETURN_ENTRY, area_ledger_off, hand_ring_off, host_check, host_init, host_layout_compute,
-                             layout_compute, return_ring_off, round_up, segment_check, segment_init, sizes_fault, svc_hash_buckets)
-from lbd.shm.huge cimport HUGE_PAGE, huge_map
+                             layout_compute, return_ring_off, segment_check, segment_init, sizes_fault, svc_hash_buckets)
+from lbd.shm.huge cimport huge_map, huge_zeroed
 from lbd.shm.layout cimport (CAPTURE_SLOT, CHUNK, CHUNK_SHIFT, EVT_RUNNING, FRAME_WORK, Ctl, Evt, Hand, HostCtl, QueueStat, Sizes,
                              WORKER_ATTACHING, WORKER_RUNNING, WORKER_STOPPED)
 from lbd.shm.ring cimport lbd_ring_attach, lbd_ring_bytes, lbd_ring_end, lbd_ring_wake_word
@@ -62,8 +62,6 @@ cdef extern from "<stdlib.h>" nogil:
 
 cdef extern from "<sys/mman.h>" nogil:
     int MAP_POPULATE
-    int MADV_HUGEPAGE
-    int madvise(void *, size_t, int)
 
 cdef extern from * nogil:
     """
@@ -446,19 +444,6 @@ cdef class Result:
         return f"Result({self.verdict}, {self.reason}, svc={self.svc}, dest={self.dest}, out={len(self.out)})"
 
 
-cdef void *private_table(uint64_t n) noexcept:
-    """n zero bytes in huge pages, as a worker's tables are."""
-    cdef uint64_t page = HUGE_PAGE if n >= HUGE_PAGE else 4096
-    cdef void *at
-    n = round_up(n, page)
-    at = aligned_alloc(page, n)
-    if at != NULL:
-        if page == HUGE_PAGE:
-            madvise(at, n, MADV_HUGEPAGE)
-        memset(at, 0, n)
-    return at
-
-
 cdef class Engine:
     """The engine over private memory. Frames are copied to blocks of exactly their size plus the slack that AF_XDP guarantees too,
     so
@@ -477,9 +462,9 @@ cdef class Engine:
         host_layout_compute(&s, &host)
         n = conn_file_bytes(s.conns4, s.conns6)
         self.e = <CEngine *> aligned_alloc(64, (sizeof(CEngine) + 63) & ~63)
-        self.seg = <uint8_t *> private_table(ctl.bytes)
-        self.host = <uint8_t *> private_table(host.bytes)
-        self.conn = private_table(n)
+        self.seg = <uint8_t *> huge_zeroed(ctl.bytes)
+        self.host = <uint8_t *> huge_zeroed(host.bytes)
+        self.conn = huge_zeroed(n)
         self.frags = calloc(1, frag_bytes(frags[0], frags[1]))
         if self.e == NULL or self.seg == NULL or self.host == NULL or self.conn == NULL or self.frags == NULL:
             raise MemoryError()

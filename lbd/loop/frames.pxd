@@ -1,4 +1,6 @@
 # Frames: the free ones of this worker's partition, and the way home of everybody else's.
+# The ledger byte is written so that a successor can always tell who holds a frame (lbd/xdp/port.pxd has the rules for the kernel's
+# rings); an entry for another worker is written first, then the staged word, then the ledger, then it is published.
 #
 # Free is what the ledger says is free; there is no list. Frames are taken in the order of their addresses, on from where the last
 # ones were, so that neighbours go to the kernel together whatever order they come back in: the core that receives then finds its
@@ -44,7 +46,7 @@ cdef inline uint32_t frames_take(Loop *l, uint32_t *frames, uint32_t n) noexcept
             if rounds == 3:
                 break
         eight = l.ledger + first + at
-        if lbd_likely(lbd_ld64(eight) == 0 and n - found >= 8):     # FRAME_FREE
+        if lbd_likely(n >= found + 8 and lbd_ld64(eight) == 0):      # FRAME_FREE
             # every other one first: a core that follows steps of one frame would fetch what the other one is about to write
             for i in range(8):
                 frames[found + i] = first + at + ((i << 1 | i >> 2) & 7)

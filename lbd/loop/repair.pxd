@@ -7,6 +7,7 @@
 #     in an rx, completion, fill or tx ring   stays there, and is seen again (lbd/xdp/port.pxd)
 #     written to a fill or tx ring, staged    in this worker's hands again: free. A packet among them is lost
 #     received or taken, in work              free; the packet is lost: half rewritten, perhaps
+#     taken to be filled, not yet staged      free (and counted as a packet lost, since it looks like one in work)
 #     in a ring to this worker                stays there, untouched: its packet is worked on as if nothing had happened
 #     written to a ring to another, staged    published: whole when its staged word was stored
 #     sent and reclaimed, not yet freed       free

@@ -36,10 +36,10 @@ from lbd.datapath.count cimport Counters
 from lbd.shm.attach cimport (
     ATTACH_HASH, ATTACH_MAGIC, ATTACH_OFFSETS, ATTACH_OK, ATTACH_RING, ATTACH_SHORT, ATTACH_SIZES,
     ATTACH_VERSION, RING_CAPTURE, RING_CMD, RING_EVT, RING_NAMES, RING_SLOW, area_bytes, area_ledger_off,
-    host_check, host_init, host_layout_compute, layout_compute, layout_hash, ring_shape,
+    host_check, host_init, host_layout_compute, layout_compute, layout_hash, ring_shape, round_up,
     segment_check, segment_init, sizes_fault,
 )
-from lbd.shm.huge cimport HUGE_PAGE, huge_collapse, huge_map, huge_up
+from lbd.shm.huge cimport HUGE_PAGE, huge_collapse, huge_map
 from lbd.shm.layout cimport CaptureHead, Ctl, Evt, HostCtl, QueueStat, Sizes
 from lbd.shm.record cimport htons, lbd_load_words
 from lbd.shm.ring cimport (

@@ -8,9 +8,12 @@
 from libc.errno cimport EAGAIN, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t, uintptr_t
+from libc.string cimport memset
 from posix.fcntl cimport posix_fallocate
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_NONE, mmap, munmap)
+
+from lbd.shm.attach cimport PAGE, round_up
 
 cdef extern from *:
     """
@@ -20,15 +23,27 @@ cdef extern from *:
     #endif
     """
     int MADV_COLLAPSE
+    int MADV_HUGEPAGE
     int madvise(void *, size_t, int) nogil
+
+cdef extern from "<stdlib.h>" nogil:
+    void *aligned_alloc(size_t, size_t)
 
 cdef enum:
     HUGE_PAGE = 2 << 20
 
 
-cdef inline uint64_t huge_up(uint64_t n) noexcept nogil:
-    """n, rounded up to whole huge pages."""
-    return (n + HUGE_PAGE - 1) & ~<uint64_t> (HUGE_PAGE - 1)
+cdef inline void *huge_zeroed(uint64_t n) noexcept nogil:
+    """n zero bytes of this process's own, in huge pages as what is shared; to be given back by free(). NULL: no memory."""
+    cdef uint64_t page = HUGE_PAGE if n >= HUGE_PAGE else PAGE
+    cdef void *at
+    n = round_up(n, page)
+    at = aligned_alloc(page, n)
+    if at != NULL:
+        if page == HUGE_PAGE:
+            madvise(at, n, MADV_HUGEPAGE)
+        memset(at, 0, n)
+    return at
 
 
 cdef inline void *huge_map(int fd, uint64_t size, int access, int flags) noexcept nogil:
@@ -41,7 +56,7 @@ cdef inline void *huge_map(int fd, uint64_t size, int access, int flags) noexcep
     room = <char *> mmap(NULL, size + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if room == <char *> MAP_FAILED:
         return room
-    at = <char *> <uintptr_t> huge_up(<uintptr_t> room)
+    at = <char *> <uintptr_t> round_up(<uintptr_t> room, HUGE_PAGE)
     before = at - room
     if mmap(at, size, access, MAP_SHARED | MAP_FIXED | flags, fd, 0) == MAP_FAILED:
         munmap(room, size + HUGE_PAGE)
@@ -49,8 +64,7 @@ cdef inline void *huge_map(int fd, uint64_t size, int access, int flags) noexcep
     if before:
         munmap(room, before)
     # what is left behind the file's last page
-    size = (size + 4095) & ~<uint64_t> 4095
-    munmap(at + size, HUGE_PAGE - before)
+    munmap(at + round_up(size, PAGE), HUGE_PAGE - before)
     return at
 
 

@@ -196,7 +196,7 @@ cdef class Area(Mapping):
         self.sizes = sizes_struct(sizes)
         self.note = missing = ""
         if hugepages != "off":
-            size = huge_up(area_bytes(&self.sizes))
+            size = round_up(area_bytes(&self.sizes), HUGE_PAGE)
             try:
                 fd = new_memfd("lbd-area", size, os.MFD_HUGETLB | os.MFD_HUGE_2MB)
                 self.map(fd, size, False)
@@ -253,7 +253,7 @@ cdef class Area(Mapping):
         self.note = ""
         self.map_sealed(fd, False)
         ought = area_bytes(&self.sizes)
-        if self.size != ought and self.size != huge_up(ought):
+        if self.size != ought and self.size != round_up(ought, HUGE_PAGE):
             self.unmap()
             self.fd = -1
             raise SegmentError(f"frame area {fd} has {self.size} bytes, not {ought}: "
