@@ -16,7 +16,7 @@ cimport cython
 from lbd._fastpath cimport Engine
 from lbd.datapath.compiler cimport lbd_bswap16, lbd_bswap32, lbd_prefetch, lbd_prefetchw, lbd_scale
 from lbd.datapath.command cimport Cmd
-from lbd.datapath.conn cimport conn_tuple
+from lbd.datapath.conn cimport Bucket, ConnCold, ConnTable, conn_tuple
 from lbd.datapath.engine cimport Engine as CEngine
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.lifetime cimport engine_expire, table_of
@@ -53,7 +53,9 @@ cdef extern from * nogil:
     #define BENCH_ASAN 0
     #endif
     #define bench_thread_clock() lbd_clock(CLOCK_THREAD_CPUTIME_ID)
+    #define bench_read(p) (*(const volatile uint8_t *)(p))
     """
+    uint8_t bench_read(const uint8_t *) noexcept
     void *aligned_alloc(size_t, size_t)
     uint64_t bench_thread_clock() noexcept
     const char *bench_compiler "__VERSION__"
@@ -64,6 +66,8 @@ cdef extern from * nogil:
 
 cdef enum:
     BATCH = 8192                # frames of a pass, at most
+    HUGE = 2 << 20              # bytes of a huge page
+    AWAY_NS = 20000             # a word read in more time was not in this machine's memory
     HEADROOM = 256              # XDP's
 
 include "traffic.pxi"
@@ -97,6 +101,18 @@ cdef inline void offer(Port *port, uint32_t n, bint reclaimed) noexcept nogil:
 
 cdef inline uint64_t clock_after(const Run *r, uint64_t before) noexcept nogil:
     return before + r.step_ns if r.step_ns else lbd_monotonic() + r.ahead_ns
+
+
+cdef uint32_t touch_all(const uint8_t *p, size_t size) noexcept nogil:
+    """Reads a word of each huge page; returns how many were away."""
+    cdef size_t at, pages = (size + HUGE - 1) // HUGE
+    cdef uint64_t start
+    cdef uint32_t n = 0
+    for at in range(pages):
+        start = lbd_monotonic()
+        bench_read(p + at * HUGE)
+        n += lbd_monotonic() - start > AWAY_NS
+    return n
 
 
 cdef inline void turn_around(Run *r, uint32_t n) noexcept nogil:
@@ -397,6 +413,21 @@ cdef class Bench:
         if not self.run.step_ns:
             self.loop.now = lbd_monotonic() + self.run.ahead_ns
         engine_expire(&self.loop.e, self.loop.now, budget)
+
+    def touch(self) -> int:
+        """Reads a word of every 2 MiB of the connection tables. The host of a virtual machine takes away what was not used for some
+        seconds, and gives it back with the next access, 60 to 300 µs later, of which the kernel here knows nothing. Returns how
+        many pages were away."""
+        cdef ConnTable *t
+        cdef uint32_t n = 0
+        cdef int af
+        for af in (4, 6):
+            t = table_of(&self.loop.e, af)
+            n += touch_all(t.hot, <size_t> t.capacity * t.stride)
+            n += touch_all(<const uint8_t *> t.cold, <size_t> t.capacity * sizeof(ConnCold))
+            n += touch_all(<const uint8_t *> t.index, <size_t> (t.buckets + t.overflow) * sizeof(Bucket))
+            n += touch_all(<const uint8_t *> t.free, <size_t> t.capacity * sizeof(uint32_t))
+        return n
 
     def skip(self, ns: int) -> None:
         """From now on the clock goes ahead by so much with each turn."""

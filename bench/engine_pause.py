@@ -5,6 +5,10 @@ which stands still while another program has the core, but not during interrupts
 is done three times, exactly alike (the loop's clock goes on by a fixed step), and of each turn the shortest of the three counts:
 what lbd itself does in that turn it does each time. As many empty rounds of the same length, three times too, show what noise is
 left.
+
+One thing a machine does each time alike, too: the host of a virtual one takes away memory that was not used for some seconds, and
+the first access to each such page waits for it, which is the same turn in all three, where the timers go through the table in
+order. So each pass begins, before its clock, with a word read of every page of the tables; how many were away is counted.
 """
 
 from array import array
@@ -27,10 +31,12 @@ class Clocks:
 
     def __init__(self, turns: int = 0) -> None:
         self.wall, self.cpu = array("I", bytes(4 * turns)), array("I", bytes(4 * turns))
+        self.away = 0  # pages of the tables that the host had taken
         self._wall, self._cpu = array("I", bytes(4 * BATCH)), array("I", bytes(4 * BATCH))
 
     def go(self, scene: Scene, n: int) -> None:
         """A timed pass of what is planned, in bursts of 64."""
+        self.away += scene.bench.touch()
         scene.bench.go(wall=self._wall, cpu=self._cpu)
         if scene.bench.sent() != n:
             raise Refused(f"{scene.name}: {scene.bench.sent()} of {n} packets were sent ({scene.drops()})")
@@ -67,6 +73,7 @@ def figure(phase: str, connections: int, runs: list[Clocks]) -> Figure:
     for name, clocks in (("", runs), ("noise_", noise)):
         more |= tail(chain(*(c.wall for c in clocks)), f"raw_{name}wall_")
         more |= tail(chain(*(c.cpu for c in clocks)), f"raw_{name}cpu_")
+    more["pages_away"] = sum(clocks.away for clocks in runs)
     params = {"connections": connections, "turns": len(turns)}
     seen, bare = [x / 1e3 for x in turns], [x / 1e3 for x in own(noise)]
     return Figure(f"a turn's length, {phase}", params, "µs", seen, "empty rounds", bare, GOAL_US, "own_max", more)

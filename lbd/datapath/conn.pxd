@@ -9,8 +9,8 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.string cimport memcpy, memset
 from lbd.datapath.compiler cimport (lbd_copy16, lbd_ld32, lbd_ld64, lbd_st32, lbd_st64, lbd_scale, lbd_ctz, lbd_compiler_barrier,
-                                    lbd_unlikely)
-from lbd.datapath.flow cimport Tuple, tuple_hash
+                                    lbd_prefetchw, lbd_unlikely)
+from lbd.datapath.flow cimport Tuple, ends_hash
 
 cdef extern from * nogil:
     """
@@ -387,21 +387,29 @@ cdef inline bint conn_index_at(ConnTable *t, uint32_t i, uint64_t forth, uint64_
     return False
 
 
+cdef inline uint64_t conn_hash(ConnTable *t, uint32_t i, uint32_t direction, int af) noexcept nogil:
+    return ends_hash(conn_side(t, i, direction, af), conn_common(t, i, af).proto, t.key, af)
+
+
 cdef inline bint conn_index(ConnTable *t, uint32_t i, int af) noexcept nogil:
-    cdef Tuple k
-    cdef uint64_t h
-    conn_tuple(t, i, 0, &k, af)
-    h = tuple_hash(&k, t.key, af)
-    conn_tuple(t, i, 1, &k, af)
-    return conn_index_at(t, i, h, tuple_hash(&k, t.key, af), af)
+    return conn_index_at(t, i, conn_hash(t, i, 0, af), conn_hash(t, i, 1, af), af)
+
+
+cdef inline uint32_t conn_entries(ConnTable *t, uint32_t i, int af) noexcept nogil:
+    """How many of its directions, from 0 on, are in the index."""
+    return 1 if conn_common(t, i, af).flags & CONN_ONE_WAY else 2
 
 
 cdef inline void conn_unindex(ConnTable *t, uint32_t i, int af) noexcept nogil:
-    cdef Tuple k
     cdef uint32_t d
-    for d in range(1 if conn_common(t, i, af).flags & CONN_ONE_WAY else 2):
-        conn_tuple(t, i, d, &k, af)
-        index_delete(t, tuple_hash(&k, t.key, af), i << 1 | d)
+    for d in range(conn_entries(t, i, af)):
+        index_delete(t, conn_hash(t, i, d, af), i << 1 | d)
+
+
+cdef inline void conn_unindex_prefetch(ConnTable *t, uint32_t i, int af) noexcept nogil:
+    cdef uint32_t d
+    for d in range(conn_entries(t, i, af)):
+        lbd_prefetchw(conn_bucket(t, conn_hash(t, i, d, af)))
 
 
 cdef inline uint32_t conn_alloc(ConnTable *t) noexcept nogil:

@@ -258,16 +258,18 @@ cdef inline void frag_passed(FragTable *t, uint32_t i, uint32_t start, uint32_t 
         frag_move(t, i, FRAG_SPARE, now_ms)
 
 
-cdef inline void expire_list(FragTable *t, uint32_t list, uint32_t now_ms, uint32_t timeout, uint32_t budget,
+cdef inline bint expire_list(FragTable *t, uint32_t list, uint32_t now_ms, uint32_t timeout, uint32_t budget,
                              Counters *count) noexcept nogil:
+    """True: more may be due."""
     cdef uint32_t i = t.head[list]
     while budget and i != FRAG_NIL and <int32_t> (now_ms - t.entry[i].since - timeout) >= 0:
         frag_end(t, i, REASON_FRAG_TIMEOUT, now_ms, count)
         count.frag_expired += 1
         budget -= 1
         i = t.head[list]
+    return budget == 0
 
 
-cdef inline void frag_expire(FragTable *t, uint32_t now_ms, uint32_t timeout, uint32_t budget, Counters *count) noexcept nogil:
-    expire_list(t, FRAG_AWAITED, now_ms, timeout, budget, count)
-    expire_list(t, FRAG_DECIDED, now_ms, timeout, budget, count)
+cdef inline bint frag_expire(FragTable *t, uint32_t now_ms, uint32_t timeout, uint32_t budget, Counters *count) noexcept nogil:
+    cdef bint more = expire_list(t, FRAG_AWAITED, now_ms, timeout, budget, count)
+    return expire_list(t, FRAG_DECIDED, now_ms, timeout, budget, count) or more

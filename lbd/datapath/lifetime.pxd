@@ -1,14 +1,14 @@
 # A connection's life: statistics as it changes state, its place in the timers, its end. Every change of state goes through
 # conn_enter, every end through conn_end.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
-from lbd.datapath.compiler cimport lbd_inlined_void, lbd_scale, lbd_unlikely
+from lbd.datapath.compiler cimport lbd_apart, lbd_inlined_void, lbd_prefetchw, lbd_scale, lbd_unlikely
 from lbd.datapath.engine cimport Engine
 from lbd.datapath.conn cimport (ConnTable, ConnCommon, CONN_FREE, CONN_NIL, CONN_ACTIVE, CONN_EXTENDED, conn4, conn6, conn_common,
-                                conn_free, conn_index, conn_unindex, conn_alloc)
+                                conn_free, conn_index, conn_side, conn_unindex, conn_unindex_prefetch, conn_alloc)
 from lbd.datapath.ext cimport ext_give
 from lbd.datapath.hdr cimport is_transport
-from lbd.datapath.timer cimport (Timer, timer_link, timer_unlink, timer_start, LIST_HALF_OPEN, LIST_ONEWAY, LIST_NONE, TICK_MASK,
-                                 EVICT_LOOK, GOLDEN, WHEEL_SLOTS, WHEEL_SHIFT)
+from lbd.datapath.timer cimport (Timer, timer_link, timer_unlink, timer_start, timer_restart, LIST_HALF_OPEN, LIST_ONEWAY,
+                                 LIST_NONE, TICK_MASK, EVICT_LOOK, GOLDEN, WHEEL_SLOTS, WHEEL_SHIFT)
 from lbd.datapath.tcp cimport (STATE_NONE, STATE_SYN_RECV, STATE_ESTABLISHED, STATE_CLOSE_WAIT, STATE_TIME_WAIT, STATE_CLOSE,
                                STATE_ICMP, STATE_UDP, STATE_UDP_ONEWAY, STATE_COUNT, timeout_of, state_active)
 from lbd.datapath.persist cimport EXPIRE_SHARE, persist_alive, persist_look, template_expire
@@ -21,6 +21,7 @@ cdef enum:
     ONEWAY_STEP = 127           # the least oneway_step
     ONEWAY_SHIFT = 7            # the most, of the queue's time
     ONEWAY_ROOM_SHIFT = 3       # of a table's records: with fewer left it is the least
+    EXPIRE_AHEAD = 16           # records of a list whose memory is asked for at once
 
 
 cdef inline ConnTable *table_of(Engine *e, int af) noexcept nogil:
@@ -180,70 +181,97 @@ cdef inline bint evict(Engine *e, int af) noexcept nogil:
     return True
 
 
-cdef inline uint32_t expire_queue(Engine *e, uint32_t where, uint32_t budget, int af) noexcept nogil:
-    """Ends what is overdue at the head of a queue in order of age; what has more time, by its service's own timeout, waits in the
-    wheel from then on. Returns how many records were looked at."""
-    cdef Timer *w = timer_of(e, af)
+cdef inline uint32_t list_first(Engine *e, uint32_t where, uint32_t *first, uint32_t most, int af) noexcept nogil:
+    """The numbers of a list's first records, at most so many; returns how many. Once traffic has moved its records, a list goes
+    criss-cross through the table: the memory of all is asked for at once, and that of the one where the next call begins."""
     cdef ConnTable *t = table_of(e, af)
-    cdef ConnCommon *c
-    cdef uint32_t i, age, left, n = 0
-    while n < budget:
-        i = w.head[where]
-        if i == CONN_NIL:
-            break
-        c = conn_common(t, i, af)
+    cdef uint32_t n = 0, i = timer_of(e, af).head[where]
+    while n < most and i != CONN_NIL:
+        lbd_prefetchw(conn_side(t, i, 0, af))
+        if af == 6:
+            lbd_prefetchw(conn_common(t, i, af))
+        first[n] = i
         n += 1
-        age = e.now_ms - (t.cold[i].created if where == LIST_HALF_OPEN else c.last_seen)
-        left = conn_timeout(e, c)
-        if <int32_t> (age - queue_timeout(e, where)) < 0:
-            break
-        if <int32_t> (age - left) < 0:
-            timer_unlink(w, t, i)
-            timer_start(w, t, i, e.now_ms, left - age)
-        else:
-            conn_end(e, i, EXPIRE_TIMEOUT, af)
+        i = t.cold[i].next
+    if i != CONN_NIL:
+        lbd_prefetchw(t.cold + i)
     return n
 
 
-cdef inline void expire_family(Engine *e, uint32_t budget, int af) noexcept nogil:
+cdef inline lbd_apart expire_first(Engine *e, uint32_t where, uint32_t most, int af) noexcept nogil:
+    """Of a list's first records, at most EXPIRE_AHEAD: what is overdue ends; what has more time waits in the wheel from then on
+    (of a queue in order of age, by its service's own timeout). Returns how many these were; 0: none is left that is due."""
     cdef Timer *w = timer_of(e, af)
     cdef ConnTable *t = table_of(e, af)
     cdef ConnCommon *c
-    cdef uint32_t i, left, now_tick = e.now_ms >> WHEEL_SHIFT
+    cdef uint32_t first[EXPIRE_AHEAD]
+    cdef uint32_t k, i, left, over = 0
+    cdef uint32_t n = list_first(e, where, first, most if most < EXPIRE_AHEAD else EXPIRE_AHEAD, af)
+    cdef int32_t age
+    for k in range(n):
+        i = first[k]
+        c = conn_common(t, i, af)
+        age = <int32_t> (e.now_ms - (t.cold[i].created if where == LIST_HALF_OPEN else c.last_seen))
+        if where >= LIST_HALF_OPEN and age < <int32_t> queue_timeout(e, where):
+            n = k
+            break
+        left = conn_timeout(e, c)
+        if age >= <int32_t> left:
+            conn_unindex_prefetch(t, i, af)
+            first[over] = i
+            over += 1
+        else:
+            persist_alive(e, t, i, c, af)
+            timer_restart(w, t, i, e.now_ms, persist_look(e, c, left - <uint32_t> (age if age > 0 else 0)))
+    for k in range(over):
+        i = first[k]
+        conn_end(e, i, EXPIRE_CLOSED if conn_common(t, i, af).state == STATE_CLOSE else EXPIRE_TIMEOUT, af)
+    return n
+
+
+cdef inline uint32_t expire_due(Engine *e, uint32_t where, uint32_t budget, int af) noexcept nogil:
+    """Returns what of the budget was used: all of it where more may be due."""
+    cdef uint32_t n, used = 0
+    while used < budget:
+        n = expire_first(e, where, budget - used, af)
+        if n == 0:
+            break
+        used += n
+    return used
+
+
+cdef inline bint expire_family(Engine *e, uint32_t budget, int af) noexcept nogil:
+    cdef Timer *w = timer_of(e, af)
+    cdef uint32_t used = 0, now_tick = e.now_ms >> WHEEL_SHIFT
     cdef uint32_t lag = (now_tick - w.tick) & TICK_MASK
-    cdef int32_t idle
-    expire_queue(e, LIST_HALF_OPEN, budget, af)
-    expire_queue(e, LIST_ONEWAY, budget, af)
+    cdef bint more = expire_due(e, LIST_HALF_OPEN, budget, af) == budget
+    more |= expire_due(e, LIST_ONEWAY, budget, af) == budget
     if lag > TICK_MASK // 2:                    # the clock went back (packets of a capture may be out of order)
         w.tick = now_tick
     elif lag > WHEEL_SLOTS:                     # slept longer than a turn: one turn sees every slot
         w.tick = (now_tick - WHEEL_SLOTS) & TICK_MASK
-    while budget and w.tick != now_tick:
-        i = w.head[w.tick & (WHEEL_SLOTS - 1)]
-        if i == CONN_NIL:
-            w.tick = (w.tick + 1) & TICK_MASK
-            continue
-        budget -= 1
-        c = conn_common(t, i, af)
-        idle = <int32_t> (e.now_ms - c.last_seen)
-        left = conn_timeout(e, c)
-        if idle >= <int32_t> left:
-            conn_end(e, i, EXPIRE_CLOSED if c.state == STATE_CLOSE else EXPIRE_TIMEOUT, af)
-        else:
-            persist_alive(e, t, i, c, af)
-            timer_unlink(w, t, i)
-            timer_start(w, t, i, e.now_ms, persist_look(e, c, left - <uint32_t> (idle if idle > 0 else 0)))
+    while w.tick != now_tick:
+        used += expire_due(e, w.tick & (WHEEL_SLOTS - 1), budget - used, af)
+        if used == budget:
+            return True
+        w.tick = (w.tick + 1) & TICK_MASK
+    return more
 
 
-cdef inline void engine_expire(Engine *e, uint64_t now_ns, uint32_t budget) noexcept nogil:
-    """A bounded look at the timers: called every turn of the loop."""
+cdef inline bint expire_more(Engine *e, uint32_t budget) noexcept nogil:
+    """Looks at what is due, in each list at so much. True: there may be more."""
+    cdef bint more = frag_expire(e.frags, e.now_ms, e.frag_timeout, budget, e.count)
+    more |= expire_family(e, budget, 4)
+    return expire_family(e, budget, 6) or more
+
+
+cdef inline bint engine_expire(Engine *e, uint64_t now_ns, uint32_t budget) noexcept nogil:
+    """A bounded look at all timers, about every millisecond. True: expire_more, in the turns until the next."""
     e.now_ns = now_ns
     e.now_ms = <uint32_t> (now_ns // 1000000)
     e.oneway_step = oneway_step(e)
-    expire_family(e, budget, 4)
-    expire_family(e, budget, 6)
-    frag_expire(e.frags, e.now_ms, e.frag_timeout, budget, e.count)
     template_expire(e, EXPIRE_SHARE)
+    return expire_more(e, budget)
 
 
 cdef inline void rebuild_family(Engine *e, int af) noexcept nogil:

@@ -62,7 +62,7 @@ cdef enum:
     SLEEP_MS = 100              # longest sleep: the heartbeat's period when idle
     IDLE_TURNS = 512            # empty turns before an adaptive worker goes to sleep
     KICK_TRIES = 4              # sendto() calls per port and turn: copy mode sends 32 packets in each by default
-    EXPIRE_BUDGET = 128         # timer entries looked at per turn
+    EXPIRE_BUDGET = 32          # timer entries looked at in a turn, of each list
 
 cdef struct Loop:
     Engine e
@@ -99,6 +99,7 @@ cdef struct Loop:
     uint32_t poll_mode
     uint32_t idle
     uint32_t stop
+    uint32_t overdue            # more is due than the last turn's look at the timers could end
     uint32_t capture_points
     uint32_t capture_snap
     uint32_t capture_svc

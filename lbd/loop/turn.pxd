@@ -8,7 +8,7 @@ from lbd.datapath.pkt cimport Pkt, PKT_HANDED, BURST_MAX
 from lbd.datapath.pipeline cimport engine_burst
 from lbd.datapath.frag cimport HELD_ROOM
 from lbd.datapath.frag_held cimport frag_piece, frag_ready, frag_take
-from lbd.datapath.lifetime cimport engine_expire
+from lbd.datapath.lifetime cimport engine_expire, expire_more
 from lbd.datapath.ending cimport ending_next
 from lbd.datapath.command cimport (Cmd, CmdValue, CmdCapture, CMD_STOP, CMD_CAPTURE, CMD_SETTING, CMD_OWNER, CMD_PORT_GONE,
                                    SET_POLL_MODE)
@@ -484,18 +484,20 @@ cdef inline uint32_t size_bucket(uint32_t n) noexcept nogil:
 
 
 cdef inline uint32_t turn_tend(Loop *l, uint32_t *tick) noexcept nogil:
-    """Commands, each turn; timers, about every millisecond (tick: the last one that saw them); events. Returns the number of
-    commands."""
+    """Commands, each turn; timers, about every millisecond (tick: the last one that saw them), and each turn while something is
+    overdue; events. Returns how much there was to do: no sleep meanwhile."""
     cdef uint32_t n = turn_commands(l)
     if <uint32_t> (l.now >> 20) != tick[0]:
         tick[0] = <uint32_t> (l.now >> 20)
-        engine_expire(&l.e, l.now, EXPIRE_BUDGET)
+        l.overdue = engine_expire(&l.e, l.now, EXPIRE_BUDGET)
         if lbd_unlikely(l.e.ending_left != 0):
             turn_ending(l)
         if l.now - l.events_sent >= 100000000:
             turn_events(l)
             turn_publish(l)
-    return n + (l.e.ending_left != 0)           # no sleep meanwhile
+    elif l.overdue:
+        l.overdue = expire_more(&l.e, EXPIRE_BUDGET)
+    return n + (l.e.ending_left != 0) + l.overdue
 
 
 cdef inline void turn_end(Loop *l, uint32_t n, uint64_t after) noexcept nogil:

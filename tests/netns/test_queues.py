@@ -231,6 +231,36 @@ def test_each_way_to_poll_serves(single: Testbed, record_property: Any) -> None:
         assert lbd.stop() == 0
 
 
+QUERIES = 25_000
+CLIENT_OF_MANY = """
+import socket, sys
+for _ in range(int(sys.argv[2])):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.sendto(b"no query", (sys.argv[1], 53))
+"""
+
+
+def test_connections_end_in_time_though_nothing_comes_any_more(single: Testbed) -> None:
+    """A worker that sleeps has all time to end connections: it doesn't go back to sleep while any is overdue."""
+    timeout = 3
+    text = single.config(services=("dns",), families=(4,), workers={"poll": "interrupt"}, timeouts={"udp": f"{timeout}s"})
+    lbd = single.lbd(text)
+
+    def there() -> int:
+        [service] = lbd.get("/v1/services")["services"]
+        return int(service["active"]) + int(service["inactive"])
+
+    try:
+        single.run(single.client, [sys.executable, "-c", CLIENT_OF_MANY, single.vip(4), str(QUERIES)])
+        most = there()
+        assert most > QUERIES / 4  # ports are drawn by chance, and the first may be over
+        last = os.times().elapsed
+        wait_until("all connections are over", lambda: there() == 0, timeout + 3)
+        print(f"{most} connections, over {os.times().elapsed - last - timeout:.2f} s after the last one's timeout")
+    finally:
+        assert lbd.stop() == 0
+
+
 def idle_cpu(lbd: Daemon) -> float:
     """The worker's CPU time per second while the health checks' answers, which are the kernel's, are all there is."""
     pid = workers(lbd)[0]["pid"]

@@ -20,7 +20,7 @@ from bench.figure import Figure
 from bench.instructions_lines import WRONG_GUESSES, Profile, profile_read
 from bench.reference import SHIM_GRE, forwarded, ones_sum, shim_gue, translated, tunnelled
 from bench.reference import Path as Way
-from bench.scene import BATCH, CLIENT, MAC_LB, MAC_ROUTER, SERVER, SERVICE, SYN, Refused, Scene
+from bench.scene import BATCH, CLIENT, ESTABLISHED, MAC_LB, MAC_ROUTER, SERVER, SERVICE, SYN, Refused, Scene
 from lbd.shm import _shm as shm
 
 ROOT = Path(__file__).parents[2]
@@ -198,6 +198,18 @@ def test_expiry_takes_place_within_the_turns() -> None:
     scene = Scene(flows=2 * BATCH, step_ns=engine_pause.TURN_NS).open()
     engine_pause.expire(scene, FEW, engine_pause.Clocks())
     assert scene.used() == BATCH
+
+
+def test_what_is_overdue_ends_in_every_turn() -> None:
+    """Not each millisecond alone: 128 turns, in which 2.6 ms pass."""
+    scene = Scene(flows=2 * BATCH, step_ns=engine_pause.TURN_NS).open()
+    scene.bench.forward_clock(engine_pause.WHEEL_S * 10**9)
+    scene.bench.plan_known(BATCH, 64, 0)
+    scene.go(BATCH)
+    assert scene.used() == 2 * BATCH
+    scene.timeout(ESTABLISHED, 10_000)
+    scene.go(BATCH)
+    assert scene.used() <= 2 * BATCH - 127 * 32
 
 
 def test_one_worker_scales_to_one() -> None:
