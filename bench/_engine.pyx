@@ -20,10 +20,12 @@ from lbd.datapath.conn cimport Bucket, ConnCold, ConnTable, conn_tuple
 from lbd.datapath.engine cimport Engine as CEngine
 from lbd.datapath.flow cimport Tuple
 from lbd.datapath.lifetime cimport engine_expire, table_of
-from lbd.loop.state cimport EXPIRE_BUDGET, Loop, lbd_monotonic
+from lbd.loop.frames cimport frames_collect
+from lbd.loop.state cimport EXPIRE_BUDGET, Loop, lbd_load32_acquire, lbd_monotonic, lbd_store32_release
 from lbd.loop.turn cimport turn, turn_end, turn_receive, turn_tend
 from lbd.shm.huge cimport huge_zeroed
-from lbd.shm.layout cimport CAPTURE_SLOT, CHUNK, CHUNK_SHIFT, FRAME_WORK, Ctl, Evt, HostCtl, QueueStat
+from lbd.shm.attach cimport RETURN_ENTRY, hand_ring_off, return_ring_off
+from lbd.shm.layout cimport CAPTURE_SLOT, CHUNK, CHUNK_SHIFT, FRAME_WORK, Ctl, Evt, Hand, HostCtl, QueueStat
 from lbd.shm.ring cimport lbd_ring_attach, lbd_ring_bytes, lbd_ring_end, lbd_ring_ready, lbd_ring_release
 from lbd.xdp.libxdp cimport xdp_desc, xsk_ring_cons, xsk_ring_prod
 from lbd.xdp.port cimport Port
@@ -79,6 +81,7 @@ cdef struct Run:                # one pass
     uint32_t packets
     uint32_t burst
     uint32_t whole              # 1: `turn`; 0: receive to transmit descriptor alone
+    uint32_t handed             # 1: all goes on to another worker, so that nothing is sent from here
     uint32_t step_ns            # 0: the clock is read after each turn; else it goes on by this much
     uint64_t ahead_ns           # by which the loop's clock is ahead of CLOCK_MONOTONIC
     uint64_t skip_ns            # more of that with each turn
@@ -140,7 +143,7 @@ cdef public int bench_measured(void *run) noexcept nogil:
         if r.wall != NULL:
             cpu = bench_thread_clock()
             start = lbd_monotonic()
-        offer(&r.loop.port[0], n, r.whole)
+        offer(&r.loop.port[0], n, r.whole and not r.handed)
         turn_around(r, n)
         if r.wall != NULL and r.turns < r.kept:
             r.wall[r.turns] = <uint32_t> (lbd_monotonic() - start)
@@ -210,7 +213,7 @@ cdef class Bench:
             raise MemoryError()
         loop.frames = loop.frames_total = 2 * BATCH
         loop.frame_shift = CHUNK_SHIFT
-        loop.workers = 1
+        loop.worker, loop.workers = loop.e.worker, loop.e.workers
         self.null = open(os.devnull, "rb")
         port_in_memory(loop, engine.seg, self.null.fileno())
         master_rings(loop, engine.seg, engine.host, &self.slow)
@@ -347,8 +350,8 @@ cdef class Bench:
 
     # --- passes --------------------------------------------------------------------------------------------------------
 
-    cdef void load(self, uint32_t n) noexcept nogil:
-        """Writes the planned frames into one half of the area, the receive ring, and the other half into the completion ring."""
+    cdef void load(self, const Frame *frames, uint32_t n) noexcept nogil:
+        """Writes these frames into one half of the area, the receive ring, and the other half into the completion ring."""
         cdef Loop *loop = self.loop
         cdef Port *p = &loop.port[0]
         cdef uint64_t *complete = <uint64_t *> p.comp.ring
@@ -358,8 +361,8 @@ cdef class Bench:
         for i in range(n):
             d = (<xdp_desc *> p.rx.ring) + ((p.rx.producer[0] + i) & p.rx.mask)
             d.addr = (<uint64_t> (self.half * BATCH + i) << CHUNK_SHIFT) + HEADROOM
-            d.len = self.frames[i].len
-            memcpy(loop.area + d.addr, self.frames[i].data, FRAME_MAX)
+            d.len = frames[i].len
+            memcpy(loop.area + d.addr, frames[i].data, FRAME_MAX)
             complete[(p.comp.producer[0] + i) & p.comp.mask] = <uint64_t> ((1 - self.half) * BATCH + i) << CHUNK_SHIFT
         p.fill.consumer[0] = p.fill.producer[0]
         p.tx.consumer[0] = p.tx.cached_prod
@@ -373,13 +376,15 @@ cdef class Bench:
         cdef uint32_t[::1] w, c
         cdef Run *r = &self.run
         cdef bint seen = counted
+        if whole and self.loop.workers > 1:
+            raise ValueError("a whole turn of one of several workers: see Hop")
         r.loop, r.packets, r.burst, r.whole, r.turns = self.loop, self.planned, burst, whole, 0
         r.wall, r.cpu, r.kept = NULL, NULL, 0
         if wall is not None:
             w, c = wall, cpu
             r.wall, r.cpu, r.kept = &w[0], &c[0], min(len(wall), len(cpu))
         with nogil:
-            self.load(r.packets)
+            self.load(self.frames, r.packets)
             if not r.step_ns:
                 self.loop.now = lbd_monotonic() + r.ahead_ns
             start = bench_thread_clock()
@@ -444,3 +449,6 @@ cdef class Bench:
         n = 4 if self.family(not back) == 4 else 16
         self.ends(self.flow[i] >> 1, not back, &t)
         return back, t.daddr[:n], lbd_bswap16(t.dport), t.saddr[:n], lbd_bswap16(t.sport)
+
+
+include "hop.pxi"

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.compare import wanted
 from bench.engine_case import K8, M1, M16, Context, established, growth, huge_share, memory, modes, new, scheduled, services
+from bench.engine_hop import hop
 from bench.engine_pause import pauses
 from bench.engine_scale import scale
 from bench.figure import Figure, show, write
@@ -70,6 +71,7 @@ def cases(quick: bool) -> list[Case]:
     run = partial(new, af=4, proto=6, flows=M1, scheduler="rr", goal=None, clients=PERSISTENT)
     out.append(Case(f"new tcp ipv4 rr persistent {flows_name(M1)}", run, M1))
     out.append(Case("services 2000", partial(services, many=2000, flows=M1), 2 * M1))
+    out += [Case(f"hop tcp ipv4 {flows_name(flows)}", partial(hop, flows=flows), flows) for flows in (K8, M1)]
     held = M1 if quick else 10_000_000
     out.append(Case(f"pauses {flows_name(held)}", partial(pauses, connections=held), held))
     out.append(Case("memory", memory, 0))

@@ -43,7 +43,7 @@ cdef int port_in_memory(Loop *l, uint8_t *seg, int fd) except -1:
     p.frames_total = l.frames_total
     p.shift = l.frame_shift
     p.stat = <QueueStat *> (seg + (<Ctl *> seg).off_queue)
-    p.work = FRAME_WORK
+    p.work = <uint8_t> (FRAME_WORK | l.worker << 4)
     ring_cons(&p.rx, BATCH, sizeof(xdp_desc))
     ring_prod(&p.tx, BATCH, sizeof(xdp_desc))
     ring_prod(&p.fill, 2 * BATCH, sizeof(uint64_t))

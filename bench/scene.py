@@ -54,7 +54,8 @@ def server_mac(server: bytes) -> bytes:
 @dataclass
 class Scene:
     """room: connections beyond `flows` that the table has place for. clients: so many have the flows; 0: as few as can. persist:
-    clients keep their real servers. one_packet: no connections at all, every datagram is scheduled."""
+    clients keep their real servers. one_packet: no connections at all, every datagram is scheduled.
+    worker: this one of `workers`, of whom the last owns all flows."""
 
     af: int = 4
     proto: int = 6
@@ -69,6 +70,8 @@ class Scene:
     clients: int = 0
     persist: bool = False
     one_packet: bool = False
+    workers: int = 1
+    worker: int = 0
 
     def __post_init__(self) -> None:
         connections = 0 if self.one_packet else self.flows + self.room
@@ -83,11 +86,13 @@ class Scene:
         if lips > 1024:
             raise ValueError(f"flows: {self.flows} need more local addresses than a worker takes; name more servers")
         tables = [self.rule_table(lips)] if self.mode == "snat" else [self.table(n) for n in range(self.services)]
-        self.engine = Engine({"workers": 1, "services": self.services, "dests": self.services * self.servers, "lips": lips,
+        several = self.workers > 1
+        self.engine = Engine({"workers": self.workers, "services": self.services, "dests": self.services * self.servers, "lips": lips,
                               "conns4": self.capacity if self.af == 4 else 16, "conns6": self.capacity if self.af == 6 else 16,
-                              "frames": 64, "arena": sum(map(len, tables)), "cmd_ring": 64, "evt_ring": 64,
-                              "capture_ring": self.slow_slots, "hand_ring": 64,
-                              "templates": 65536, "frame_size": 2048, "chains": 0})  # fmt: skip
+                              "frames": 2 * BATCH if several else 64, "arena": sum(map(len, tables)), "cmd_ring": 64, "evt_ring": 64,
+                              "capture_ring": self.slow_slots, "hand_ring": 2 * BATCH if several else 64,
+                              "templates": 65536, "frame_size": 2048, "chains": 0}, self.worker)  # fmt: skip
+        self.engine.set_owner([self.workers - 1] * 1024)
         self.bench = Bench(self.engine, self.af, self.proto, SNAT_REMOTES if self.mode == "snat" else self.services, self.step_ns,
                            self.mode not in ("fullnat", "snat", "nat64"), self.server_af, self.clients)  # fmt: skip
         self.configure_links()
