@@ -57,5 +57,6 @@ def hop(ctx: Context, flows: int) -> Iterator[Figure]:
         thread.join()
         os.sched_setaffinity(0, cores)
     params = {"proto": PROTO[alone.proto], "ip": alone.af, "flows": flows, "way": WAYS[2], "burst": 64}
-    for which, part in enumerate(("handed to another worker: the first one's part", "…: the second one's, who forwards")):
-        yield Figure(part, params, "ns", [ns[which] for ns in seen], "whole turn alone", beside)
+    for which, part in enumerate(("first", "second")):
+        case = f"handed to another worker, at the {part} one"
+        yield Figure(case, params, "ns", [ns[which] for ns in seen], "whole turn alone", beside)

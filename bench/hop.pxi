@@ -1,5 +1,5 @@
-# Two workers of one host, on a core each: what the first one receives is for flows of the second, which gets the descriptor by a ring,
-# forwards and sends; the frame goes home by another ring.
+# Two workers of one host, on a core each: what the first one receives is for flows of the second, which gets the descriptor by a
+# ring, forwards and sends; the frame goes home by another ring.
 
 cdef int hop_rings(Loop *l, uint8_t *host, uint32_t other) except -1:
     """The four rings to and from the other worker, in this host segment."""
@@ -24,8 +24,8 @@ cdef void hop_complete(Port *port) noexcept nogil:
 
 @cython.no_gc_clear
 cdef class Hop:
-    """first, second: workers 0 and 1 of two, on the same commands; the second one owns all flows, and plans the packets. serve() runs
-    in a thread of its own until stop(); go() is a pass."""
+    """first, second: workers 0 and 1 of two, on the same commands; the second one owns all flows, and plans the packets. serve()
+    runs in a thread of its own until stop(); go() is a pass."""
     cdef Bench first
     cdef Bench second
     cdef uint32_t served        # packets that the second worker has forwarded, and whose frames it has sent home
@@ -49,19 +49,19 @@ cdef class Hop:
             self.first.loop.area = self.first.loop.ledger = NULL
 
     def serve(self) -> None:
-        cdef Loop *l = self.second.loop
+        cdef Loop *loop = self.second.loop
         cdef uint32_t n, tick = 0, done = 0
         cdef uint64_t before
         with nogil:
             while not lbd_load32_acquire(&self.quit):
-                hop_complete(&l.port[0])
-                l.now = before = lbd_monotonic()
-                n = turn(l)
-                turn_tend(l, &tick)
-                turn_end(l, n, lbd_monotonic())
+                hop_complete(&loop.port[0])
+                loop.now = before = lbd_monotonic()
+                n = turn(loop)
+                turn_tend(loop, &tick)
+                turn_end(loop, n, lbd_monotonic())
                 done += n
                 if n:
-                    self.busy_ns += l.now - before
+                    self.busy_ns += loop.now - before
                 elif self.served != done:
                     lbd_store32_release(&self.served, done)
 
@@ -69,8 +69,8 @@ cdef class Hop:
         lbd_store32_release(&self.quit, 1)
 
     def go(self, burst: int = 64) -> tuple:
-        """A pass of what the second worker has planned, all of it received by the first: ns of both, the first one's by its thread's
-        processor time."""
+        """A pass of what the second worker has planned, all of it received by the first: ns of both, the first one's by its
+        thread's processor time."""
         cdef Run r
         cdef uint32_t served = self.served
         cdef uint64_t ns, busy = self.busy_ns

@@ -86,12 +86,13 @@ class Scene:
         if lips > 1024:
             raise ValueError(f"flows: {self.flows} need more local addresses than a worker takes; name more servers")
         tables = [self.rule_table(lips)] if self.mode == "snat" else [self.table(n) for n in range(self.services)]
-        several = self.workers > 1
-        self.engine = Engine({"workers": self.workers, "services": self.services, "dests": self.services * self.servers, "lips": lips,
-                              "conns4": self.capacity if self.af == 4 else 16, "conns6": self.capacity if self.af == 6 else 16,
-                              "frames": 2 * BATCH if several else 64, "arena": sum(map(len, tables)), "cmd_ring": 64, "evt_ring": 64,
-                              "capture_ring": self.slow_slots, "hand_ring": 2 * BATCH if several else 64,
-                              "templates": 65536, "frame_size": 2048, "chains": 0}, self.worker)  # fmt: skip
+        handed = 2 * BATCH if self.workers > 1 else 64  # frames, and entries of a ring, that are on their way at once
+        self.engine = Engine({"workers": self.workers, "services": self.services, "lips": lips,
+                              "dests": self.services * self.servers, "conns4": self.capacity if self.af == 4 else 16,
+                              "conns6": self.capacity if self.af == 6 else 16, "arena": sum(map(len, tables)),
+                              "frames": handed, "hand_ring": handed, "cmd_ring": 64, "evt_ring": 64,
+                              "capture_ring": self.slow_slots, "templates": 65536, "frame_size": 2048, "chains": 0},
+                             self.worker)  # fmt: skip
         self.engine.set_owner([self.workers - 1] * 1024)
         self.bench = Bench(self.engine, self.af, self.proto, SNAT_REMOTES if self.mode == "snat" else self.services, self.step_ns,
                            self.mode not in ("fullnat", "snat", "nat64"), self.server_af, self.clients)  # fmt: skip

@@ -18,10 +18,17 @@ from lbd.datapath.lifetime cimport table_of
 from lbd.datapath.forward cimport forward_known, forward_icmp
 from lbd.datapath.nat64 cimport far_prefetch, proto6, tuple_map
 from lbd.datapath.onepacket cimport one_packet_run, one_packet_settle
+from lbd.datapath.owner cimport owner_by_rss, owner_of
 from lbd.datapath.orphan cimport orphan_settle, orphaned
 from lbd.datapath.relay cimport relay
 from lbd.datapath.frag_flow cimport frag_bind, frag_settle
-from lbd.datapath.open cimport (STEP_AGAIN, STEP_DONE, STEP_OPEN, guess_again, looks_new, may_open, met_before, open_planned,
+from lbd.datapath.open cimport (STEP_AGAIN, STEP_DONE, STEP_OPEN, guess_again, hand_on, looks_new, may_open, met_before,
+                                open_planned, plan_open, resets, start_anew, starts_anew, SVC_UNASKED)
+from lbd.datapath.owner cimport owner_by_rss, owner_of
+from lbd.datapath.orphan cimport orphan_settle, orphaned
+from lbd.datapath.relay cimport relay
+from lbd.datapath.frag_flow cimport frag_bind, frag_settle
+from lbd.datapath.open cimport (STEP_AGAIN, STEP_DONE, STEP_OPEN, guess_again, hand_on, looks_new, may_open, met_before, open_planned,
                                 plan_open, resets, start_anew, starts_anew, SVC_UNASKED)
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE
 from lbd.datapath.tally cimport tally_enter
@@ -329,6 +336,24 @@ cdef inline uint32_t settle_run(Engine *e, Pkt *pkts, uint32_t i, uint32_t n, ui
     return one_packet_run(e, pkts, i, n)
 
 
+cdef inline bint settle_elsewhere(Engine *e, Pkt *p, uint32_t i, uint64_t made) noexcept nogil:
+    """A packet of the lane that has no connection here: another worker's, by its hash alone? Where the NICs' choice of queue isn't
+    known that is what most such packets are, and what hand_over would find after a longer way."""
+    cdef uint32_t owner
+    if (e.workers == 1 or e.kind[i] != KIND_FAST or p.ref != REF_NONE or e.count.conns_made != made or p.flags & PKT_HANDED
+            or (p.hops | e.hand[i] | e.far_probed | e.one_packet_services | e.nat_services | e.nat_gone) != 0
+            or owner_by_rss(e, p.proto, e.epoch)):
+        return False
+    owner = owner_of(e, <uint32_t> (e.hash[i] >> 32), e.epoch)
+    if owner == e.worker or owner >= e.workers:
+        return False
+    prepare(p)
+    e.count.misplaced += 1
+    hand_on(p, owner)
+    verdict_count(e, p)
+    return True
+
+
 cdef inline bint settle_general(Engine *e, Pkt *p, uint32_t i, uint64_t made) noexcept nogil:
     """False: the packet has no connection (yet). made: connections made before this burst."""
     if e.kind[i] == KIND_FAST:
@@ -353,7 +378,7 @@ cdef inline lbd_apart settle_others(Engine *e, Pkt *pkts, uint32_t i, uint32_t n
         if k:
             e.count.verdicts[<int> VERDICT_FORWARD] += k
         else:
-            if not settle_general(e, pkts + i, i, made):
+            if not settle_elsewhere(e, pkts + i, i, made) and not settle_general(e, pkts + i, i, made):
                 e.later[later[0]] = i
                 later[0] += 1
             i += 1

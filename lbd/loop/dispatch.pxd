@@ -65,6 +65,29 @@ cdef inline bint hand_to(Loop *l, Pkt *p, uint32_t to, uint32_t kind, uint32_t s
     return True
 
 
+cdef inline uint32_t hand_alike(Loop *l, const Pkt *pkts, uint32_t *said, uint32_t n) noexcept nogil:
+    """Of n packets, the first of which is another worker's, as many from there on as are the same one's, in one frame each, and
+    find room in its ring. said: of Engine.hand, each 0 again when it is on its way. Returns how many."""
+    cdef uint32_t to = pkts[0].owner, k = 0, j, at
+    cdef uint8_t owner = <uint8_t> (FRAME_HAND | to << 4)
+    if to >= l.workers or to == l.worker:
+        return 0
+    at = l.hand_staged[to]
+    n = lbd_ring_room(&l.hand_out[to], at + n) - at
+    while k < n and pkts[k].verdict == VERDICT_HANDOVER and pkts[k].owner == to and not pkts[k].chain:
+        hand_write(l, pkts + k, to, at + k, pkts[k].data, pkts[k].len, HAND_PROCESS, said[k])
+        said[k] = 0
+        k += 1
+    l.hand_staged[to] = at + k
+    lbd_compiler_barrier()
+    l.ctl.staged_hand[to] = l.hand_out[to].own + l.hand_staged[to]
+    lbd_compiler_barrier()
+    for j in range(k):
+        l.ledger[frame_of(l, pkts[j].data)] = owner
+    l.e.count.handed_out += k
+    return k
+
+
 cdef inline bint put_out(Loop *l, Port *port, Pkt *p, uint32_t options) noexcept nogil:
     if lbd_unlikely(not port_tx_put(port, <uint64_t> (p.data - l.area), p.len, options)):
         return False
@@ -174,6 +197,11 @@ cdef inline void dispatch(Loop *l, Pkt *pkts, uint32_t n) noexcept nogil:
             send_out(l, p)
             i += 1
             continue
+        if p.verdict == VERDICT_HANDOVER:
+            k = hand_alike(l, p, l.e.hand + i, n - i)
+            i += k
+            if k:
+                continue
         i += 1
         if p.verdict == VERDICT_HANDOVER:
             said = l.e.hand[i - 1]

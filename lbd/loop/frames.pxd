@@ -7,7 +7,7 @@
 # record of the next frame fetched ahead, and two frames need one translation. From a stack, whose order is soon random, large
 # packets take a twentieth longer (docs/performance.md).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from lbd.datapath.compiler cimport lbd_compiler_barrier, lbd_ld64, lbd_likely, lbd_st64
+from lbd.datapath.compiler cimport lbd_compiler_barrier, lbd_ld64, lbd_likely, lbd_st64, lbd_unlikely
 from lbd.loop.state cimport Loop, eventfd_write
 from lbd.shm.layout cimport FRAME_FILL, FRAME_FREE, FRAME_HOME, FRAME_HAND, FRAME_TX, FRAME_WORK
 from lbd.shm.ring cimport (lbd_ring_end, lbd_ring_slot, lbd_ring_room, lbd_ring_publish, lbd_ring_must_wake, lbd_ring_ready,
@@ -73,21 +73,24 @@ cdef inline void frame_is_free(Loop *l, uint32_t frame) noexcept nogil:
     l.free_n += 1
 
 
-cdef inline void frame_send_home(Loop *l, uint32_t frame, uint32_t home) noexcept nogil:
-    """A return ring holds every frame of its home: it can't be full."""
+cdef inline void frames_send_home(Loop *l, const uint32_t *frames, uint32_t n, uint32_t home) noexcept nogil:
+    """n frames of one home. A return ring holds every frame of its home: it can't be full."""
     cdef lbd_ring_end *r = &l.return_out[home]
-    cdef uint32_t *slot
-    if lbd_ring_room(r, l.return_staged[home] + 1) <= l.return_staged[home]:
-        l.e.count.events_lost += 1          # a peer's garbage: the master resets the ring; the frame stays in the ledger
+    cdef uint32_t i, at = l.return_staged[home]
+    cdef uint32_t room = lbd_ring_room(r, at + n)
+    cdef uint64_t *slot
+    if lbd_unlikely(room < at + n):
+        l.e.count.events_lost += n          # a peer's garbage: the master resets the ring; the frames stay in the ledger
         return
-    slot = <uint32_t *> lbd_ring_slot(r, l.return_staged[home])
-    slot[0] = frame
-    slot[1] = 0
-    l.return_staged[home] += 1
+    for i in range(n):
+        slot = <uint64_t *> lbd_ring_slot(r, at + i)
+        slot[0] = frames[i]
+    l.return_staged[home] = at + n
     lbd_compiler_barrier()
     l.ctl.staged_return[home] = r.own + l.return_staged[home]
     lbd_compiler_barrier()
-    l.ledger[frame] = FRAME_HOME
+    for i in range(n):
+        l.ledger[frames[i]] = FRAME_HOME
 
 
 cdef inline void frame_free(Loop *l, uint32_t frame) noexcept nogil:
@@ -96,20 +99,27 @@ cdef inline void frame_free(Loop *l, uint32_t frame) noexcept nogil:
     if home == l.worker:
         frame_is_free(l, frame)
     elif home < l.workers:
-        frame_send_home(l, frame, home)
+        frames_send_home(l, &frame, 1, home)
 
 
 cdef inline void frames_free(Loop *l, const uint32_t *frames, uint32_t n) noexcept nogil:
     """The same of n frames; most are its own, and for these there is no division."""
-    cdef uint32_t i, frame, first = l.worker * l.frames, own = l.frames, free = 0
+    cdef uint32_t i = 0, k, frame, home, first = l.worker * l.frames, own = l.frames, free = 0
     cdef uint8_t *ledger = l.ledger
-    for i in range(n):
+    while i < n:
         frame = frames[i]
         if lbd_likely(frame - first < own):
             ledger[frame] = FRAME_FREE
             free += 1
-        elif frame_home(l, frame) < l.workers:
-            frame_send_home(l, frame, frame_home(l, frame))
+            i += 1
+            continue
+        home = frame_home(l, frame)
+        k = 1
+        while i + k < n and frames[i + k] - home * own < own:
+            k += 1
+        if home < l.workers:
+            frames_send_home(l, frames + i, k, home)
+        i += k
     l.free_n += free
 
 

@@ -65,7 +65,7 @@ MUTANTS = {
     ),
     "index entry left behind": Mutant("lifetime.pxd", "    conn_unindex(t, i, af)\n", "", "audit|overflow"),
     "length without the shim": Mutant(
-        "encap.pxd", "p.l3_len + shim + sizeof(IpHdr), tos", "p.l3_len + sizeof(IpHdr), tos", "judge|overflow"
+        "encap.pxd", "bytes + shim + sizeof(IpHdr), tos", "bytes + sizeof(IpHdr), tos", "judge|overflow"
     ),
     "template not counted off": Mutant("persist.pxd", "    template_count(e, m, -1)\n", "    pass\n", "deadly signal"),
     "record on two lists": Mutant("timer.pxd", "        t.cold[c.next].prev = c.prev\n", "        pass\n", "chain|audit|timeout"),

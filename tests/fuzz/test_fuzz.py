@@ -95,6 +95,11 @@ def test_fuzz(seeds: Path, tmp_path: Path) -> None:
     assert runs and int(runs[1]) >= least
 
 
+@pytest.mark.parametrize("mutant", target.MUTANTS.values(), ids=list(target.MUTANTS))
+def test_the_line_to_plant_a_bug_in_is_there(mutant: target.Mutant) -> None:
+    assert mutant.line in (target.ROOT / "lbd/datapath" / mutant.file).read_text(), "choose another mutant"
+
+
 @pytest.mark.parametrize("name", target.MUTANTS)
 def test_planted_bugs_are_found(name: str, seeds: Path, tmp_path: Path) -> None:
     """One line of the engine changed: a sanitizer or one of the target's own checks must end the fuzzer for it."""

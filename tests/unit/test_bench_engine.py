@@ -1,6 +1,7 @@
 """The engine benchmark: frames and reference against scapy; wrong counts and wrong bytes give no figure; its documents."""
 
 import json
+import os
 import subprocess
 import sys
 from array import array
@@ -13,8 +14,8 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import GRE, Ether
 from scapy.layers.sctp import SCTP
 
-from bench import engine_case, engine_pause, engine_scale, instructions
-from bench._engine import Bench, Floor, address, spin
+from bench import engine_case, engine_hop, engine_pause, engine_scale, instructions
+from bench._engine import Bench, Floor, Hop, address, spin
 from bench.engine_case import Context
 from bench.figure import Figure
 from bench.instructions_lines import WRONG_GUESSES, Profile, profile_read
@@ -210,6 +211,24 @@ def test_what_is_overdue_ends_in_every_turn() -> None:
     scene.timeout(ESTABLISHED, 10_000)
     scene.go(BATCH)
     assert scene.used() <= 2 * BATCH - 127 * 32
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers want a core each, and this process may use one")
+def test_a_hop_takes_time_of_both_workers() -> None:
+    """That each packet comes out right is checked by the passes themselves."""
+    cores = os.sched_getaffinity(0)
+    first, second = engine_hop.hop(FEW, 1000)
+    assert "first" in first.case and "second" in second.case
+    assert min(first.runs) > 0 and min(second.runs) > 0 and first.peer_runs == second.peer_runs
+    assert os.sched_getaffinity(0) == cores
+
+
+def test_only_workers_of_one_host_hand_over() -> None:
+    one = Scene(flows=1)
+    with pytest.raises(ValueError, match="not workers 0 and 1 of two"):
+        Hop(one.bench, one.bench)
+    with pytest.raises(ValueError, match="see Hop"):
+        Scene(flows=1, workers=2).bench.go(whole=True)
 
 
 def test_one_worker_scales_to_one() -> None:
