@@ -198,9 +198,21 @@ cdef inline uint32_t list_first(Engine *e, uint32_t where, uint32_t *first, uint
     return n
 
 
+cdef inline int32_t conn_age(Engine *e, uint32_t where, uint32_t i, int af) noexcept nogil:
+    """ms of what counts against its timeout."""
+    cdef ConnTable *t = table_of(e, af)
+    return <int32_t> (e.now_ms - (t.cold[i].created if where == LIST_HALF_OPEN else conn_common(t, i, af).last_seen))
+
+
+cdef inline bint head_due(Engine *e, uint32_t where, int af) noexcept nogil:
+    """Is the first of a list to be looked at? In a slot of the wheel that has come up each is."""
+    cdef uint32_t i = timer_of(e, af).head[where]
+    return i != CONN_NIL and (where < LIST_HALF_OPEN or conn_age(e, where, i, af) >= <int32_t> queue_timeout(e, where))
+
+
 cdef inline lbd_apart expire_first(Engine *e, uint32_t where, uint32_t most, int af) noexcept nogil:
-    """Of a list's first records, at most EXPIRE_AHEAD: what is overdue ends; what has more time waits in the wheel from then on
-    (of a queue in order of age, by its service's own timeout). Returns how many these were; 0: none is left that is due."""
+    """Of a list whose head is due the first records, at most EXPIRE_AHEAD: what is overdue ends; what has more time waits in the
+    wheel from then on (of a queue in order of age, by its service's own timeout). Returns how many these were."""
     cdef Timer *w = timer_of(e, af)
     cdef ConnTable *t = table_of(e, af)
     cdef ConnCommon *c
@@ -211,7 +223,7 @@ cdef inline lbd_apart expire_first(Engine *e, uint32_t where, uint32_t most, int
     for k in range(n):
         i = first[k]
         c = conn_common(t, i, af)
-        age = <int32_t> (e.now_ms - (t.cold[i].created if where == LIST_HALF_OPEN else c.last_seen))
+        age = conn_age(e, where, i, af)
         if where >= LIST_HALF_OPEN and age < <int32_t> queue_timeout(e, where):
             n = k
             break
@@ -231,12 +243,9 @@ cdef inline lbd_apart expire_first(Engine *e, uint32_t where, uint32_t most, int
 
 cdef inline uint32_t expire_due(Engine *e, uint32_t where, uint32_t budget, int af) noexcept nogil:
     """Returns what of the budget was used: all of it where more may be due."""
-    cdef uint32_t n, used = 0
-    while used < budget:
-        n = expire_first(e, where, budget - used, af)
-        if n == 0:
-            break
-        used += n
+    cdef uint32_t used = 0
+    while used < budget and head_due(e, where, af):
+        used += expire_first(e, where, budget - used, af)
     return used
 
 
