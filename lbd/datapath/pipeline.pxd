@@ -24,12 +24,6 @@ from lbd.datapath.relay cimport relay
 from lbd.datapath.frag_flow cimport frag_bind, frag_settle
 from lbd.datapath.open cimport (STEP_AGAIN, STEP_DONE, STEP_OPEN, guess_again, hand_on, looks_new, may_open, met_before,
                                 open_planned, plan_open, resets, start_anew, starts_anew, SVC_UNASKED)
-from lbd.datapath.owner cimport owner_by_rss, owner_of
-from lbd.datapath.orphan cimport orphan_settle, orphaned
-from lbd.datapath.relay cimport relay
-from lbd.datapath.frag_flow cimport frag_bind, frag_settle
-from lbd.datapath.open cimport (STEP_AGAIN, STEP_DONE, STEP_OPEN, guess_again, hand_on, looks_new, may_open, met_before,
-                                open_planned, plan_open, resets, start_anew, starts_anew, SVC_UNASKED)
 from lbd.datapath.svc cimport SVC_NONE, DEST_NONE
 from lbd.datapath.tally cimport tally_enter
 

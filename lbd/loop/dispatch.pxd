@@ -68,13 +68,13 @@ cdef inline bint hand_to(Loop *l, Pkt *p, uint32_t to, uint32_t kind, uint32_t s
 cdef inline uint32_t hand_alike(Loop *l, const Pkt *pkts, uint32_t *said, uint32_t n) noexcept nogil:
     """Of n packets, the first of which is another worker's, as many from there on as are the same one's, in one frame each, and
     find room in its ring. said: of Engine.hand, each 0 again when it is on its way. Returns how many."""
-    cdef uint32_t to = pkts[0].owner, k = 0, j, at
+    cdef uint32_t to = pkts[0].owner, k = 0, j, at, room
     cdef uint8_t owner = <uint8_t> (FRAME_HAND | to << 4)
     if to >= l.workers or to == l.worker:
         return 0
     at = l.hand_staged[to]
-    n = lbd_ring_room(&l.hand_out[to], at + n) - at
-    while k < n and pkts[k].verdict == VERDICT_HANDOVER and pkts[k].owner == to and not pkts[k].chain:
+    room = lbd_ring_room(&l.hand_out[to], at + n)       # NB: 0 after a peer's garbage, whatever is staged
+    while at + k < room and pkts[k].verdict == VERDICT_HANDOVER and pkts[k].owner == to and not pkts[k].chain:
         hand_write(l, pkts + k, to, at + k, pkts[k].data, pkts[k].len, HAND_PROCESS, said[k])
         said[k] = 0
         k += 1
@@ -200,15 +200,15 @@ cdef inline void dispatch(Loop *l, Pkt *pkts, uint32_t n) noexcept nogil:
         if p.verdict == VERDICT_HANDOVER:
             k = hand_alike(l, p, l.e.hand + i, n - i)
             i += k
-            if k:
+            if lbd_likely(k):
                 continue
-        i += 1
-        if p.verdict == VERDICT_HANDOVER:
-            said = l.e.hand[i - 1]
-            l.e.hand[i - 1] = 0
+            said = l.e.hand[i]
+            l.e.hand[i] = 0
             if hand_to(l, p, p.owner, HAND_PROCESS, said):
+                i += 1
                 continue
             lose(l, p, REASON_RING_FULL)
         elif p.verdict == VERDICT_KERNEL and not slow_path(l, p):
             lose(l, p, REASON_KERNEL_LIMITED)
         packet_free(l, p)
+        i += 1
