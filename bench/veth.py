@@ -15,6 +15,7 @@ figures do not show: README.md.
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("bench/veth: ended by a signal"))  # and what it started with it
     build()
     place = placement()
     # what is started here and not placed elsewhere keeps off the worker's core
