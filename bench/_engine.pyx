@@ -23,8 +23,8 @@ from lbd.datapath.lifetime cimport engine_expire, table_of
 from lbd.loop.frames cimport frames_collect
 from lbd.loop.state cimport EXPIRE_BUDGET, Loop, lbd_load32_acquire, lbd_monotonic, lbd_store32_release
 from lbd.loop.turn cimport turn, turn_end, turn_receive, turn_tend
-from lbd.shm.huge cimport huge_zeroed
-from lbd.shm.attach cimport RETURN_ENTRY, hand_ring_off, return_ring_off
+from lbd.shm.attach cimport RETURN_ENTRY, hand_ring_off, return_ring_off, round_up
+from lbd.shm.huge cimport HUGE_PAGE, huge_zeroed
 from lbd.shm.layout cimport CAPTURE_SLOT, CHUNK, CHUNK_SHIFT, FRAME_WORK, Ctl, Evt, Hand, HostCtl, QueueStat
 from lbd.shm.ring cimport lbd_ring_attach, lbd_ring_bytes, lbd_ring_end, lbd_ring_ready, lbd_ring_release
 from lbd.xdp.libxdp cimport xdp_desc, xsk_ring_cons, xsk_ring_prod
@@ -68,7 +68,6 @@ cdef extern from * nogil:
 
 cdef enum:
     BATCH = 8192                # frames of a pass, at most
-    HUGE = 2 << 20              # bytes of a huge page
     AWAY_NS = 20000             # a word read in more time was not in this machine's memory
     HEADROOM = 256              # XDP's
 
@@ -108,12 +107,12 @@ cdef inline uint64_t clock_after(const Run *r, uint64_t before) noexcept nogil:
 
 cdef uint32_t touch_all(const uint8_t *p, size_t size) noexcept nogil:
     """Reads a word of each huge page; returns how many were away."""
-    cdef size_t at, pages = (size + HUGE - 1) // HUGE
+    cdef size_t at, pages = round_up(size, HUGE_PAGE) // HUGE_PAGE
     cdef uint64_t start
     cdef uint32_t n = 0
     for at in range(pages):
         start = lbd_monotonic()
-        bench_read(p + at * HUGE)
+        bench_read(p + at * HUGE_PAGE)
         n += lbd_monotonic() - start > AWAY_NS
     return n
 
@@ -421,7 +420,7 @@ cdef class Bench:
 
     def touch(self) -> int:
         """Reads a word of every 2 MiB of the connection tables. The host of a virtual machine takes away what was not used for some
-        seconds, and gives it back with the next access, 60 to 300 µs later, of which the kernel here knows nothing. Returns how
+        seconds, and gives it back with the next access, 60 to 480 µs later, of which the kernel here knows nothing. Returns how
         many pages were away."""
         cdef ConnTable *t
         cdef uint32_t n = 0

@@ -37,6 +37,14 @@ cdef inline void hand_write(Loop *l, const Pkt *p, uint32_t to, uint32_t at, con
     h.spare = said
 
 
+cdef inline void hand_stage(Loop *l, uint32_t to, uint32_t end) noexcept nogil:
+    """All unpublished entries before `end` are written: from here on a successor publishes them. Of one packet all, or none."""
+    lbd_compiler_barrier()
+    l.hand_staged[to] = end
+    l.ctl.staged_hand[to] = l.hand_out[to].own + end
+    lbd_compiler_barrier()
+
+
 cdef inline bint hand_to(Loop *l, Pkt *p, uint32_t to, uint32_t kind, uint32_t said) noexcept nogil:
     """Gives the packet to another worker, by descriptor. said: of Engine.hand. False: its ring is full."""
     cdef uint32_t k, at, head = p.len, more = 0
@@ -52,10 +60,7 @@ cdef inline bint hand_to(Loop *l, Pkt *p, uint32_t to, uint32_t kind, uint32_t s
     for k in range(more):
         hand_write(l, p, to, at + 1 + k, chain_of(l, p).data[k], chain_of(l, p).len[k],
                    kind | HAND_REST | (HAND_MORE if k + 1 < more else 0), 0)
-    l.hand_staged[to] = at + more + 1
-    lbd_compiler_barrier()
-    l.ctl.staged_hand[to] = l.hand_out[to].own + l.hand_staged[to]      # of one packet all frames, or none
-    lbd_compiler_barrier()
+    hand_stage(l, to, at + more + 1)
     l.ledger[frame_of(l, p.data)] = owner
     for k in range(more):
         l.ledger[frame_of(l, chain_of(l, p).data[k])] = owner
@@ -78,10 +83,7 @@ cdef inline uint32_t hand_alike(Loop *l, const Pkt *pkts, uint32_t *said, uint32
         hand_write(l, pkts + k, to, at + k, pkts[k].data, pkts[k].len, HAND_PROCESS, said[k])
         said[k] = 0
         k += 1
-    l.hand_staged[to] = at + k
-    lbd_compiler_barrier()
-    l.ctl.staged_hand[to] = l.hand_out[to].own + l.hand_staged[to]
-    lbd_compiler_barrier()
+    hand_stage(l, to, at + k)
     for j in range(k):
         l.ledger[frame_of(l, pkts[j].data)] = owner
     l.e.count.handed_out += k
